@@ -1,0 +1,10 @@
+"""SCConv: Spatial and Channel Reconstruction Convolution (CVPR 2023).
+
+Importing this package needs torch alone. ``import mmscconv.models`` adds the
+OpenMMLab side: the registered conv layer and the ``SCConvResNet`` backbone.
+"""
+
+from mmscconv.layers import CRU, SRU, SCConv
+
+__version__ = '0.1.0'
+__all__ = ['CRU', 'SRU', 'SCConv', '__version__']

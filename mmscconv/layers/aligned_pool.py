@@ -1,0 +1,75 @@
+"""Average pooling whose outputs sit where a convolution's windows have their centres.
+
+SCConv's 1x1 convolutions run beside a strided k x k one (complexity: at the
+output's size), so they need their input at the same positions. The paper does
+not say how; average pooling by the stride explains its printed counts.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F  # noqa: N812, the field's name for it
+from torch import Tensor, nn
+
+from mmscconv.layers.arguments import Size2d, padding_amounts, pair
+
+
+class AlignedAvgPool2d(nn.Module):
+    """Average ``stride`` x ``stride`` positions around the centre of each window of a convolution.
+
+    Output position i averages the ``stride`` input positions centred on the
+    middle of window i, ``i * stride - padding + dilation * (kernel_size - 1) / 2``;
+    where the centre falls between two choices, the one nearer to position 0 of
+    the first window is taken. Positions outside of the image do not count; where
+    none is inside, the output is 0, as the convolution's zero padding is.
+
+    For k=3, stride=2, padding=1 this is ``nn.AvgPool2d(2, ceil_mode=True)``; for
+    stride 1 with "same" padding it is the identity.
+
+    Args:
+        kernel_size, stride, padding, dilation: Those of the convolution, as
+            ``nn.Conv2d`` takes them.
+
+    Shape:
+        (N, C, H, W) to (N, C, H', W') with H', W' exactly the convolution's.
+
+    Raises:
+        ValueError: A window larger than the padded input.
+    """
+
+    def __init__(
+        self, kernel_size: Size2d, stride: Size2d = 1, padding: Size2d | str = 0, dilation: Size2d = 1
+    ) -> None:
+        super().__init__()
+        self.kernel_size = pair('kernel_size', kernel_size, 1)
+        self.stride = pair('stride', stride, 1)
+        self.dilation = pair('dilation', dilation, 1)
+        self.padding = padding_amounts(padding, self.kernel_size, self.stride, self.dilation)
+        extents = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        self._slack = [sum(p) - e for p, e in zip(self.padding, extents, strict=True)]
+        # int() rounds towards 0: k=3, s=2, p=1 must give 0, not -1.
+        self._offset = [
+            int((e - 2 * p[0] - (s - 1)) / 2) for e, p, s in zip(extents, self.padding, self.stride, strict=True)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._slack == [0, 0] and self._offset == [0, 0]:
+            # Decided without looking at the size of x, which keeps dynamic export possible.
+            return x if self.stride == (1, 1) else F.avg_pool2d(x, self.stride, ceil_mode=True)
+        pads, shares = [], []
+        for axis in (1, 0):  # F.pad starts with the last axis
+            size, step, start = x.shape[axis + 2], self.stride[axis], self._offset[axis]
+            out = (size + self._slack[axis] - 1) // step + 1
+            if out < 1:
+                raise ValueError(
+                    f'window {self.kernel_size} with dilation {self.dilation} is larger than the input '
+                    f'{tuple(x.shape[2:])} with padding {self.padding}'
+                )
+            pads += [-start, start + out * step - size]
+            starts = range(start, start + out * step, step)
+            inside = [max(min(s + step, size) - max(s, 0), 0) for s in starts]
+            shares.append(x.new_tensor([step / max(n, 1) for n in inside]))
+        pooled = F.avg_pool2d(F.pad(x, pads), self.stride)
+        return pooled if self.stride == (1, 1) else pooled * shares[0] * shares[1].unsqueeze(1)
+
+    def extra_repr(self) -> str:
+        return f'kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}'

@@ -1,0 +1,108 @@
+"""How CRU divides its channels (Eq. 5, 6 and 11), and what to say when it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+LOW_SQUEEZES = ('input', 'output')
+
+
+@dataclass(frozen=True)
+class CRUChannels:
+    """Channels of CRU's branches.
+
+    Args:
+        in_channels, out_channels: C1, C2.
+        alpha: Split ratio; the upper branch gets floor(alpha * C1) channels.
+        squeeze_ratio: r.
+        groups: g of the GWC.
+        low_squeeze: ``'input'``: X_low has (1 - alpha) * C1 / r channels (Eq. 6);
+            ``'output'``: C2 / r. Never more than C2.
+
+    Raises:
+        ValueError: From :meth:`check`, with the nearest settings that work.
+    """
+
+    in_channels: int
+    out_channels: int
+    alpha: float | Fraction
+    squeeze_ratio: int
+    groups: int
+    low_squeeze: str
+
+    @property
+    def up(self) -> int:
+        """Channels of X^w that the upper branch takes."""
+        # The small term forgives binary fractions: 0.29 * 100 is 28.999...
+        return int(self.alpha * self.in_channels + 1e-6)
+
+    @property
+    def low(self) -> int:
+        """Channels of X^w that the lower branch takes."""
+        return self.in_channels - self.up
+
+    @property
+    def squeezed_up(self) -> int:
+        """Channels of X_up, u in the error messages."""
+        return self.up // self.squeeze_ratio
+
+    @property
+    def squeezed_low(self) -> int:
+        """Channels of X_low; Eq. 6 would need a negative number of new maps beyond C2."""
+        channels = self.low if self.low_squeeze == 'input' else self.out_channels
+        return min(channels // self.squeeze_ratio, self.out_channels)
+
+    def problem(self) -> str | None:
+        """Return why these settings cannot be built, or None."""
+        if self.alpha > 0 and self.squeezed_up < 1:
+            return f'the upper branch has u = floor(alpha * in_channels) // squeeze_ratio = {self.squeezed_up} channels'
+        if self.alpha > 0 and (self.squeezed_up % self.groups or self.out_channels % self.groups):
+            return (
+                f'u = {self.squeezed_up} and out_channels = {self.out_channels} '
+                f'must both be multiples of groups = {self.groups}'
+            )
+        if self.alpha < 1 and (self.low < 1 or self.squeezed_low < 1):
+            return f'the lower branch has {self.low} channels, {self.squeezed_low} after the squeeze'
+        return None
+
+    def check(self) -> None:
+        """Raise ValueError where a setting is out of range or the channels do not come out."""
+        if self.in_channels < 1 or self.out_channels < 1:
+            raise ValueError(
+                'in_channels and out_channels must be positive, '
+                f'got in_channels={self.in_channels}, out_channels={self.out_channels}'
+            )
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f'alpha must lie in [0, 1], got alpha={self.alpha}')
+        if self.squeeze_ratio < 1 or self.groups < 1:
+            raise ValueError(
+                'squeeze_ratio and groups must be positive, '
+                f'got squeeze_ratio={self.squeeze_ratio}, groups={self.groups}'
+            )
+        if self.low_squeeze not in LOW_SQUEEZES:
+            raise ValueError(f'low_squeeze must be one of {LOW_SQUEEZES}, got low_squeeze={self.low_squeeze!r}')
+        problem = self.problem()
+        if problem:
+            raise ValueError(f'CRU cannot divide its channels: {problem}. {self._advice()} Given: {self}')
+
+    def _advice(self) -> str:
+        """Name, for one setting at a time, the nearest value that works."""
+        near = {
+            'groups': range(self.groups - 1, 0, -1),
+            'squeeze_ratio': range(self.squeeze_ratio - 1, 0, -1),
+            'alpha': sorted(
+                (Fraction(n, self.in_channels) for n in range(1, self.in_channels)), key=lambda a: abs(a - self.alpha)
+            ),
+            'in_channels': range(self.in_channels + 1, 2 * self.in_channels + 4 * self.squeeze_ratio * self.groups),
+        }
+        found = [f'{name}={value}' for name, values in near.items() if (value := self._first(name, values))]
+        return (
+            f'Nearest settings that work: {", or ".join(found)}.'
+            if found
+            else 'No single setting mends it: choose larger channel counts.'
+        )
+
+    def _first(self, name: str, values: Iterable[int | Fraction]) -> int | Fraction | None:
+        return next((v for v in values if replace(self, **{name: v}).problem() is None), None)

@@ -1,0 +1,149 @@
+"""CRU, the channel reconstruction unit: section 2.2, Eq. 5-9 of the SCConv paper (CVPR 2023).
+
+What the paper leaves open, and the reading taken here:
+
+* Stride: the upper squeeze runs at the input's size and the GWC is strided;
+  PWC1 and the whole lower branch see the average-pooled input. The printed
+  FLOPs need it so.
+* Inner norms and biases: Eq. 5-9 have none (the default). ``inner_norm=True``
+  adds the smallest set that gives the printed counts; which of several sets of
+  the same size the authors have cannot be told from counts.
+* The softmax of Eq. 8 runs over the two branches, per channel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmscconv.layers.aligned_pool import AlignedAvgPool2d
+from mmscconv.layers.arguments import Size2d, check_input, pair
+from mmscconv.layers.channels import CRUChannels
+
+
+class CRU(nn.Module):
+    """Split, transform and fuse channels, in place of a k x k convolution.
+
+    With u = alpha*C1/r and l = (1-alpha)*C1/r::
+
+        X_up, X_low = squeeze_up(X[:alpha*C1]), squeeze_low(pool(X[alpha*C1:]))
+        Y1 = gwc(X_up) + pwc1(pool(X_up))           # Eq. 5
+        Y2 = cat(pwc2(X_low), X_low)                # Eq. 6
+        beta = softmax over m of mean_HW(Y_m)       # Eq. 7, 8
+        Y  = beta1 * Y1 + beta2 * Y2                # Eq. 9
+
+    ``pool`` puts each 1x1 position in the middle of the GWC's window
+    (:class:`~mmscconv.layers.AlignedAvgPool2d`); it is the identity at stride 1.
+    Weights at the defaults, C1 = C2 = C: 1.8125 C^2 (Eq. 11).
+
+    Args:
+        in_channels: C1.
+        out_channels: C2; None for C1.
+        kernel_size, stride, dilation: Of the convolution that is replaced.
+        padding: As ``nn.Conv2d``'s; None for ``dilation * (kernel_size - 1) // 2``.
+        alpha: Split ratio in [0, 1]; at 0 and at 1 the one remaining branch is
+            the output.
+        squeeze_ratio: r.
+        groups: g of the GWC.
+        low_squeeze: ``'input'`` (Eq. 6 and 11): X_low has (1-alpha)*C1/r channels;
+            ``'output'``: C2/r, which most of the paper's printed tables need.
+            Where X_low has C2 channels there is no ``pwc2`` and Y2 = X_low; more
+            than C2 are never made.
+        inner_norm: Add ``norm_up`` and ``norm_low`` behind the squeezes, ``norm1``
+            and ``norm2`` on Y1 and Y2 (BN), and biases on the squeezes and PWC2.
+
+    Shape:
+        Input (N, C1, H, W) or (C1, H, W); output as ``nn.Conv2d``'s with C2 channels.
+
+    Raises:
+        ValueError: Channels that do not come out, with the nearest settings that
+            work; other arguments out of range; an input of another shape.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        kernel_size: Size2d = 3,
+        stride: Size2d = 1,
+        padding: Size2d | str | None = None,
+        dilation: Size2d = 1,
+        alpha: float = 0.5,
+        squeeze_ratio: int = 2,
+        groups: int = 2,
+        low_squeeze: str = 'input',
+        inner_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        out_channels = in_channels if out_channels is None else out_channels
+        self.channels = CRUChannels(in_channels, out_channels, alpha, squeeze_ratio, groups, low_squeeze)
+        self.channels.check()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = pair('kernel_size', kernel_size, 1)
+        self.stride = pair('stride', stride, 1)
+        self.dilation = pair('dilation', dilation, 1)
+        if padding is None:
+            padding = tuple(d * (k - 1) // 2 for k, d in zip(self.kernel_size, self.dilation, strict=True))
+        self.padding = padding if isinstance(padding, str) else pair('padding', padding, 0)
+        window = (self.kernel_size, self.stride, self.padding, self.dilation)
+        self.pool = AlignedAvgPool2d(*window)
+
+        self.squeeze_up = self.gwc = self.pwc1 = self.norm_up = self.norm1 = None
+        if alpha > 0:
+            u = self.channels.squeezed_up
+            self.squeeze_up = nn.Conv2d(self.channels.up, u, 1, bias=inner_norm)
+            self.gwc = nn.Conv2d(u, out_channels, *window, groups=groups, bias=False)
+            self.pwc1 = nn.Conv2d(u, out_channels, 1, bias=False)
+            if inner_norm:
+                self.norm_up, self.norm1 = nn.BatchNorm2d(u), nn.BatchNorm2d(out_channels)
+
+        self.squeeze_low = self.pwc2 = self.norm_low = self.norm2 = None
+        if alpha < 1:
+            low = self.channels.squeezed_low
+            self.squeeze_low = nn.Conv2d(self.channels.low, low, 1, bias=inner_norm)
+            if low < out_channels:
+                self.pwc2 = nn.Conv2d(low, out_channels - low, 1, bias=inner_norm)
+            if inner_norm:
+                self.norm_low, self.norm2 = nn.BatchNorm2d(low), nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input('CRU', x, self.in_channels)
+        if x.dim() == 3:
+            return self(x.unsqueeze(0)).squeeze(0)
+        if self.squeeze_low is None:
+            return self.transform_up(x)
+        if self.squeeze_up is None:
+            return self.transform_low(x)
+        up, low = x.split((self.channels.up, self.channels.low), dim=1)
+        return self.fuse(self.transform_up(up), self.transform_low(low))
+
+    def transform_up(self, x: Tensor) -> Tensor:
+        """Return Y1 (Eq. 5) of (N, alpha*C1, H, W)."""
+        x_up = _norm(self.norm_up, self.squeeze_up(x))
+        return _norm(self.norm1, self.gwc(x_up) + self.pwc1(self.pool(x_up)))
+
+    def transform_low(self, x: Tensor) -> Tensor:
+        """Return Y2 (Eq. 6) of (N, (1-alpha)*C1, H, W)."""
+        x_low = _norm(self.norm_low, self.squeeze_low(self.pool(x)))
+        y2 = x_low if self.pwc2 is None else torch.cat((self.pwc2(x_low), x_low), dim=1)
+        return _norm(self.norm2, y2)
+
+    @staticmethod
+    def fuse(y1: Tensor, y2: Tensor) -> Tensor:
+        """Return beta1 * Y1 + beta2 * Y2 (Eq. 7-9)."""
+        s = torch.stack([y.mean(dim=(2, 3), keepdim=True) for y in (y1, y2)])
+        beta1, beta2 = s.softmax(dim=0).to(y1.dtype)
+        return beta1 * y1 + beta2 * y2
+
+    def extra_repr(self) -> str:
+        c = self.channels
+        return (
+            f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
+            f'padding={self.padding!r}, dilation={self.dilation}, alpha={c.alpha}, squeeze_ratio={c.squeeze_ratio}, '
+            f'groups={c.groups}, low_squeeze={c.low_squeeze!r}'
+        )
+
+
+def _norm(norm: nn.Module | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)

@@ -1,0 +1,170 @@
+import inspect
+import itertools
+import subprocess
+import sys
+
+import pytest
+import reference
+import torch
+from test_cru import weights_of
+from test_sru import expected as sru_expected
+from torch import nn
+
+from mmscconv import CRU, SRU, SCConv
+from mmscconv.layers.scconv import ARRANGEMENTS
+
+
+def test_equals_reference():
+    layer = SCConv(16, 8, 3, stride=2, padding=1, bias=True).double()
+    with torch.no_grad():
+        layer.sru.gn.weight.uniform_(0.5, 2)
+        layer.bias.uniform_(-1, 1)
+    x = torch.randn(2, 16, 7, 6, dtype=torch.float64)
+    want = reference.cru(sru_expected(layer.sru, x), weights_of(layer.cru), 8, stride=(2, 2))
+    want += layer.bias.detach().numpy()[:, None, None]
+    torch.testing.assert_close(layer(x), torch.from_numpy(want), rtol=1e-10, atol=1e-12)
+
+
+def test_arrangements():
+    x = torch.randn(2, 8, 7, 7)
+    layers = {a: SCConv(8, 8, 3, stride=2, padding=1, arrangement=a) for a in ARRANGEMENTS}
+    sru, cru, conv = layers['S+C'].sru, layers['S+C'].cru, layers['S'].conv
+    for layer in layers.values():
+        layer.load_state_dict(layers['S+C'].state_dict(), strict=False)
+    pooled = nn.functional.avg_pool2d(sru(x), 2, ceil_mode=True)
+    want = {
+        'S+C': cru(sru(x)),
+        'C+S': sru(cru(x)),
+        'C&S': cru(x) + pooled,
+        'S': nn.functional.conv2d(sru(x), conv.weight, stride=2, padding=1),
+        'C': cru(x),
+    }
+    for name, layer in layers.items():
+        torch.testing.assert_close(layer(x), want[name], msg=name)
+    assert layers['C'].sru is None and layers['S'].cru is None
+
+
+@pytest.mark.parametrize('arrangement', ARRANGEMENTS)
+def test_conv2d_contract(arrangement):
+    settings = itertools.product((1, 2, 3, 5), (1, 2, 3), (0, 1, 2), (1, 2), (False, True))
+    for kernel, stride, padding, dilation, bias in settings:
+        args = (8, 8 if arrangement == 'C&S' else 4, kernel, stride, padding, dilation)
+        conv, layer = nn.Conv2d(*args, bias=bias), SCConv(*args, bias=bias, arrangement=arrangement)
+        for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups'):
+            assert getattr(layer, name) == getattr(conv, name), name
+        for name in ('transposed', 'output_padding', 'padding_mode'):
+            assert getattr(layer, name) == getattr(conv, name), name
+        assert (layer.bias is None) == (conv.bias is None)
+        for size in ((9, 10), (10, 11)):
+            x = torch.randn(2, 8, *size)
+            assert layer(x).shape == conv(x).shape, (args, size)
+    assert layer(x[0]).shape == conv(x[0]).shape
+    torch.testing.assert_close(layer(x)[0], layer(x[0]))
+    assert layer(x[:0]).shape == conv(x[:0]).shape
+
+
+@pytest.mark.parametrize('padding', ['same', 'valid'])
+@pytest.mark.parametrize('kernel', [2, 3, (1, 4)])
+def test_named_padding(padding, kernel):
+    x = torch.randn(1, 8, 6, 7)
+    layer, conv = SCConv(8, 8, kernel, padding=padding), nn.Conv2d(8, 8, kernel, padding=padding)
+    assert layer(x).shape == conv(x).shape
+    assert layer.padding == conv.padding
+
+
+def test_argument_order_is_conv2d_s():
+    ours = list(inspect.signature(SCConv).parameters)[:8]
+    assert ours == list(inspect.signature(nn.Conv2d).parameters)[:8]
+
+
+@pytest.mark.parametrize('arrangement', ARRANGEMENTS)
+@pytest.mark.parametrize('inner_norm', [False, True])
+def test_every_parameter_gets_a_gradient(arrangement, inner_norm):
+    layer = SCConv(8, 8, 3, 2, 1, bias=True, inner_norm=inner_norm, arrangement=arrangement)
+    layer(torch.randn(2, 8, 9, 9)).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        # A convolution's bias in front of BN has no effect, hence no gradient beyond rounding.
+        if not (inner_norm and name.endswith('.bias')):
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_state_dict_keys_are_stable():
+    assert list(SCConv(8, 8, 3, bias=True).state_dict()) == [
+        'bias',
+        'sru.gn.weight',
+        'sru.gn.bias',
+        'cru.squeeze_up.weight',
+        'cru.gwc.weight',
+        'cru.pwc1.weight',
+        'cru.squeeze_low.weight',
+        'cru.pwc2.weight',
+    ]
+    inner = {k.split('.')[1] for k in SCConv(8, 8, 3, inner_norm=True).state_dict() if 'norm' in k}
+    assert inner == {'norm_up', 'norm_low', 'norm1', 'norm2'}
+
+
+def test_settings_reach_sru_and_cru():
+    layer = SCConv(
+        16, 8, 5, 2, 2, alpha=0.25, squeeze_ratio=1, gwc_groups=4, low_squeeze='output',
+        inner_norm=True, num_groups=4, threshold=0.4, gate='hard',
+    )  # fmt: skip
+    assert (layer.sru.gn.num_groups, layer.sru.threshold, layer.sru.gate) == (4, 0.4, 'hard')
+    channels = layer.cru.channels
+    assert (channels.alpha, channels.squeeze_ratio, channels.groups, channels.low_squeeze) == (0.25, 1, 4, 'output')
+    assert layer.cru.norm_up is not None
+    text = repr(layer)
+    for setting in ("gate='hard'", 'threshold=0.4', 'alpha=0.25', 'squeeze_ratio=1', 'groups=4', "arrangement='S+C'"):
+        assert setting in text
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('arrangement', ARRANGEMENTS)
+def test_low_precision_follows_float64(dtype, arrangement):
+    layer = SCConv(32, 32, 3, 2, 1, arrangement=arrangement).to(dtype)
+    x = torch.randn(2, 32, 9, 9).to(dtype)
+    out = layer(x)
+    want = layer.double()(x.double())
+    assert out.dtype == dtype
+    close = (out.double() - want).abs() < 8 * torch.finfo(dtype).eps * want.abs().max()
+    # The gate is a step: behind CRU's rounding a position at the threshold may fall to the other side.
+    assert close.double().mean() > (0.98 if arrangement == 'C+S' else 0.9999)
+
+
+def test_layouts_agree():
+    layer, x = SCConv(8, 8, 3, 2, 1, arrangement='C&S'), torch.randn(2, 16, 9, 9)
+    want = layer(x[:, ::2].contiguous())
+    torch.testing.assert_close(layer(x[:, ::2]), want)
+    torch.testing.assert_close(layer(x[:, ::2].contiguous(memory_format=torch.channels_last)), want)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        ({'groups': 2}, 'gwc_groups'),
+        ({'arrangement': 'C-S'}, "arrangement='C-S'"),
+        ({'arrangement': 'C&S', 'out_channels': 16}, 'in_channels = out_channels, got 8 and 16'),
+        ({'in_channels': 9}, 'channels=9'),
+        ({'stride': 0}, 'stride must be'),
+    ],
+    ids=str,
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        SCConv(**{'in_channels': 8, 'out_channels': 8, 'kernel_size': 3, **kwargs})
+
+
+@pytest.mark.parametrize('layer', [SCConv(8, 8, 3), CRU(8), SRU(8)], ids=lambda layer: type(layer).__name__)
+def test_bad_input(layer):
+    with pytest.raises(ValueError, match=r'got shape \(2, 4, 6, 6\)'):
+        layer(torch.zeros(2, 4, 6, 6))
+
+
+def test_layers_need_torch_alone():
+    code = (
+        'import sys\n'
+        'for name in ("mmengine", "mmcv", "mmdet", "mmpretrain", "torchvision"): sys.modules[name] = None\n'
+        'import torch, mmscconv\n'
+        'assert mmscconv.SCConv(8, 8, 3)(torch.zeros(1, 8, 4, 4)).shape == (1, 8, 2, 2)\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
