@@ -1,0 +1,21 @@
+"""Baseline of Table 3: ResNet-50 on ImageNet-1K, the paper's schedule.
+
+100 epochs, lr 0.1 divided by 10 every 30. The paper gives no batch size: 256 is
+the usual one. It is for one device; with N devices set
+train_dataloader.batch_size to 256 / N.
+"""
+
+_base_ = [
+    'mmpretrain::_base_/models/resnet50.py',
+    'mmpretrain::_base_/datasets/imagenet_bs32.py',
+    'mmpretrain::_base_/schedules/imagenet_bs256.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+
+data_root = 'data/imagenet'
+train_dataloader = dict(batch_size=256, dataset=dict(data_root=data_root))
+val_dataloader = dict(batch_size=256, dataset=dict(data_root=data_root))
+test_dataloader = val_dataloader
+
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='auto'))
+auto_scale_lr = dict(enable=False)

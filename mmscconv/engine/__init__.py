@@ -1,0 +1,1 @@
+"""What the tools share: early checks, clear errors, and the command line."""

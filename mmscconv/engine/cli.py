@@ -1,0 +1,113 @@
+"""The command line that tools/train.py and tools/test.py share: mmdet's flags, plus --data-root."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmscconv.engine.annotations import find_broken_annotation
+from mmscconv.engine.errors import UserError
+from mmscconv.engine.hooks import NameBrokenFiles
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that training and testing share."""
+    parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<config name>)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings to override, nested ones as a.b.c=value, lists as key="[a,b]" without white space',
+    )
+    parser.add_argument('--data-root', help="folder of the data, in place of the config's data_root wherever it stands")
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # torch.distributed.launch passes the rank as an argument, torchrun as a variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the common flags."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not Path(args.config).is_file():
+        raise UserError(f'config is not there: {args.config}')
+    with explained(f'config {args.config}'):
+        cfg = Config.fromfile(args.config)
+        if args.data_root:
+            move_data_root(cfg, args.data_root)
+        if args.cfg_options:
+            cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+    try:
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot write to the work dir {cfg.work_dir}: {error.strerror} (pass --work-dir)') from error
+    return cfg
+
+
+def move_data_root(cfg: Config, data_root: str) -> None:
+    """Replace the config's ``data_root`` at the start of every string that begins with it."""
+    old = cfg.get('data_root')
+    if not old:
+        raise UserError(f'--data-root needs a config with a data_root: {cfg.filename}')
+    old, new = old.rstrip('/'), data_root.rstrip('/') or '/'
+
+    def moved(node: Any) -> Any:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                node[key] = moved(value)
+        elif isinstance(node, list | tuple):
+            return type(node)(moved(value) for value in node)
+        elif isinstance(node, str) and (node == old or node.startswith(f'{old}/')):
+            return new + node[len(old) :]
+        return node
+
+    moved(cfg._cfg_dict)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Show what a registry or a layer refuses as one line that begins with ``what``."""
+    try:
+        yield
+    except (AssertionError, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError) as error:
+        reason = ' '.join(str(error.args[0] if error.args else error).split())
+        raise UserError(f'{what}: {reason or type(error).__name__}') from error
+
+
+@contextmanager
+def broken_annotations_named(cfg: Config) -> Iterator[None]:
+    """Where building or reading a data set fails, look for the file that is to blame."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        problem = find_broken_annotation(cfg)
+        if problem is None:
+            raise
+        raise UserError(problem) from error
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner with the hooks that every run gets."""
+    with explained('cannot build what the config asks for'):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(NameBrokenFiles())
+    return runner
+
+
+def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
+    """Return the dataset config inside any wrappers."""
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset

@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""Train a detector or a classifier from its config."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
+
+from mmscconv.engine.environment import check_environment
+from mmscconv.engine.errors import UserError, run
+
+
+def parse_args() -> argparse.Namespace:
+    from mmscconv.engine.cli import add_common_arguments
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the lr by total batch / auto_scale_lr.base_batch_size'
+    )
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', help='resume from this checkpoint; without a value, from the latest'
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    check_environment()
+    args = parse_args()
+
+    from mmengine.dist import get_world_size
+    from mmengine.logging import print_log
+
+    from mmscconv.engine.cli import broken_annotations_named, build_runner, load_config
+    from mmscconv.engine.preflight import check_checkpoints, check_data
+
+    cfg = load_config(args)
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    base_batch = cfg.get('auto_scale_lr', {}).get('base_batch_size')
+    if args.auto_scale_lr:
+        if base_batch is None:
+            raise UserError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {args.config}')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+
+    check_data(cfg, ('train', 'val'))
+    check_checkpoints(cfg)
+    runner = build_runner(cfg)
+    batch = (cfg.train_dataloader.get('batch_size') or 1) * get_world_size()
+    batch *= cfg.optim_wrapper.get('accumulative_counts', 1)
+    if base_batch and batch != base_batch and not args.auto_scale_lr:
+        print_log(
+            f'Total batch {batch}, but the learning rate is meant for {base_batch}: pass --auto-scale-lr to scale it.',
+            logger='current',
+            level='WARNING',
+        )
+    with broken_annotations_named(cfg):
+        runner.train()
+
+
+if __name__ == '__main__':
+    sys.exit(run(main))
