@@ -1,0 +1,44 @@
+# make demo | make test | make lint; everything is installed into .venv first.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+DIGITS ?= data/digits
+DEMO_DIR ?= work_dirs/retinanet_scconv_r18_digits
+TORCH := torch==2.11.0 torchvision==0.26.0
+STACK := onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmdetection==3.5.1 onedl-mmpretrain==1.3.6
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/ready
+
+# torch first and without isolation: onedl-mmcv compiles its ops against it, or silently leaves them out.
+$(VENV)/ready: setup.py Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip 'setuptools<81' wheel ninja packaging
+	@echo 'Installing torch (several GB) ...'
+	$(BIN)/pip install -q $(TORCH)
+	@echo 'Installing the OpenMMLab stack; compiling mmcv takes about 12 minutes on two cores ...'
+	CFLAGS='-g0 -O2' MAX_JOBS=$${MAX_JOBS:-$$(nproc)} $(BIN)/pip install --no-build-isolation $(STACK)
+	$(BIN)/pip install -q --no-build-isolation -e '.[onedl,dev]'
+	$(BIN)/python -c 'from mmscconv.engine.environment import check_environment; check_environment()'
+	touch $@
+
+$(DIGITS)/annotations/val.json: tools/make_digits.py | setup
+	$(BIN)/python tools/make_digits.py --out $(DIGITS)
+
+demo: setup $(DIGITS)/annotations/val.json
+	$(BIN)/python tools/train.py configs/retinanet_scconv_r18_digits.py --data-root $(DIGITS) --work-dir $(DEMO_DIR)
+	$(BIN)/python tools/test.py configs/retinanet_scconv_r18_digits.py $$(cat $(DEMO_DIR)/last_checkpoint) \
+		--data-root $(DIGITS) --work-dir $(DEMO_DIR) --show-dir drawn
+	$(BIN)/python tools/plot_curves.py $(DEMO_DIR) --out $(DEMO_DIR)/curves.png
+	@echo "detections: $$(ls -d $(DEMO_DIR)/*/drawn | tail -n 1)"
+
+test: setup
+	$(BIN)/python -m pytest -q --durations=10
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,51 @@
+"""Metadata and the .mim folder; everything else is in pyproject.toml."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mmscconv' / '__init__.py').read_text()).group(1)
+
+ONEDL = [
+    'torchvision',
+    'onedl-mmengine==0.10.12',
+    'onedl-mmcv==2.3.6',
+    'onedl-mmdetection==3.5.1',
+    'onedl-mmpretrain==1.3.6',
+]
+OFFICIAL = ['torchvision', 'mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0', 'mmpretrain==1.2.0', 'numpy<2']
+DEMO = ['scikit-learn', 'matplotlib']
+DEV = [*DEMO, 'pytest', 'ruff']
+
+
+class BuildWithMim(build_py):
+    """Puts configs and tools where OpenMMLab packages have them: mmscconv/.mim of the built package."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for folder in ('configs', 'tools'):
+            target = Path(self.build_lib) / 'mmscconv' / '.mim' / folder
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__'))
+
+
+setup(
+    name='mmscconv',
+    version=VERSION,
+    description='SCConv (Spatial and Channel Reconstruction Convolution, CVPR 2023) for MMDetection and MMPretrain',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['mmscconv', 'mmscconv.*']),
+    # Nothing of OpenMMLab: a hard mmdet would be installed over the forks.
+    install_requires=['torch>=2.4'],
+    extras_require={'onedl': ONEDL, 'official': OFFICIAL, 'demo': DEMO, 'dev': DEV},
+    cmdclass={'build_py': BuildWithMim},
+)
