@@ -19,7 +19,7 @@ ONEDL = [
 ]
 OFFICIAL = ['torchvision', 'mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0', 'mmpretrain==1.2.0', 'numpy<2']
 DEMO = ['scikit-learn', 'matplotlib']
-DEV = [*DEMO, 'pytest', 'ruff']
+DEV = [*DEMO, 'pytest', 'ruff', 'timm']
 
 
 class BuildWithMim(build_py):

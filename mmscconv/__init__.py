@@ -5,6 +5,7 @@ OpenMMLab side: the registered conv layer and the ``SCConvResNet`` backbone.
 """
 
 from mmscconv.layers import CRU, SRU, SCConv
+from mmscconv.replace import Replacement, replace_conv
 
 __version__ = '0.1.0'
-__all__ = ['CRU', 'SRU', 'SCConv', '__version__']
+__all__ = ['CRU', 'SRU', 'Replacement', 'SCConv', '__version__', 'replace_conv']

@@ -1,0 +1,145 @@
+"""Finds the convolutions of a model, and says which of them nothing else can stand in for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+Match = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
+
+CONV_ATTRIBUTES = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups')
+REGEX_PREFIX = 're:'
+HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+
+
+@dataclass
+class Found:
+    """A convolution, plain or not, with every place in the model where it stands."""
+
+    module: nn.Module
+    names: list[str] = field(default_factory=list)
+    places: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+def find_convs(model: nn.Module, match: Match, min_kernel: int, min_channels: int) -> tuple[list[Found], str]:
+    """Return the selected convolutions and one line that describes all that the model has.
+
+    A convolution is whatever has ``nn.Conv2d``'s attributes, SCConv and deformable
+    convolutions included; what such a layer has inside belongs to it and is not looked at.
+
+    Raises:
+        ValueError: ``model`` is itself a convolution; a broken regular expression.
+        TypeError: ``match`` is none of the allowed kinds.
+    """
+    if is_conv(model):
+        raise ValueError(
+            f'the model is itself a {type(model).__name__}, which cannot be replaced in place: pass the module that '
+            'holds it, or build the new layer directly, as in SCConv(in_channels, out_channels, kernel_size)'
+        )
+    accepts = _name_test(match)
+    convs = _all_convs(model)
+    chosen = [
+        conv
+        for conv in convs
+        if min(_sizes(conv.module)) >= min_kernel
+        and min(conv.module.in_channels, conv.module.out_channels) >= min_channels
+        and any(accepts(name, conv.module) for name in conv.names)
+    ]
+    return chosen, _describe(convs)
+
+
+def is_conv(module: nn.Module) -> bool:
+    """Whether ``module`` has a convolution's attributes of its own."""
+    # mmcv's ConvModule shows its convolution's attributes; conv_cfg tells it apart.
+    return all(hasattr(module, name) for name in CONV_ATTRIBUTES) and not hasattr(module, 'conv_cfg')
+
+
+def shared_parameters(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters that several modules of ``model`` hold."""
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    return {key for key, count in owners.items() if count > 1}
+
+
+def obstacle(conv: nn.Module, shared: Collection[int]) -> str | None:
+    """Return why no other layer can stand in for ``conv``, or None; ``shared`` as from :func:`shared_parameters`."""
+    if type(conv) is not nn.Conv2d:
+        return f'{type(conv).__name__} is not a plain nn.Conv2d'
+    if conv.groups > 1:
+        return 'depthwise' if conv.groups == conv.in_channels else f'grouped, groups={conv.groups}'
+    if conv.padding_mode != 'zeros':
+        return f'padding_mode={conv.padding_mode!r}'
+    if any(getattr(conv, hooks) for hooks in HOOKS):
+        return 'it has hooks, which would be lost'
+    if not conv.weight.requires_grad:
+        return 'frozen, a new layer in its place would stay random'
+    if any(id(p) in shared for p in conv.parameters()):
+        return 'it shares its parameters with another layer'
+    return None
+
+
+def _all_convs(model: nn.Module) -> list[Found]:
+    found: dict[int, Found] = {}
+    visited: set[int] = set()
+
+    def walk(parent: nn.Module, prefix: str) -> None:
+        is_new = id(parent) not in visited
+        visited.add(id(parent))
+        for attribute, child in parent._modules.items():  # named_children() leaves out repeats
+            if child is None:
+                continue
+            name = f'{prefix}{attribute}'
+            if not is_conv(child):
+                walk(child, f'{name}.')
+                continue
+            conv = found.setdefault(id(child), Found(child))
+            conv.names.append(name)
+            if is_new:
+                conv.places.append((parent, attribute))
+
+    walk(model, '')
+    return list(found.values())
+
+
+def _sizes(conv: nn.Module) -> tuple[int, ...]:
+    return (conv.kernel_size,) if isinstance(conv.kernel_size, int) else tuple(conv.kernel_size)
+
+
+def _describe(convs: Sequence[Found]) -> str:
+    if not convs:
+        return 'The model has no convolution at all.'
+    names: dict[str, list[str]] = {}
+    for conv in convs:
+        kind = f'{type(conv.module).__name__} {"x".join(map(str, _sizes(conv.module)))}'
+        if conv.module.groups > 1:
+            kind += ' depthwise' if conv.module.groups == conv.module.in_channels else ' grouped'
+        names.setdefault(kind, []).append(conv.name)
+    kinds = [f'{len(group)} {kind} ({group[0]}{", ..." if len(group) > 1 else ""})' for kind, group in names.items()]
+    return f'The model has {", ".join(kinds)}.'
+
+
+def _name_test(match: Match) -> Callable[[str, nn.Module], bool]:
+    if match is None:
+        return lambda name, conv: True
+    if isinstance(match, str):
+        if match.startswith(REGEX_PREFIX):
+            try:
+                pattern = re.compile(match.removeprefix(REGEX_PREFIX))
+            except re.error as error:
+                raise ValueError(f'match={match!r} is not a regular expression: {error}') from error
+            return lambda name, conv: pattern.fullmatch(name) is not None
+        return lambda name, conv: fnmatchcase(name, match)
+    if callable(match):
+        return match
+    if isinstance(match, Sequence) and all(isinstance(part, str) for part in match):
+        tests = [_name_test(part) for part in match]
+        return lambda name, conv: any(test(name, conv) for test in tests)
+    raise TypeError(f'match must be a glob, a regular expression, a sequence of these or a function, got {match!r}')
