@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,18 @@ def real_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f'real images are not at {SHARED_DATA}')
     return SHARED_DATA
+
+
+@pytest.fixture(scope='session')
+def root():
+    """The repository's root folder."""
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def tiny_digits(tmp_path_factory):
+    """Folder with four training and two validation images of tools/make_digits.py."""
+    out = tmp_path_factory.mktemp('digits')
+    command = [sys.executable, str(ROOT / 'tools' / 'make_digits.py'), '--out', str(out), '--train', '4', '--val', '2']
+    subprocess.run(command, check=True, capture_output=True)
+    return out
