@@ -30,7 +30,7 @@ demo: setup $(DIGITS)/annotations/val.json
 	$(BIN)/python tools/train.py configs/retinanet_scconv_r18_digits.py --data-root $(DIGITS) --work-dir $(DEMO_DIR)
 	$(BIN)/python tools/test.py configs/retinanet_scconv_r18_digits.py $$(cat $(DEMO_DIR)/last_checkpoint) \
 		--data-root $(DIGITS) --work-dir $(DEMO_DIR) --show-dir drawn
-	$(BIN)/python tools/plot_curves.py $(DEMO_DIR) --out $(DEMO_DIR)/curves.png
+	$(BIN)/python tools/plot.py curves $(DEMO_DIR) --out $(DEMO_DIR)/curves.png
 	@echo "detections: $$(ls -d $(DEMO_DIR)/*/drawn | tail -n 1)"
 
 test: setup

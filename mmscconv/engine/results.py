@@ -1,0 +1,65 @@
+"""Reads what runs leave behind: their logs, and the paper's numbers to hold against them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmscconv.engine.errors import UserError
+
+METRICS = ('coco/bbox_mAP', 'voc/bbox_mAP', 'accuracy/top1')
+PAPER_TABLES = Path(__file__).resolve().parents[1] / 'complexity' / 'paper_tables.yaml'
+
+Record = dict[str, Any]
+
+
+def read_log(work_dir: str | Path) -> tuple[list[Record], list[Record]]:
+    """Return the training and the validation records of a work dir's run, resumed ones joined.
+
+    A later log takes the place of an earlier one's records from its own first
+    iteration on: all of them after a new start, none of them after a clean resume.
+    """
+    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not logs:
+        raise UserError(f'no log of a run (*/vis_data/scalars.json) in {work_dir}')
+    joined: list[tuple[float, Record]] = []
+    for log in logs:
+        records = _with_iteration(log)
+        start = records[0][0] if records else float('inf')
+        joined = [entry for entry in joined if entry[0] < start] + records
+    records = [record for _, record in joined]
+    return [r for r in records if 'loss' in r], [r for r in records if 'loss' not in r]
+
+
+def _with_iteration(log: Path) -> list[tuple[float, Record]]:
+    """Pair each record with its iteration; validation's is that of the training before it."""
+    entries, iteration = [], 0
+    for number, line in enumerate(log.read_text().splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f'line {number} of the log is not JSON: {log} ({error})') from error
+        if 'loss' in record:
+            iteration = record['step']
+        entries.append((iteration, record))
+    return entries
+
+
+def pick_metric(validation: Sequence[Record], wanted: str | None) -> str | None:
+    """Return the metric to show: ``wanted``, or else the first of METRICS that was measured."""
+    return wanted or next((m for m in METRICS if any(m in r for r in validation)), None)
+
+
+def paper_rows(path: str | Path = PAPER_TABLES) -> list[Record]:
+    """Return the rows of the paper's tables; UserError where the file is missing or has none."""
+    import yaml
+
+    if not Path(path).is_file():
+        raise UserError(f"the file with the paper's tables is not there: {path} (pass --paper-tables)")
+    try:
+        rows = yaml.safe_load(Path(path).read_text())['rows']
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"no rows of the paper's tables in {path}") from error
+    return rows

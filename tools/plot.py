@@ -1,0 +1,233 @@
+#!/usr/bin/env python
+"""Plot training curves, or the paper's Figure 4 or 6 with one's own numbers."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from fractions import Fraction
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
+
+from mmscconv.engine.errors import UserError, run
+from mmscconv.engine.results import METRICS, PAPER_TABLES, paper_rows, pick_metric, read_log
+
+PAPER_ALPHA = Fraction(1, 2)  # the one ratio of Figure 4 that the paper also prints, in Table 2
+TOP1 = 'accuracy/top1'
+OURS, PAPER = 'tab:red', 'tab:gray'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest='command', required=True)
+
+    curves = commands.add_parser('curves', help='loss and validation metric of runs, from their logs')
+    curves.add_argument(
+        'runs', nargs='+', help='work dirs; a resumed run is joined, of restarted ones the newest taken'
+    )
+    curves.add_argument('--metric', help=f'metric of validation (default: the first found of {", ".join(METRICS)})')
+
+    figure4 = commands.add_parser('figure4', help='cost and accuracy against the split ratio alpha')
+    figure4.add_argument('csv', help='file with the columns alpha,flops_G,params_M,top1; the last may be empty')
+    figure4.add_argument(
+        '--run', action='append', default=[], metavar='ALPHA=WORK_DIR', help=f"take an alpha's last {TOP1} from a run"
+    )
+
+    figure6 = commands.add_parser('figure6', help='ImageNet top-1 against FLOPs')
+    figure6.add_argument('csv', nargs='?', help='own results, with the columns name,flops_G,top1')
+
+    for command in (figure4, figure6):
+        command.add_argument('--paper-tables', default=PAPER_TABLES, help="file with the paper's tables")
+    for name, command in commands.choices.items():
+        command.add_argument('--out', default=f'{name}.png', help='image to write (default: %(default)s)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    import matplotlib
+
+    matplotlib.use('Agg')
+    figure = {'curves': curves, 'figure4': figure4, 'figure6': figure6}[args.command](args)
+    try:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(args.out, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f'cannot write {args.out}: {error}') from error
+    print(f'{args.command}: {args.out}')
+
+
+def curves(args: argparse.Namespace) -> Any:
+    """Draw loss and validation metric of the runs."""
+    from matplotlib import pyplot
+
+    figure, (loss_axes, metric_axes) = pyplot.subplots(1, 2, figsize=(11, 4), layout='constrained')
+    for work_dir in args.runs:
+        training, validation = read_log(work_dir)
+        name = Path(work_dir).name
+        loss_axes.plot([r['step'] for r in training], [r['loss'] for r in training], label=name)
+        metric = pick_metric(validation, args.metric)
+        points = [(r['step'], r[metric]) for r in validation if metric in r]
+        if args.metric and not points:
+            raise UserError(f'no {metric} in the log of {work_dir}')
+        if points:
+            metric_axes.plot(*zip(*points, strict=True), marker='o', label=f'{name}: {points[-1][1]:.3f}')
+            metric_axes.set_ylabel(metric)
+    loss_axes.set(xlabel='iteration', ylabel='loss', yscale='log')
+    metric_axes.set_xlabel('epoch or iteration of validation')
+    for axes in (loss_axes, metric_axes):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    return figure
+
+
+def figure4(args: argparse.Namespace) -> Any:
+    """Draw FLOPs and parameters against alpha, and top-1 against FLOPs where it is known."""
+    from matplotlib import pyplot
+
+    rows = read_csv(args.csv, {'alpha': Fraction, 'flops_G': float, 'params_M': float}, {'top1': float})
+    rows.sort(key=lambda row: row['alpha'])
+    for entry in args.run:
+        alpha, work_dir = alpha_and_run(entry)
+        chosen = [row for row in rows if row['alpha'] == alpha]
+        if not chosen:
+            raise UserError(f'--run {entry}: no row with alpha={alpha} in {args.csv}')
+        chosen[0]['top1'] = last_top1(work_dir)
+    known = [row for row in rows if row['top1'] is not None]
+    paper = paper_point(args.paper_tables)
+
+    figure, panels = pyplot.subplots(1, 3 if known else 2, figsize=(14 if known else 9.5, 4), layout='constrained')
+    alphas = [float(row['alpha']) for row in rows]
+    for axes, column, label in ((panels[0], 'flops_G', 'FLOPs (G)'), (panels[1], 'params_M', 'parameters (M)')):
+        axes.plot(alphas, [row[column] for row in rows], color=OURS, marker='o', label='this code')
+        axes.plot(float(PAPER_ALPHA), paper[column], color=PAPER, marker='*', ms=14, ls='', label='paper, printed')
+        axes.set(xlabel=r'split ratio $\alpha$', ylabel=label)
+        axes.set_xticks(alphas, [str(row['alpha']) for row in rows])
+    if known:
+        top1 = paper['metrics']['cifar100_top1']
+        panels[2].plot(
+            [row['flops_G'] for row in known], [row['top1'] for row in known], color=OURS, marker='o', label='this code'
+        )
+        panels[2].plot(paper['flops_G'], top1, color=PAPER, marker='*', ms=14, ls='', label='paper, printed')
+        for row in known:
+            annotate(panels[2], rf'$\alpha$={row["alpha"]}', row['flops_G'], row['top1'])
+        panels[2].set(xlabel='FLOPs (G)', ylabel='top-1 (%)')
+    for axes in panels:
+        axes.margins(0.12)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle('Figure 4: the split ratio of SCConv-R50, CIFAR-100')
+    return figure
+
+
+def figure6(args: argparse.Namespace) -> Any:
+    """Draw the points of Table 3, one line for each method, and own results as stars."""
+    from matplotlib import pyplot
+    from matplotlib.colors import to_rgb
+
+    # The paper's Figure 6 is for ResNet-50 alone.
+    rows = [row for row in paper_rows(args.paper_tables) if row['table'] == 3 and row['baseline'] == 'ResNet50']
+    if not rows:
+        raise UserError(f'no rows with baseline ResNet50 in Table 3 of {args.paper_tables}')
+    own = read_csv(args.csv, {'name': str, 'flops_G': float, 'top1': float}) if args.csv else []
+    families: dict[str, list[dict]] = {}
+    for row in rows:
+        families.setdefault('SCConv' if row['ours'] else method_family(row['method']), []).append(row)
+
+    figure, axes = pyplot.subplots(figsize=(10, 5.5), layout='constrained')
+    colours = cycle(c for c in pyplot.get_cmap('tab10').colors if c != to_rgb(OURS))
+    for family, points in families.items():
+        points.sort(key=lambda row: row['flops_G'])
+        style = dict(color=OURS, lw=3, ms=8) if family == 'SCConv' else dict(color=next(colours), lw=1)
+        top1 = [p['metrics']['imagenet_top1'] for p in points]
+        axes.plot([p['flops_G'] for p in points], top1, marker='o', label=family, **style)
+        for p in points if len(points) > 1 else []:
+            annotate(axes, setting(p), p['flops_G'], p['metrics']['imagenet_top1'])
+    for row in own:
+        axes.plot(row['flops_G'], row['top1'], color='black', marker='*', ms=15, ls='')
+        annotate(axes, row['name'], row['flops_G'], row['top1'], weight='bold', ha='center', xytext=(0, 10))
+    if own:
+        axes.plot([], [], color='black', marker='*', ms=12, ls='', label='measured here')
+    axes.set(
+        xlabel='FLOPs (G)', ylabel='ImageNet top-1 (%)', title='Figure 6: circles as the paper prints them, Table 3'
+    )
+    axes.grid(alpha=0.3)
+    axes.margins(0.1)
+    axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def annotate(axes: Any, text: str, x: float, y: float, **style: Any) -> None:
+    axes.annotate(text, (x, y), **{'xytext': (6, -11), 'textcoords': 'offset points', 'fontsize': 9, **style})
+
+
+def method_family(method: str) -> str:
+    """Return 'SlimConv' of 'SlimConv-R50', and 'ResNet' of the baselines."""
+    return 'ResNet' if method.startswith('ResNet') else method.split('-')[0]
+
+
+def setting(row: dict) -> str:
+    """Return the setting that tells a method's rows apart, such as 'k=4/3'."""
+    names = {'alpha': r'$\alpha$', 's': 's', 'k': 'k', 'b': 'b'}
+    for key, label in names.items():
+        if key in row['settings']:
+            value = row['settings'][key]
+            return f'{label}={Fraction(value) if isinstance(value, float) else value}'
+    return ''
+
+
+def paper_point(tables: str | Path) -> dict:
+    """Return SCConv-R50's row of Table 2."""
+    for row in paper_rows(tables):
+        if row['table'] == 2 and row['method'] == 'SCConv-R50':
+            return row
+    raise UserError(f'no SCConv-R50 in Table 2 of {tables}')
+
+
+def alpha_and_run(entry: str) -> tuple[Fraction, str]:
+    alpha, _, work_dir = entry.partition('=')
+    try:
+        return Fraction(alpha), work_dir
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f'--run must be ALPHA=WORK_DIR such as 1/2=work_dirs/half, got {entry}') from error
+
+
+def last_top1(work_dir: str) -> float:
+    values = [record[TOP1] for record in read_log(work_dir)[1] if TOP1 in record]
+    if not values:
+        raise UserError(f'no {TOP1} in the log of {work_dir}')
+    return values[-1]
+
+
+def read_csv(path: str, columns: dict[str, type], optional: dict[str, type] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file, its ``columns`` converted; those ``optional`` may be missing or empty (None)."""
+    optional = optional or {}
+    try:
+        with Path(path).open(newline='') as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in columns if name not in (reader.fieldnames or [])]
+            if missing:
+                raise UserError(f'{path} has no column {", ".join(missing)}; its first line must name the columns')
+            content = list(reader)
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror}') from error
+    rows = []
+    for number, row in enumerate(content, 2):
+        try:
+            values = {name: kind(row[name]) for name, kind in columns.items()}
+            values |= {name: kind(row[name]) if row.get(name) else None for name, kind in optional.items()}
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise UserError(f'line {number} of {path} does not hold numbers for its columns: {error}') from error
+        rows.append(values)
+    if not rows:
+        raise UserError(f'{path} has no rows')
+    return rows
+
+
+if __name__ == '__main__':
+    sys.exit(run(main))
