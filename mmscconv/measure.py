@@ -1,0 +1,79 @@
+"""Measures of what the paper is about: redundant channels, and the gate of SRU. Needs torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmscconv.layers import SRU
+
+
+def channel_redundancy(features: Tensor) -> float:
+    """Return the mean absolute correlation between pairs of channels, averaged over images.
+
+    0: the channels have nothing in common; 1: each is a linear function of every
+    other. A channel that is constant over an image has no correlation and is left
+    out there; NaN where no image has two others.
+
+    Shape:
+        (N, C, H, W).
+
+    Raises:
+        ValueError: An input of another shape.
+    """
+    if features.dim() != 4:
+        raise ValueError(f'features must be (N, C, H, W), got shape {tuple(features.shape)}')
+    values = []
+    for image in features.flatten(2).double():
+        centred = image - image.mean(dim=1, keepdim=True)
+        norm = centred.norm(dim=1)
+        alive = norm > 1e-7 * image.norm(dim=1)  # rounding leaves a constant channel a little variance
+        unit = centred[alive] / norm[alive].unsqueeze(1)
+        count = len(unit)
+        if count > 1:
+            total = (unit @ unit.T).abs().sum() - count  # the diagonal is 1
+            values.append(total / (count * (count - 1)))
+    return torch.stack(values).mean().item() if values else float('nan')
+
+
+@contextmanager
+def record_gate_shares(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Record, while in the context, each SRU's share of informative positions (W > threshold).
+
+    Yields:
+        Name of each SRU -> share in [0, 1] of all channels and positions of its last
+        input; filled by the model's forward, empty where the model has no SRU.
+    """
+    srus = {name: module for name, module in model.named_modules() if isinstance(module, SRU)}
+    with _recorded(srus, lambda sru, x, _: sru.informative(sru.logit(x)).double().mean().item()) as shares:
+        yield shares
+
+
+@contextmanager
+def record_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Record, while in the context, the last output of each of ``modules`` under its name."""
+    with _recorded(modules, lambda module, x, y: y) as outputs:
+        yield outputs
+
+
+@contextmanager
+def _recorded(
+    modules: Mapping[str, nn.Module], measure: Callable[[Any, Tensor, Tensor], Any]
+) -> Iterator[dict[str, Any]]:
+    values: dict[str, Any] = {}
+
+    def hook(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        with torch.no_grad():
+            values[name] = measure(module, inputs[0].detach(), output.detach())
+
+    handles = [module.register_forward_hook(partial(hook, name)) for name, module in modules.items()]
+    try:
+        yield values
+    finally:
+        for handle in handles:
+            handle.remove()

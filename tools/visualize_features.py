@@ -1,0 +1,236 @@
+#!/usr/bin/env python
+"""Figure 5: feature maps of two models side by side, with SRU's gate and the redundancy of the channels.
+
+Writes features.png and statistics.png, and prints the numbers of the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
+
+from mmscconv.engine.environment import check_environment
+from mmscconv.engine.errors import UserError, run
+
+RANDOM = 'random'
+COLOURS = ('tab:blue', 'tab:red')
+
+
+@dataclass
+class Measured:
+    """What one model made of the image."""
+
+    title: str
+    stages: dict[str, Any]
+    redundancy: dict[str, float]
+    gates: dict[str, float]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('image', help='image file')
+    parser.add_argument('configs', nargs=2, metavar='CONFIG', help='two configs of classifiers or detectors')
+    parser.add_argument(
+        '--checkpoints',
+        nargs=2,
+        default=[RANDOM, RANDOM],
+        metavar='FILE',
+        help=f'checkpoint of each; {RANDOM!r} for random weights, the default',
+    )
+    parser.add_argument('--names', nargs=2, metavar='NAME', help='titles (default: the names of the configs)')
+    parser.add_argument('--stage', type=int, default=1, help='stage of the feature maps, from 1 (default: %(default)s)')
+    parser.add_argument('--channels', type=int, default=64, help='feature maps to show (default: %(default)s)')
+    parser.add_argument('--size', type=int, default=224, help='shorter side of the input (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of random weights (default: %(default)s)')
+    parser.add_argument('--out-dir', default='features', help='folder for the images (default: %(default)s)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    check_environment()
+    args = parse_args()
+    if min(args.stage, args.channels, args.size) < 1:
+        raise UserError('--stage, --channels and --size must be positive')
+    image = read_image(args.image, args.size)
+    names = args.names or [Path(config).stem for config in args.configs]
+    models = [measure(image, *source, args.seed) for source in zip(names, args.configs, args.checkpoints, strict=True)]
+    for model in models:
+        if args.stage > len(model.stages):
+            raise UserError(f'--stage {args.stage}: {model.title} has the stages {", ".join(model.stages)}')
+    out = Path(args.out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        draw_features(image, models, args.stage, args.channels).savefig(out / 'features.png', dpi=110)
+        draw_statistics(models).savefig(out / 'statistics.png', dpi=110)
+    except OSError as error:
+        raise UserError(f'cannot write to {out}: {error.strerror}') from error
+    for model in models:
+        print(f'{model.title}\n  redundancy: {numbers(model.redundancy)}')
+        if model.gates:
+            print(f'  informative: {numbers(model.gates)}')
+    print(f'images: {out}/features.png {out}/statistics.png')
+
+
+def numbers(values: dict[str, float]) -> str:
+    return ', '.join(f'{name} {value:.3f}' for name, value in values.items())
+
+
+def read_image(path: str, size: int) -> Any:
+    """Return the image as uint8 (H, W, 3) in BGR, its shorter side ``size``."""
+    import cv2
+
+    image = cv2.imread(path)
+    if image is None:
+        raise UserError(f'cannot read an image from {path}')
+    scale = size / min(image.shape[:2])
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def measure(image: Any, name: str, config: str, checkpoint: str, seed: int) -> Measured:
+    """Run one model's backbone on the image."""
+    import torch
+
+    from mmscconv.measure import channel_redundancy, record_gate_shares, record_outputs
+
+    model = build(config, checkpoint, seed)
+    stages = stages_of(model.backbone, config)
+    pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+    with torch.no_grad(), record_gate_shares(model.backbone) as gates, record_outputs(stages) as outputs:
+        inputs = model.data_preprocessor({'inputs': [pixels], 'data_samples': None})['inputs']
+        model.backbone(inputs)
+    weights = 'random weights' if checkpoint == RANDOM else Path(checkpoint).name
+    redundancy = {stage: channel_redundancy(output) for stage, output in outputs.items()}
+    return Measured(f'{name} ({weights})', outputs, redundancy, gates)
+
+
+def build(config: str, checkpoint: str, seed: int) -> Any:
+    """Build the config's model in eval mode, its backbone filled from the checkpoint."""
+    import torch
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, DefaultScope
+    from mmengine.runner import CheckpointLoader
+
+    from mmscconv.engine.cli import explained
+
+    if not Path(config).is_file():
+        raise UserError(f'config is not there: {config}')
+    torch.manual_seed(seed)
+    with explained(f'config {config}'):
+        cfg = Config.fromfile(config)
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
+            import_scope(cfg.get('default_scope', 'mmdet'))
+            model = MODELS.build(cfg.model).eval()
+        if not hasattr(model, 'backbone') or not hasattr(model, 'data_preprocessor'):
+            raise ValueError(f'a {type(model).__name__} has no backbone and data_preprocessor')
+    if checkpoint != RANDOM:
+        if not Path(checkpoint).is_file():
+            raise UserError(f'checkpoint is not there: {checkpoint}')
+        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+        fill(model.backbone, content.get('state_dict', content), checkpoint)
+    return model
+
+
+def import_scope(scope: str) -> None:
+    """Register what the scope's package has."""
+    import importlib
+
+    importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+
+
+def fill(backbone: Any, state: dict[str, Any], checkpoint: str) -> None:
+    """Load the backbone's part of a model's checkpoint, or a checkpoint of a backbone alone."""
+    prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
+    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    try:
+        missing = backbone.load_state_dict(state, strict=False).missing_keys
+    except RuntimeError as error:  # of another shape
+        raise UserError(f'{checkpoint} does not fit the backbone: {str(error).splitlines()[1].strip()}') from error
+    if missing:
+        raise UserError(f'{checkpoint} does not fill the backbone: {len(missing)} keys missing, first {missing[0]}')
+
+
+def stages_of(backbone: Any, config: str) -> dict[str, Any]:
+    """Return the backbone's stages by name, as OpenMMLab's backbones list them."""
+    for attribute in ('res_layers', 'layers'):
+        names = getattr(backbone, attribute, None)
+        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+            return {name: getattr(backbone, name) for name in names}
+    if hasattr(backbone, 'stages'):
+        return {f'stage{i}': stage for i, stage in enumerate(backbone.stages, 1)}
+    raise UserError(f'{config}: no list of stages (res_layers, layers or stages) in a {type(backbone).__name__}')
+
+
+def draw_features(image: Any, models: list[Measured], stage: int, channels: int) -> Any:
+    """Draw the input, and a mosaic of the chosen stage's feature maps for each model."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(17, 7.4), width_ratios=(0.6, 1, 1), layout='constrained')
+    axes[0].imshow(image[..., ::-1])
+    axes[0].set_title('input')
+    for panel, model in zip(axes[1:], models, strict=True):
+        name, output = list(model.stages.items())[stage - 1]
+        shown = min(channels, output.shape[1])
+        panel.imshow(mosaic(output[0, :shown]), cmap='viridis', interpolation='nearest')
+        panel.set_title(f'{model.title}\n{name}: channels 1 to {shown} of {output.shape[1]}, each scaled to its range')
+    for panel in axes:
+        panel.set_axis_off()
+    return figure
+
+
+def mosaic(maps: Any) -> Any:
+    """Return (C, H, W) maps as one masked array, each scaled to [0, 1], a gap between them left out."""
+    import numpy as np
+
+    count, height, width = maps.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    gap = max(1, width // 20)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+    for i, plane in enumerate(maps.numpy()):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        span = np.ptp(plane)
+        canvas[top : top + height, left : left + width] = (plane - plane.min()) / (span or 1)
+    return np.ma.masked_invalid(canvas)
+
+
+def draw_statistics(models: list[Measured]) -> Any:
+    """Draw the redundancy of each stage, and the gate of each SRU where a model has some."""
+    from matplotlib import pyplot
+
+    gated = [(model, colour) for model, colour in zip(models, COLOURS, strict=True) if model.gates]
+    bars = max((len(model.gates) for model, _ in gated), default=0)
+    figure, axes = pyplot.subplots(
+        1,
+        1 + len(gated),
+        figsize=(6 + 5 * len(gated), max(4.5, 0.26 * bars + 1.5)),
+        layout='constrained',
+        squeeze=False,
+    )
+    redundancy = axes[0, 0]
+    longest = max((model.redundancy for model in models), key=len)
+    for i, (model, colour) in enumerate(zip(models, COLOURS, strict=True)):
+        places = [j + 0.4 * (i - 0.5) for j in range(len(model.redundancy))]
+        drawn = redundancy.bar(places, model.redundancy.values(), 0.38, color=colour, label=model.title)
+        redundancy.bar_label(drawn, fmt='%.2f', fontsize=9)
+    redundancy.set_xticks(range(len(longest)), longest)
+    redundancy.set(title='redundancy of each stage', ylabel='mean |correlation| of two channels')
+    redundancy.margins(y=0.3)
+    redundancy.legend(loc='upper left')
+    for panel, (model, colour) in zip(axes[0, 1:], gated, strict=True):
+        names = [name.removesuffix('.sru') for name in model.gates]
+        drawn = panel.barh(names, model.gates.values(), color=colour)
+        panel.bar_label(drawn, fmt='%.2f', fontsize=8, padding=2)
+        panel.invert_yaxis()
+        panel.tick_params(axis='y', labelsize=8)
+        panel.set(xlim=(0, 1.1), xlabel='share of informative positions', title=f"SRU's gate: {model.title}")
+    return figure
+
+
+if __name__ == '__main__':
+    sys.exit(run(main))
