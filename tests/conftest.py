@@ -1,3 +1,4 @@
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,25 @@ def tiny_digits(tmp_path_factory):
     command = [sys.executable, str(ROOT / 'tools' / 'make_digits.py'), '--out', str(out), '--train', '4', '--val', '2']
     subprocess.run(command, check=True, capture_output=True)
     return out
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Run a tool's main in this process, which saves the seconds of importing torch: (status, stdout, stderr)."""
+    from mmscconv.engine.errors import run
+
+    def call(name, *args):
+        path = ROOT / 'tools' / f'{name}.py'
+        spec = importlib.util.spec_from_file_location(f'tools_{name}', path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, 'argv', [str(path), *map(str, args)])
+        capsys.readouterr()
+        try:
+            status = run(module.main)
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+
+    return call

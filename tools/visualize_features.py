@@ -170,7 +170,9 @@ def draw_features(image: Any, models: list[Measured], stage: int, channels: int)
     """Draw the input, and a mosaic of the chosen stage's feature maps for each model."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(17, 7.4), width_ratios=(0.6, 1, 1), layout='constrained')
+    # The mosaics are 6.5 inches wide and as high as the image asks, with room for two lines of title.
+    height = 6.5 * image.shape[0] / image.shape[1] + 0.8
+    figure, axes = pyplot.subplots(1, 3, figsize=(17, height), width_ratios=(0.6, 1, 1), layout='constrained')
     axes[0].imshow(image[..., ::-1])
     axes[0].set_title('input')
     for panel, model in zip(axes[1:], models, strict=True):

@@ -1,0 +1,75 @@
+"""The results of several seeds as one row, and rows as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from mmscconv.engine.results import pick_metric, read_log
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One config's results over seeds, in percent.
+
+    Args:
+        config: Its name.
+        seeds: Finished and measured seeds of how many, such as '2/3'.
+        metric: What was measured; empty where no run has finished.
+        last: Mean over seeds of the last validation.
+        std: Sample standard deviation of that; None for less than two seeds.
+        best: The best validation of any seed.
+        paper: The paper's value, None where none was given.
+    """
+
+    config: str
+    seeds: str
+    metric: str = ''
+    last: float | None = None
+    std: float | None = None
+    best: float | None = None
+    paper: float | None = None
+
+
+def summarize(config: str, finished: Sequence[Path], seeds: int, wanted: str | None, paper: float | None) -> Summary:
+    """Summarize the finished work dirs of a config; those that did not measure the metric do not count."""
+    metric, last, best = wanted, [], []
+    for folder in finished:
+        validation = read_log(folder)[1]
+        metric = pick_metric(validation, metric)
+        values = [in_percent(metric, record[metric]) for record in validation if metric in record]
+        if values:
+            last.append(values[-1])
+            best.append(max(values))
+    row = Summary(config, f'{len(last)}/{seeds}', paper=paper)
+    if not last:
+        return row
+    std = statistics.stdev(last) if len(last) > 1 else None
+    return replace(row, metric=metric, last=statistics.fmean(last), std=std, best=max(best))
+
+
+def in_percent(metric: str, value: float) -> float:
+    """Return mmpretrain's accuracy as it is, and mmdet's average precision, a fraction, times 100."""
+    return value * 100 if 'AP' in metric else value
+
+
+def write_table(folder: Path, rows: Sequence[Summary]) -> None:
+    """Write ``table.csv`` with full precision and ``table.md`` with two digits into ``folder``."""
+    records = [asdict(row) for row in rows]
+    with (folder / 'table.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    lines = ['| Config | Seeds | Metric | Last, % | Best, % | Paper, % |', '|---|---|---|---|---|---|']
+    for row in rows:
+        last = _number(row.last) + (f' ± {row.std:.2f}' if row.std is not None else '')
+        cells = (row.config, row.seeds, row.metric, last, _number(row.best), _number(row.paper))
+        lines.append(f'| {" | ".join(cells)} |')
+    (folder / 'table.md').write_text('\n'.join(lines) + '\n')
+
+
+def _number(value: float | None) -> str:
+    return '' if value is None else f'{value:.2f}'

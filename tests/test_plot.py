@@ -1,0 +1,171 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mmscconv.engine.results import METRICS, pick_metric, read_log
+
+TABLES = """
+rows:
+- {table: 2, baseline: ResNet50, method: SCConv-R50, ours: true, settings: {alpha: 0.5}, params_M: 14.69,
+   flops_G: 0.83118, metrics: {cifar100_top1: 79.89}}
+- {table: 3, baseline: ResNet50, method: ResNet50 (R50), ours: false, settings: {}, flops_G: 4.09,
+   metrics: {imagenet_top1: 76.15}}
+- {table: 3, baseline: ResNet50, method: SCConv-R50, ours: true, settings: {alpha: 0.75}, flops_G: 2.87,
+   metrics: {imagenet_top1: 76.79}}
+- {table: 3, baseline: ResNet50, method: SCConv-R50, ours: true, settings: {alpha: 0.5}, flops_G: 2.7,
+   metrics: {imagenet_top1: 76.41}}
+- {table: 3, baseline: ResNet101, method: SCConv-R101, ours: true, settings: {}, flops_G: 4.9,
+   metrics: {imagenet_top1: 77.93}}
+"""
+FIGURE4 = 'alpha,flops_G,params_M,top1\n3/4,0.9,15.9,\n1/2,0.83,14.7,79.7\n0.125,0.74,13.1,79.2\n'
+
+
+@pytest.fixture
+def tables(tmp_path):
+    path = tmp_path / 'tables.yaml'
+    path.write_text(TABLES)
+    return path
+
+
+def write_log(work_dir, time, records):
+    log = work_dir / time / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('\n'.join(json.dumps(record) for record in records))
+    return work_dir
+
+
+def training(*steps):
+    return [{'loss': 1 / step, 'step': step} for step in steps]
+
+
+def validation(*values):
+    return [{'accuracy/top1': value, 'step': epoch} for epoch, value in values]
+
+
+def drawn(monkeypatch):
+    """Keep the figure that the tool draws, to look at what is in it."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
+    return figures
+
+
+def lines_of(axes):
+    return {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines if len(line.get_xdata())}
+
+
+def test_read_log_joins_a_resumed_run(tmp_path):
+    # Killed after iteration 30, resumed from the checkpoint of epoch 1, iteration 20.
+    write_log(tmp_path, '1', [*training(10, 20), *validation((1, 50.0)), *training(30)])
+    write_log(tmp_path, '2', [])
+    write_log(tmp_path, '3', [*training(30, 40), *validation((2, 60.0))])
+    records = read_log(tmp_path)
+    assert [r['step'] for r in records[0]] == [10, 20, 30, 40]
+    assert [(r['step'], r['accuracy/top1']) for r in records[1]] == [(1, 50.0), (2, 60.0)]
+
+
+def test_read_log_takes_the_newest_of_restarted_runs(tmp_path):
+    write_log(tmp_path, '1', [*training(10, 20), *validation((1, 50.0)), *training(30, 40), *validation((2, 51.0))])
+    write_log(tmp_path, '2', [*training(10, 20), *validation((1, 70.0))])
+    records = read_log(tmp_path)
+    assert [r['step'] for r in records[0]] == [10, 20]
+    assert [r['accuracy/top1'] for r in records[1]] == [70.0]
+
+
+def test_pick_metric():
+    records = [{METRICS[2]: 1.0, 'step': 1}, {METRICS[1]: 0.1, METRICS[2]: 2.0, 'step': 2}]
+    assert pick_metric(records, None) == METRICS[1]
+    assert pick_metric(records, 'other') == 'other'
+    assert pick_metric([], None) is None
+
+
+def test_curves(root, tmp_path):
+    """As a user calls it."""
+    for name, top1 in (('plain', 70.0), ('scconv', 72.0)):
+        write_log(tmp_path / name, '1', [*training(1, 2), *validation((1, top1))])
+    command = [sys.executable, str(root / 'tools' / 'plot.py'), 'curves', 'plain', 'scconv', '--out', 'new/curves.png']
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == 'curves: new/curves.png\n', done.stderr
+    assert (tmp_path / 'new' / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_curves_content(tool, tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    run = write_log(tmp_path / 'plain', '1', [*training(1, 2), *validation((1, 70.0), (2, 71.0))])
+    assert tool('plot', 'curves', run, '--out', tmp_path / 'c.png')[0] == 0
+    loss, metric = figures[0].axes
+    assert lines_of(loss) == {'plain': [(1, 1.0), (2, 0.5)]}
+    assert lines_of(metric) == {'plain: 71.000': [(1, 70.0), (2, 71.0)]} and metric.get_ylabel() == 'accuracy/top1'
+
+
+def test_figure4(tool, tmp_path, monkeypatch, tables):
+    figures = drawn(monkeypatch)
+    (tmp_path / 'cost.csv').write_text(FIGURE4)
+    run = write_log(tmp_path / 'run', '1', [*training(1), *validation((1, 78.0), (2, 80.25))])
+    args = ['--run', f'3/4={run}', '--paper-tables', tables, '--out', tmp_path / 'f.png']
+    assert tool('plot', 'figure4', tmp_path / 'cost.csv', *args)[0] == 0
+    flops, params, top1 = (lines_of(axes) for axes in figures[0].axes)
+    assert flops == {'this code': [(0.125, 0.74), (0.5, 0.83), (0.75, 0.9)], 'paper, printed': [(0.5, 0.83118)]}
+    assert params['this code'] == [(0.125, 13.1), (0.5, 14.7), (0.75, 15.9)]
+    assert top1 == {
+        'this code': [(0.74, 79.2), (0.83, 79.7), (0.9, 80.25)],
+        'paper, printed': [(0.83118, 79.89)],
+    }
+
+
+def test_figure4_of_cost_alone(tool, tmp_path, monkeypatch, tables):
+    figures = drawn(monkeypatch)
+    (tmp_path / 'cost.csv').write_text('alpha,flops_G,params_M\n1/2,0.83,14.7\n')
+    assert tool('plot', 'figure4', tmp_path / 'cost.csv', '--paper-tables', tables, '--out', tmp_path / 'f.png')[0] == 0
+    assert len(figures[0].axes) == 2
+
+
+def test_figure6(tool, tmp_path, monkeypatch, tables):
+    figures = drawn(monkeypatch)
+    (tmp_path / 'own.csv').write_text('name,flops_G,top1\nmine,2.72,76.2\n')
+    args = ['--paper-tables', tables, '--out', tmp_path / 'f.png']
+    assert tool('plot', 'figure6', tmp_path / 'own.csv', *args)[0] == 0
+    (axes,) = figures[0].axes
+    lines = lines_of(axes)
+    assert lines.pop('SCConv') == [(2.7, 76.41), (2.87, 76.79)], 'R101 is not of Figure 6'
+    assert lines.pop('ResNet') == [(4.09, 76.15)]
+    assert list(lines.values()) == [[(2.72, 76.2)]]
+    assert {text.get_text() for text in axes.texts} == {r'$\alpha$=1/2', r'$\alpha$=3/4', 'mine'}
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['curves', 'nowhere'], 'no log of a run'),
+        (['curves', 'run', '--metric', 'coco/bbox_mAP'], 'no coco/bbox_mAP in the log of run'),
+        (['curves', 'run', '--out', 'run/1/vis_data/scalars.json/x.png'], 'cannot write'),
+        (['curves', 'run', '--out', 'x.unknown'], 'cannot write x.unknown'),
+        (['curves', 'broken'], 'line 1 of the log is not JSON'),
+        (['figure4', 'nowhere.csv'], 'cannot read nowhere.csv'),
+        (['figure4', 'own.csv'], 'own.csv has no column alpha, params_M'),
+        (['figure4', 'bad.csv'], 'line 2 of bad.csv'),
+        (['figure4', 'empty.csv'], 'empty.csv has no rows'),
+        (['figure4', 'cost.csv', '--run', '1/3=run'], 'no row with alpha=1/3'),
+        (['figure4', 'cost.csv', '--run', 'run'], '--run must be ALPHA=WORK_DIR'),
+        (['figure6', 'own.csv', '--paper-tables', 'nowhere.yaml'], 'nowhere.yaml (pass --paper-tables)'),
+        (['figure6', '--paper-tables', 'own.csv'], "no rows of the paper's tables in own.csv"),
+    ],
+)
+def test_user_errors(tool, tmp_path, monkeypatch, tables, args, message):
+    monkeypatch.chdir(tmp_path)
+    write_log(tmp_path / 'run', '1', [*training(1), *validation((1, 78.0))])
+    broken = write_log(tmp_path / 'broken', '1', []) / '1' / 'vis_data' / 'scalars.json'
+    broken.write_text('{"loss": ')
+    (tmp_path / 'own.csv').write_text('name,flops_G,top1\nmine,2.72,76.2\n')
+    (tmp_path / 'cost.csv').write_text(FIGURE4)
+    (tmp_path / 'bad.csv').write_text('alpha,flops_G,params_M\nhalf,1,2\n')
+    (tmp_path / 'empty.csv').write_text('alpha,flops_G,params_M\n')
+    if args[0] == 'figure4':
+        args = [*args, '--paper-tables', 'tables.yaml']
+    status, out, error = tool('plot', *args)
+    assert status == 2 and out == ''
+    assert error.startswith('error: ') and message in error and error.count('\n') == 1

@@ -1,0 +1,151 @@
+"""Real runs of tools/sweep.py: two seeds, one of them killed in its second epoch, then resumed."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mmscconv.engine.results import read_log
+from mmscconv.engine.summary import summarize, write_table
+
+KILLER = """
+import os, pathlib, signal
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class KillSeed0(Hook):
+    priority = 'LOWEST'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.epoch == 1 and runner.seed == 0 and pathlib.Path('{flag}').exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+CONFIG = """
+_base_ = '{root}/configs/retinanet_r18_digits.py'
+custom_imports = dict(imports=['killer'], allow_failed_imports=False)
+custom_hooks = [dict(type='KillSeed0')]
+model = dict(backbone=dict(base_channels=8), neck=dict(in_channels=[8, 16, 32, 64]),
+             test_cfg=dict(score_thr=0.0))
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(128, 128)),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+loader = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(batch_size=2, **loader)
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline), **loader)
+train_cfg = dict(val_interval=1)
+default_hooks = dict(checkpoint=dict(interval=1))
+auto_scale_lr = dict(base_batch_size=2)
+"""
+
+
+def sweep(root, cwd, *args):
+    environment = {**os.environ, 'PYTHONPATH': str(cwd), 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, str(root / 'tools' / 'sweep.py'), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def test_interrupted_sweep_resumes(root, tmp_path, tiny_digits):
+    flag = tmp_path / 'kill'
+    flag.touch()
+    (tmp_path / 'killer.py').write_text(KILLER.format(flag=flag))
+    (tmp_path / 'tiny.py').write_text(CONFIG.format(root=root))
+    args = ['tiny.py', '--seeds', 0, 1, '--work-dir', 'out', '--data-root', tiny_digits, '--paper', 35.2]
+    args += ['--cfg-options', 'train_cfg.max_epochs=2']
+    folders = [tmp_path / 'out' / 'tiny' / f'seed{seed}' for seed in (0, 1)]
+
+    first = sweep(root, tmp_path, *args)
+    assert first.returncode == 1, first.stderr
+    assert 'tiny seed 0: FAILED with status -9' in first.stdout and 'tiny seed 1: done' in first.stdout
+    assert first.stderr.strip() == 'failed: tiny seed 0'
+    assert '| tiny | 1/2 | coco/bbox_mAP |' in (tmp_path / 'out' / 'table.md').read_text()
+    changed = (folders[1] / 'epoch_2.pth').stat().st_mtime_ns
+
+    flag.unlink()
+    second = sweep(root, tmp_path, *args)
+    assert second.returncode == 0 and second.stderr == '', second.stderr
+    assert [r['step'] for r in read_log(folders[0])[1]] == [1, 2]
+    newest = sorted(folders[0].glob('*/vis_data/scalars.json'))[-1].read_text().splitlines()
+    assert json.loads(newest[0])['epoch'] == 2, 'the run started again instead of resuming'
+    assert (folders[1] / 'epoch_2.pth').stat().st_mtime_ns == changed, 'the finished run was run again'
+    with (tmp_path / 'out' / 'table.csv').open(newline='') as file:
+        (row,) = csv.DictReader(file)
+    want = [read_log(folder)[1][-1]['coco/bbox_mAP'] * 100 for folder in folders]
+    assert row['seeds'] == '2/2' and float(row['last']) == pytest.approx(sum(want) / 2) and row['paper'] == '35.2'
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['nowhere.py'], 'config is not there: nowhere.py'),
+        (['a.py', 'sub/a.py'], 'two configs are named a'),
+        (['a.py', '--seeds', '1', '1'], 'a seed stands twice'),
+        (['a.py', '--cfg-options', 'randomness.seed=3'], 'randomness.seed is set by --seeds'),
+        (['a.py', '--paper', '1', '2'], '--paper needs one value for each of the 1 configs, got 2'),
+        (['a.py', '--paper', 'SCConv'], '--paper takes numbers'),
+        (['a.py', '--paper', '2/top1/R50', '--paper-tables', 'no.yaml'], 'is not there: no.yaml'),
+        (
+            ['a.py', '--paper', '2/top1/R50', '--paper-tables', 't.yaml'],
+            "not in t.yaml, where 2/top1 has ['SCConv-R50']",
+        ),
+        (['a.py', '--paper', '2/top1/SCConv-R50', '--paper-tables', 't.yaml'], 'stands for 2 rows, [1.0, 2.0]'),
+    ],
+)
+def test_user_errors(tool, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'sub').mkdir()
+    for name in ('a.py', 'sub/a.py'):
+        (tmp_path / name).touch()
+    row = '- {{table: 2, method: SCConv-R50, metrics: {{top1: {}}}}}'
+    (tmp_path / 't.yaml').write_text('\n'.join(['rows:', row.format(1.0), row.format(2.0)]))
+    status, out, error = tool('sweep', *args)
+    assert status == 2 and out == ''
+    assert error.startswith('error: ') and message in error and error.count('\n') == 1
+
+
+def test_other_settings_are_refused(tool, root, tmp_path):
+    config = root / 'configs' / 'retinanet_r18_digits.py'
+    folder = tmp_path / config.stem / 'seed0'
+    folder.mkdir(parents=True)
+    (folder / 'sweep.json').write_text(json.dumps(dict(cfg_options=['a=1'], data_root=None, amp=False, finished=True)))
+    status, _, error = tool('sweep', config, '--work-dir', tmp_path, '--amp')
+    assert status == 2 and f'{folder} was begun with other cfg_options, amp: choose another --work-dir' in error
+
+
+def test_run_without_metric_is_named(tool, root, tmp_path, monkeypatch):
+    """A finished run whose log lacks the metric neither stops the sweep nor counts as a success."""
+    config = root / 'configs' / 'retinanet_r18_digits.py'
+    for seed in (0, 1):
+        folder = work_dir(tmp_path / config.stem / f'seed{seed}', 'coco/bbox_mAP', *[0.5] * seed)
+        state = dict(cfg_options=[], data_root=None, amp=False, finished=True)
+        (folder / 'sweep.json').write_text(json.dumps(state))
+    status, out, error = tool('sweep', config, '--seeds', 0, 1, '--work-dir', tmp_path)
+    assert status == 1 and error == 'failed: retinanet_r18_digits seed 0\n'
+    assert 'seed 0: trained, but no known metric in its log' in out and 'seed 1: done' in out
+    assert '| 1/2 | coco/bbox_mAP | 50.00 | 50.00 |' in (tmp_path / 'table.md').read_text()
+
+
+def work_dir(folder, metric, *values):
+    log = folder / '20260101_000000' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    records = [{'loss': 1.0, 'step': 1}, *({metric: v, 'step': i} for i, v in enumerate(values, 1))]
+    log.write_text('\n'.join(map(json.dumps, records)))
+    return folder
+
+
+def test_table(tmp_path):
+    runs = [work_dir(tmp_path / 'a', 'accuracy/top1', 50, 72.0, 71.0), work_dir(tmp_path / 'b', 'accuracy/top1', 74.0)]
+    rows = [summarize('net', runs, 3, None, 72.56), summarize('none', [], 3, None, None)]
+    rows.append(summarize('det', [work_dir(tmp_path / 'c', 'coco/bbox_mAP', 0.355)], 1, None, 35.6))
+    write_table(tmp_path, rows)
+    assert (tmp_path / 'table.md').read_text().splitlines()[2:] == [
+        '| net | 2/3 | accuracy/top1 | 72.50 ± 2.12 | 74.00 | 72.56 |',
+        '| none | 0/3 |  |  |  |  |',
+        '| det | 1/1 | coco/bbox_mAP | 35.50 | 35.50 | 35.60 |',
+    ]
+    assert summarize('net', runs, 3, 'accuracy/top5', None).seeds == '0/3'

@@ -1,0 +1,101 @@
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('mmdet')
+
+CLASSIFIER = """
+custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(mean=[0, 0, 0], std=[255, 255, 255], to_rgb=True),
+    backbone=dict(type='{kind}', depth=18, base_channels=8, {extra}),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=64),
+)
+"""
+
+
+@pytest.fixture
+def image(tmp_path):
+    cv2.imwrite(str(tmp_path / 'image.png'), np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    return tmp_path / 'image.png'
+
+
+@pytest.fixture
+def classifiers(tmp_path):
+    settings = {'plain': ('mmdet.ResNet', 'norm_eval=False'), 'scconv': ('SCConvResNet', 'norm_eval=False')}
+    for name, (kind, extra) in settings.items():
+        (tmp_path / f'{name}.py').write_text(CLASSIFIER.format(kind=kind, extra=extra))
+    return [tmp_path / f'{name}.py' for name in settings]
+
+
+def is_drawn(path):
+    """Whether a PNG shows more than a few colours."""
+    picture = cv2.imread(str(path))
+    return picture is not None and min(picture.shape[:2]) > 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def test_detectors(root, tmp_path, image):
+    """As a user calls it."""
+    configs = [root / 'configs' / f'retinanet_{name}r18_digits.py' for name in ('', 'scconv_')]
+    command = [sys.executable, root / 'tools' / 'visualize_features.py', image, *configs, '--size', '64']
+    done = subprocess.run([*map(str, command), '--out-dir', 'new/out'], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert is_drawn(tmp_path / 'new/out/features.png') and is_drawn(tmp_path / 'new/out/statistics.png')
+    assert re.search(r'retinanet_scconv_r18_digits \(random weights\)\n  redundancy: layer1 0\.\d+', done.stdout)
+    shares = re.search('informative: (.*)', done.stdout)[1]
+    assert shares.count('.conv2.sru 0.') == 8 and done.stdout.count('informative') == 1
+
+
+def test_classifiers_with_checkpoints(tool, tmp_path, image, classifiers):
+    import torch
+    from mmdet.models.backbones import ResNet
+
+    state = ResNet(18, base_channels=8).state_dict()
+    torch.save({'state_dict': {f'backbone.{k}': v for k, v in state.items()} | {'head.fc.bias': torch.zeros(5)}},
+               tmp_path / 'whole.pth')  # fmt: skip
+    torch.save({**state, 'fc.bias': torch.zeros(5)}, tmp_path / 'bare.pth')
+    args = [image, classifiers[0], classifiers[0], '--size', 64, '--stage', 2, '--out-dir', tmp_path / 'out']
+    status, out, error = tool(
+        'visualize_features', *args, '--checkpoints', tmp_path / 'whole.pth', tmp_path / 'bare.pth', '--names', 'A', 'B'
+    )
+    assert status == 0, error
+    whole, bare = re.findall('redundancy: (.*)', out)
+    assert whole == bare and 'A (whole.pth)' in out and 'B (bare.pth)' in out
+    assert is_drawn(tmp_path / 'out' / 'features.png')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(image='nowhere.png'), 'cannot read an image from nowhere.png'),
+        (dict(config='nowhere.py'), 'config is not there: nowhere.py'),
+        (dict(config='empty.py'), 'config empty.py'),
+        (
+            dict(extra=['--stage', '5']),
+            '--stage 5: plain (random weights) has the stages layer1, layer2, layer3, layer4',
+        ),
+        (dict(extra=['--size', '0']), '--stage, --channels and --size must be positive'),
+        (dict(extra=['--checkpoints', 'nowhere.pth', 'random']), 'checkpoint is not there: nowhere.pth'),
+        (dict(extra=['--checkpoints', 'other.pth', 'random']), 'other.pth does not fill the backbone'),
+        (dict(extra=['--checkpoints', 'wide.pth', 'random']), 'wide.pth does not fit the backbone: size mismatch'),
+        (dict(extra=['--out-dir', 'empty.py/out']), 'cannot write to empty.py/out'),
+    ],
+)
+def test_user_errors(tool, tmp_path, monkeypatch, image, classifiers, changes, message):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty.py').touch()
+    torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(8, 3, 7, 7)}}, 'other.pth')
+    torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(9, 3, 7, 7)}}, 'wide.pth')
+    args = [changes.get('image', 'image.png'), changes.get('config', 'plain.py'), 'scconv.py', '--size', 64]
+    status, _, error = tool('visualize_features', *args, *changes.get('extra', []))
+    assert status == 2
+    assert f'error: {message}' in error
