@@ -117,6 +117,17 @@ def test_other_settings_are_refused(tool, root, tmp_path):
     assert status == 2 and f'{folder} was begun with other cfg_options, amp: choose another --work-dir' in error
 
 
+def test_keyboard_interrupt(tool, root, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, 'run', interrupt)
+    config = root / 'configs' / 'retinanet_r18_digits.py'
+    status, _, error = tool('sweep', config, '--work-dir', tmp_path)
+    assert status == 2 and 'interrupted in retinanet_r18_digits seed 0; the same command goes on' in error
+    assert not json.loads((tmp_path / config.stem / 'seed0' / 'sweep.json').read_text())['finished']
+
+
 def test_run_without_metric_is_named(tool, root, tmp_path, monkeypatch):
     """A finished run whose log lacks the metric neither stops the sweep nor counts as a success."""
     config = root / 'configs' / 'retinanet_r18_digits.py'

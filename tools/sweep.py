@@ -47,7 +47,9 @@ class Run:
 
     def save(self, finished: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / STATE).write_text(json.dumps({**self.settings, 'finished': finished}, indent=2))
+        new = self.folder / f'{STATE}.new'
+        new.write_text(json.dumps({**self.settings, 'finished': finished}, indent=2))
+        new.replace(self.folder / STATE)  # never half-written
 
     def command(self) -> list[str]:
         settings = self.settings
@@ -86,7 +88,10 @@ def main() -> None:
     failed = []
     for i, one in enumerate(runs, 1):
         print(f'[{i}/{len(runs)}] {one.name}: ', end='', flush=True)
-        problem = train(one) or unmeasured(one, args.metric)
+        try:
+            problem = train(one) or unmeasured(one, args.metric)
+        except KeyboardInterrupt as interrupt:
+            raise UserError(f'interrupted in {one.name}; the same command goes on from there') from interrupt
         if problem:
             failed.append(one.name)
         print(problem or 'done', flush=True)
