@@ -95,7 +95,7 @@ def replace_conv(
             skipped[conv.name] = reason
     if not new:
         raise ValueError(
-            '\n'.join([f'none of the selected convolutions can be replaced by {name}', *_reasons(skipped)])
+            f'none of the selected convolutions can be replaced by {name}: {"; ".join(_reasons(skipped, most=3))}'
         )
     _put(found, new)
     return Replacement(name, tuple(new), skipped)
@@ -159,9 +159,12 @@ def _put(found: Sequence[Found], new: Mapping[str, nn.Module]) -> None:
                 setattr(parent, attribute, new[conv.name])
 
 
-def _reasons(skipped: Mapping[str, str]) -> list[str]:
-    """Return one line for each reason, with the names that it holds for."""
+def _reasons(skipped: Mapping[str, str], most: int | None = None) -> list[str]:
+    """Return one line for each reason, with the names that it holds for, or the first ``most`` of them."""
     names: dict[str, list[str]] = {}
     for name, reason in skipped.items():
         names.setdefault(reason, []).append(name)
-    return [f'{len(group)} skipped, {reason}: {", ".join(group)}' for reason, group in names.items()]
+    return [
+        f'{len(group)} skipped, {reason}: {", ".join(group[:most])}{", ..." if len(group[:most]) < len(group) else ""}'
+        for reason, group in names.items()
+    ]
