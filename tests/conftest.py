@@ -18,3 +18,13 @@ def real_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f'real images are not at {SHARED_DATA}')
     return SHARED_DATA
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory):
+    """A tiny digits data set."""
+    from tools import run_tool
+
+    folder = tmp_path_factory.mktemp('digits')
+    run_tool('make_digits.py', '--out', folder, '--train', 12, '--val', 4)
+    return folder
