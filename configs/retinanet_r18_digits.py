@@ -86,6 +86,7 @@ param_scheduler = [
 default_hooks = dict(
     logger=dict(interval=10),
     checkpoint=dict(interval=3, max_keep_ckpts=1, save_best='coco/bbox_mAP'),
+    visualization=dict(score_thr=0.7),
 )
 env_cfg = dict(dist_cfg=dict(backend='gloo'))
 randomness = dict(seed=0)
