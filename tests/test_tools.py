@@ -92,6 +92,13 @@ def test_voc(real_data, tmp_path):
     assert 'voc/bbox_mAP_50:' in done.text
     assert 'voc/bbox_mAP_75:' in done.text
     assert np.isfinite(loss_values(tmp_path)).all()
+    scales = [f'tta_pipeline.1.transforms.0.{i}.scale=(96,64)' for i in range(3)]
+    done = run_tool(
+        'test.py', CONFIGS / 'retinanet_scconv_r50_voc.py', tmp_path / 'iter_2.pth', '--data-root',
+        real_data / 'VOCdevkit', '--work-dir', tmp_path, '--tta',
+        options=[*NARROW_DETECTOR, *ONE_WORKER, *SMALL_TEST, *scales, 'model.test_cfg.score_thr=0.0'],
+    )  # fmt: skip
+    assert 'voc/bbox_mAP:' in done.text
 
 
 @pytest.fixture(scope='module')
