@@ -1,5 +1,4 @@
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,15 +28,6 @@ def root():
     return ROOT
 
 
-@pytest.fixture(scope='session')
-def tiny_digits(tmp_path_factory):
-    """Folder with four training and two validation images of tools/make_digits.py."""
-    out = tmp_path_factory.mktemp('digits')
-    command = [sys.executable, str(ROOT / 'tools' / 'make_digits.py'), '--out', str(out), '--train', '4', '--val', '2']
-    subprocess.run(command, check=True, capture_output=True)
-    return out
-
-
 @pytest.fixture
 def tool(monkeypatch, capsys):
     """Run a tool's main in this process, which saves the seconds of importing torch: (status, stdout, stderr)."""
@@ -58,3 +48,12 @@ def tool(monkeypatch, capsys):
         return status, *capsys.readouterr()
 
     return call
+
+
+def digits(tmp_path_factory):
+    """A tiny digits data set."""
+    from tools import run_tool
+
+    folder = tmp_path_factory.mktemp('digits')
+    run_tool('make_digits.py', '--out', folder, '--train', 12, '--val', 4)
+    return folder

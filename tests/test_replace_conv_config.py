@@ -59,8 +59,8 @@ def written_config(tmp_path, root, text, digits):
 @pytest.mark.parametrize(
     ('text', 'kind', 'count'), [(RETINANET, 'RetinaNet', 16), (WHOLE_YOLOX, 'YOLOX', 12)], ids=['retinanet', 'yolox']
 )
-def test_trains_saves_and_loads(tmp_path, root, tiny_digits, text, kind, count):
-    cfg = written_config(tmp_path, root, text, tiny_digits)
+def test_trains_saves_and_loads(tmp_path, root, digits, text, kind, count):
+    cfg = written_config(tmp_path, root, text, digits)
     runner = Runner.from_cfg(cfg)
     new = {name: m for name, m in runner.model.named_modules() if isinstance(m, SCConv)}
     assert type(runner.model).__name__ == kind and len(new) == count

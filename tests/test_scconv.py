@@ -138,6 +138,11 @@ def test_layouts_agree():
     torch.testing.assert_close(layer(x[:, ::2].contiguous(memory_format=torch.channels_last)), want)
 
 
+def test_runs_on_the_meta_device():
+    with torch.device('meta'):
+        assert SCConv(8, 8, 3, 2, 1)(torch.zeros(1, 8, 9, 9)).shape == (1, 8, 5, 5)
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [

@@ -30,14 +30,9 @@ custom_imports = dict(imports=['killer'], allow_failed_imports=False)
 custom_hooks = [dict(type='KillSeed0')]
 model = dict(backbone=dict(base_channels=8), neck=dict(in_channels=[8, 16, 32, 64]),
              test_cfg=dict(score_thr=0.0))
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(128, 128)),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
 loader = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(batch_size=2, **loader)
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline), **loader)
+val_dataloader = loader
 train_cfg = dict(val_interval=1)
 default_hooks = dict(checkpoint=dict(interval=1))
 auto_scale_lr = dict(base_batch_size=2)
@@ -50,12 +45,12 @@ def sweep(root, cwd, *args):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
-def test_interrupted_sweep_resumes(root, tmp_path, tiny_digits):
+def test_interrupted_sweep_resumes(root, tmp_path, digits):
     flag = tmp_path / 'kill'
     flag.touch()
     (tmp_path / 'killer.py').write_text(KILLER.format(flag=flag))
     (tmp_path / 'tiny.py').write_text(CONFIG.format(root=root))
-    args = ['tiny.py', '--seeds', 0, 1, '--work-dir', 'out', '--data-root', tiny_digits, '--paper', 35.2]
+    args = ['tiny.py', '--seeds', 0, 1, '--work-dir', 'out', '--data-root', digits, '--paper', 35.2]
     args += ['--cfg-options', 'train_cfg.max_epochs=2']
     folders = [tmp_path / 'out' / 'tiny' / f'seed{seed}' for seed in (0, 1)]
 

@@ -2,6 +2,7 @@
 """Train a detector or a classifier from its config."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main() -> None:
     check_environment()
     args = parse_args()
 
+    from mmengine.device import get_device
     from mmengine.dist import get_world_size
     from mmengine.logging import print_log
 
@@ -39,6 +41,8 @@ def main() -> None:
 
     cfg = load_config(args)
     if args.amp:
+        if get_device() == 'cpu':
+            raise UserError('--amp needs a GPU: mmengine has no mixed precision on CPU; leave the flag out')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     base_batch = cfg.get('auto_scale_lr', {}).get('base_batch_size')
@@ -59,7 +63,7 @@ def main() -> None:
         print_log(
             f'Total batch {batch}, but the learning rate is meant for {base_batch}: pass --auto-scale-lr to scale it.',
             logger='current',
-            level='WARNING',
+            level=logging.WARNING,
         )
     with broken_annotations_named(cfg):
         runner.train()

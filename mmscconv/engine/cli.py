@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -100,6 +101,10 @@ def broken_annotations_named(cfg: Config) -> Iterator[None]:
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner with the hooks that every run gets."""
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        # mmengine's own start and wrapping ask for a CUDA device.
+        torch.distributed.init_process_group('gloo')
+        cfg.setdefault('model_wrapper_cfg', {'type': 'MMDistributedDataParallel', 'device_ids': None})
     with explained('cannot build what the config asks for'):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(NameBrokenFiles())

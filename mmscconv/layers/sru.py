@@ -87,9 +87,8 @@ class SRU(nn.Module):
         total = gamma.sum()
         floor = torch.full_like(total, self.gn.eps).copysign(total)
         w = gamma / torch.where(total.abs() < self.gn.eps, floor, total)
-        with torch.autocast(x.device.type, enabled=False):
-            # torch.group_norm, unlike nn.GroupNorm, also takes one value per group.
-            return torch.group_norm(x.to(dtype), self.gn.num_groups, w * gamma, w * beta, self.gn.eps)
+        # No autocast lowers group_norm on fp32 input; unlike nn.GroupNorm, it also takes one value per group.
+        return torch.group_norm(x.to(dtype), self.gn.num_groups, w * gamma, w * beta, self.gn.eps)
 
     def informative(self, logit: Tensor) -> Tensor:
         """Return the boolean mask W > threshold, decided on the logit."""

@@ -1,0 +1,130 @@
+"""Every shipped config parses, builds and does loss and predict at small size."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mmscconv.models import SCConvResNet
+
+CONFIGS = sorted(p for p in (ROOT / 'configs').glob('*.py'))
+TWINS = [
+    ('retinanet_scconv_r50_coco', 'retinanet_r50_coco'),
+    ('retinanet_scconv_r101_coco', 'retinanet_r101_coco'),
+    ('retinanet_scconv_r50_voc', 'retinanet_r50_voc'),
+    ('retinanet_scconv_r101_voc', 'retinanet_r101_voc'),
+    ('scconv_resnet50_imagenet', 'resnet50_imagenet'),
+    ('scconv_resnet50_alpha3-4_imagenet', 'resnet50_imagenet'),
+    ('scconv_resnet101_imagenet', 'resnet101_imagenet'),
+    ('retinanet_scconv_r18_digits', 'retinanet_r18_digits'),
+]
+
+
+def load(name):
+    cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def build(cfg):
+    # mmpretrain keeps the preprocessor beside the model and joins them in its runner.
+    model = dict(cfg.model, data_preprocessor=cfg.model.get('data_preprocessor') or cfg.data_preprocessor)
+    return MODELS.build(model)
+
+
+def shrink(cfg):
+    """Narrow the network and freeze nothing, keeping everything that the config decides."""
+    cfg.model.backbone.update(base_channels=16, stem_channels=8)
+    widths = [16, 32, 64, 128] if cfg.model.backbone.depth == 18 else [64, 128, 256, 512]
+    if cfg.default_scope == 'mmdet':
+        cfg.model.neck.update(in_channels=widths, out_channels=16)
+        cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
+    else:
+        cfg.model.head.in_channels = widths[-1]
+    return cfg
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_loss_and_predict(path):
+    cfg = shrink(load(path.stem))
+    model = build(cfg)
+    assert isinstance(model.backbone, SCConvResNet) == ('scconv' in path.stem)
+    inputs = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
+    if cfg.default_scope == 'mmdet':
+        from mmdet.testing import demo_mm_inputs
+
+        classes = cfg.model.bbox_head.num_classes
+        data = demo_mm_inputs(2, [[3, 64, 64], [3, 64, 64]], num_items=[1, 2], num_classes=classes)
+    else:
+        from mmpretrain.structures import DataSample
+
+        data = {'inputs': inputs, 'data_samples': [DataSample().set_gt_label(i) for i in range(2)]}
+    model.train()
+    data_train = model.data_preprocessor(data, True)
+    losses, _ = model.parse_losses(model(**data_train, mode='loss'))
+    losses.backward()
+    assert losses.isfinite()
+    for name, parameter in model.backbone.named_parameters():
+        assert parameter.grad is not None, name
+    model.eval()
+    with torch.no_grad():
+        results = model(**model.data_preprocessor(data, False), mode='predict')
+    assert len(results) == 2
+    if cfg.default_scope == 'mmdet':
+        assert results[0].pred_instances.bboxes.shape[1] == 4
+    else:
+        assert results[0].pred_score.sum().item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_what_every_config_promises(path):
+    cfg = load(path.stem)
+    assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size
+    assert cfg.data_root
+    if 'scconv' in path.stem:
+        assert cfg.custom_imports.imports == ['mmscconv.models']
+        assert not cfg.custom_imports.allow_failed_imports
+    if path.stem.endswith(('_coco', '_voc')):
+        assert 'tta_model' in cfg
+        assert 'tta_pipeline' in cfg
+    # Nothing may be fetched at run time, nor frozen before it was trained.
+    assert 'init_cfg' not in cfg.model.backbone
+    assert cfg.model.backbone.get('frozen_stages', -1) == -1
+
+
+@pytest.mark.parametrize(('ours', 'twin'), TWINS)
+def test_twins_differ_in_the_backbone_alone(ours, twin):
+    ours, twin = load(ours).to_dict(), load(twin).to_dict()
+    for cfg in (ours, twin):
+        cfg.pop('custom_imports', None)
+        cfg['model']['backbone'] = {
+            k: v for k, v in cfg['model']['backbone'].items() if k not in ('type', 'scconv', 'norm_eval')
+        }
+    assert ours == twin
+
+
+def test_the_paper_s_schedules():
+    coco = load('retinanet_scconv_r50_coco')
+    assert (coco.train_dataloader.batch_size, coco.train_cfg.max_iters) == (16, 180000)
+    assert coco.param_scheduler[1].milestones == [120000, 160000]
+    voc = load('retinanet_scconv_r50_voc')
+    assert (voc.train_dataloader.batch_size, voc.train_cfg.max_iters) == (32, 20000)
+    assert voc.param_scheduler[1].milestones == [10000, 18000]
+    assert voc.param_scheduler[0].end == 500
+    lists = {d.ann_file for d in voc.train_dataloader.dataset.dataset.datasets}
+    assert lists == {'VOC2007/ImageSets/Main/trainval.txt', 'VOC2012/ImageSets/Main/trainval.txt'}
+    assert voc.test_dataloader.dataset.ann_file == 'VOC2007/ImageSets/Main/test.txt'
+    imagenet = load('scconv_resnet50_imagenet')
+    assert imagenet.train_cfg.max_epochs == 100
+    assert imagenet.param_scheduler.milestones == [30, 60, 90]
+    sgd = imagenet.optim_wrapper.optimizer
+    assert (sgd.type, sgd.lr, sgd.momentum, sgd.weight_decay) == ('SGD', 0.1, 0.9, 1e-4)
+
+
+def test_no_config_names_this_machine():
+    for path in CONFIGS:
+        assert not re.search(r'/(home|root|work|tmp)/|https?://', Path(path).read_text()), path
