@@ -50,6 +50,7 @@ def tool(monkeypatch, capsys):
     return call
 
 
+@pytest.fixture(scope='session')
 def digits(tmp_path_factory):
     """A tiny digits data set."""
     from tools import run_tool
