@@ -1,10 +1,27 @@
-"""The OpenMMLab side: importing this module registers the conv layer and the backbone.
+"""The OpenMMLab side: importing this module registers the conv layers and the backbones.
 
 Configs name it in ``custom_imports``. Everything is registered in mmengine's
 root registry, where mmdet and mmpretrain both find it by its plain name.
 """
 
+from mmscconv.models.cifar import (
+    CIFARBottleneckResNet,
+    CIFARDenseNet,
+    CIFARResNet,
+    CIFARResNeXt,
+    CIFARWideResNet,
+)
 from mmscconv.models.conv import SCCONV_TYPE
+from mmscconv.models.conv_resnet import ConvResNet
 from mmscconv.models.scconv_resnet import SCConvResNet
 
-__all__ = ['SCCONV_TYPE', 'SCConvResNet']
+__all__ = [
+    'SCCONV_TYPE',
+    'CIFARBottleneckResNet',
+    'CIFARDenseNet',
+    'CIFARResNeXt',
+    'CIFARResNet',
+    'CIFARWideResNet',
+    'ConvResNet',
+    'SCConvResNet',
+]
