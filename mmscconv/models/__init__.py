@@ -13,15 +13,18 @@ from mmscconv.models.cifar import (
 )
 from mmscconv.models.conv import SCCONV_TYPE
 from mmscconv.models.conv_resnet import ConvResNet
+from mmscconv.models.oct_resnet import CIFAROctResNet, OctResNet
 from mmscconv.models.scconv_resnet import SCConvResNet
 
 __all__ = [
     'SCCONV_TYPE',
     'CIFARBottleneckResNet',
     'CIFARDenseNet',
+    'CIFAROctResNet',
     'CIFARResNeXt',
     'CIFARResNet',
     'CIFARWideResNet',
     'ConvResNet',
+    'OctResNet',
     'SCConvResNet',
 ]
