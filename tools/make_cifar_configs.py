@@ -9,10 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # works from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv.engine.errors import UserError, run
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Name, display name, the rivals that Table 2 lists, and SCConv's settings that give the printed counts.
 ARCHITECTURES = {

@@ -1,6 +1,6 @@
 """Parameters and operations of models, and of every row of the paper's complexity columns.
 
-Needs fvcore, and the OpenMMLab side for configs.
+Needs the OpenMMLab side for reading configs; counting alone needs torch.
 """
 
 from mmscconv.complexity.configs import count_config, read_config

@@ -1,4 +1,4 @@
-"""Parameters and operations of a module, by two rules, from one trace.
+"""Parameters and operations of a module, by two rules, from one forward pass with fake tensors.
 
 ``macs``: multiply-adds of convolutions and linear layers; one multiply-add is one.
 
@@ -7,22 +7,27 @@ come out to the last digit. On top of ``macs``: 1 per output of a biased
 convolution and of average pooling, 2 per element of BN, and 1 per input and
 output of global average pooling. GN, activations, max-pooling and element-wise
 arithmetic cost nothing, and GN's parameters are not counted either.
+
+Fake tensors have a shape and no data, so a detector's image costs no more time than
+a CIFAR one. Counters that trace, such as fvcore's, have to compute the network.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis, parameter_count
-from fvcore.nn.jit_handles import addmm_flop_jit, bmm_flop_jit, conv_flop_count, get_shape, linear_flop_jit
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-Handle = Callable[[list[Any], list[Any]], Counter[str]]
+aten = torch.ops.aten
+MACS = ('convolution', 'linear')
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Complexity:
     group_norm_params: int
     macs: int
     paper_ops: int
-    stages: dict[str, Complexity]
+    stages: dict[str, Complexity] = field(default_factory=dict)
 
     @property
     def paper_params(self) -> int:
@@ -42,79 +47,106 @@ class Complexity:
 
 
 def count(model: nn.Module, shape: tuple[int, int]) -> Complexity:
-    """Count ``model`` in eval mode on one RGB image of ``shape`` (H, W); it is put back into its mode."""
-    training = model.training
+    """Count ``model`` in eval mode on one RGB image of ``shape`` (H, W); ``model`` itself is left as it is."""
+    model = copy.deepcopy(model)
     model.eval()
-    with torch.no_grad():
-        analysis = FlopCountAnalysis(model, torch.zeros(1, 3, *shape))
-        analysis.clear_op_handles().set_op_handle(**HANDLES)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
-        operations = analysis.by_module_and_operator()
-    model.train(training)
-    params = parameter_count(model)
-    group_norms = [name for name, module in model.named_modules() if isinstance(module, nn.GroupNorm)]
-
-    def of(name: str, stages: dict[str, Complexity]) -> Complexity:
-        inside = [norm for norm in group_norms if not name or norm == name or norm.startswith(f'{name}.')]
-        ops = operations[name]
-        return Complexity(
-            params=params[name],
-            group_norm_params=sum(params[norm] for norm in inside),
-            macs=round(sum(ops[key] for key in ('conv', 'linear'))),
-            paper_ops=round(sum(ops.values())),
-            stages=stages,
-        )
-
-    stages = {name: of(name, {}) for name in stage_names(model)}
-    return of('', {name: stage for name, stage in stages.items() if stage.params or stage.paper_ops})
+    operations = OperationCounter()
+    stages = dict(stage_modules(model))
+    for name, module in stages.items():
+        operations.watch(name, module)
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), operations:
+        model(torch.empty(1, 3, *shape))
+    parts = {name: _complexity(module, operations.counts[name]) for name, module in stages.items()}
+    whole = _complexity(model, operations.total)
+    return Complexity(
+        whole.params,
+        whole.group_norm_params,
+        whole.macs,
+        whole.paper_ops,
+        {name: part for name, part in parts.items() if part.params or part.paper_ops},
+    )
 
 
-def stage_names(model: nn.Module) -> list[str]:
-    """Name the parts of a network: children, those of ``backbone`` and of lists in place of these themselves."""
-    names = []
-
-    def visit(prefix: str, module: nn.Module) -> None:
-        for name, child in module.named_children():
-            if name == 'backbone' or isinstance(child, nn.ModuleList):
-                visit(f'{prefix}{name}.', child)
-            else:
-                names.append(prefix + name)
-
-    visit('', model)
-    return names
+def stage_modules(model: nn.Module, prefix: str = '') -> Iterable[tuple[str, nn.Module]]:
+    """Yield the parts of a network: its children, with those of ``backbone`` and of lists in place of these."""
+    for name, child in model.named_children():
+        if name == 'backbone' or isinstance(child, nn.ModuleList):
+            yield from stage_modules(child, f'{prefix}{name}.')
+        else:
+            yield prefix + name, child
 
 
-def _convolution(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    output = get_shape(outputs[0])
-    macs = conv_flop_count(get_shape(inputs[0]), get_shape(inputs[1]), output)
-    biased = get_shape(inputs[2]) is not None
-    return Counter(conv=macs, bias=prod(output) if biased else 0)
+class OperationCounter(TorchDispatchMode):
+    """Counts operations by kind while it is entered: in all, and inside of the modules that it watches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total: Counter[str] = Counter()
+        self.counts: dict[str, Counter[str]] = {}
+        self._inside: list[str] = []
+
+    def watch(self, name: str, module: nn.Module) -> None:
+        """Count what runs inside of ``module`` under ``name``, too."""
+        self.counts[name] = Counter()
+        module.register_forward_pre_hook(lambda *_: self._inside.append(name))
+        module.register_forward_hook(lambda *_: self._inside.remove(name))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        rule = RULES.get(func.overloadpacket)
+        if rule is not None:
+            operations = rule(args, out[0] if isinstance(out, tuple) else out)
+            for counter in (self.total, *(self.counts[name] for name in self._inside)):
+                counter.update(operations)
+        return out
 
 
-def _by(name: str, ops: Callable[[list[Any], list[Any]], float]) -> Handle:
-    return lambda inputs, outputs: Counter({name: ops(inputs, outputs)})
+def _complexity(module: nn.Module, operations: Counter[str]) -> Complexity:
+    norms = (m for m in module.modules() if isinstance(m, nn.GroupNorm))
+    return Complexity(
+        params=sum(p.numel() for p in module.parameters()),
+        group_norm_params=sum(p.numel() for norm in norms for p in norm.parameters()),
+        macs=sum(operations[kind] for kind in MACS),
+        paper_ops=operations.total(),
+    )
 
 
-def _elements(inputs: list[Any], _: list[Any]) -> int:
-    return prod(get_shape(inputs[0]))
+def _convolution(args: tuple[Any, ...], out: Tensor) -> dict[str, int]:
+    x, weight, bias, *_, transposed, _, _ = args
+    # Each output of a convolution, each input of a transposed one, meets one filter.
+    places = x if transposed else out
+    macs = places.shape[0] * prod(places.shape[2:]) * weight.numel()
+    return {'convolution': macs, 'bias': 0 if bias is None else out.numel()}
 
 
-def _outputs(_: list[Any], outputs: list[Any]) -> int:
-    return prod(get_shape(outputs[0]))
+def _matrices(first: int) -> Callable[[tuple[Any, ...], Tensor], dict[str, int]]:
+    """Return the rule of a product whose left matrix is argument ``first``."""
+    return lambda args, out: {'linear': out.numel() * args[first].shape[-1]}
 
 
-def _global_pool(inputs: list[Any], outputs: list[Any]) -> int:
-    return _elements(inputs, outputs) + _outputs(inputs, outputs)
+def _batch_norm(args: tuple[Any, ...], out: Tensor) -> dict[str, int]:
+    return {'batch_norm': 2 * out.numel()}
 
 
-HANDLES: dict[str, Handle] = {
-    'aten::_convolution': _convolution,
-    'aten::_convolution_mode': _convolution,  # padding='same'
-    'aten::linear': _by('linear', linear_flop_jit),
-    'aten::addmm': _by('linear', addmm_flop_jit),
-    'aten::bmm': _by('linear', bmm_flop_jit),
-    'aten::batch_norm': _by('batch_norm', lambda inputs, outputs: 2 * _elements(inputs, outputs)),
-    'aten::avg_pool2d': _by('pool', _outputs),
-    'aten::adaptive_avg_pool2d': _by('pool', _global_pool),
-    'aten::mean': _by('pool', _global_pool),
+def _pool(args: tuple[Any, ...], out: Tensor) -> dict[str, int]:
+    return {'pool': out.numel()}
+
+
+def _global_pool(args: tuple[Any, ...], out: Tensor) -> dict[str, int]:
+    return {'pool': args[0].numel() + out.numel()}
+
+
+RULES: dict[Any, Callable[[tuple[Any, ...], Tensor], dict[str, int]]] = {
+    aten.convolution: _convolution,
+    aten.addmm: _matrices(1),
+    aten.mm: _matrices(0),
+    aten.bmm: _matrices(0),
+    aten.native_batch_norm: _batch_norm,
+    aten._native_batch_norm_legit_no_training: _batch_norm,
+    aten.cudnn_batch_norm: _batch_norm,
+    aten.avg_pool2d: _pool,
+    aten._adaptive_avg_pool2d: _global_pool,
+    aten.mean: _global_pool,
 }
