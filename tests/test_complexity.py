@@ -17,6 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmscconv import SCConv
 from mmscconv.complexity import compare, count, paper_rows
 from mmscconv.complexity.configs import count_config
+from mmscconv.engine.errors import UserError
 from mmscconv.layers.rivals import GhostConv, SPConv, TiedConv
 
 CONFIGS = ROOT / 'configs'
@@ -88,11 +89,12 @@ FIGURE_4 = {
 
 @pytest.fixture(scope='module', autouse=True)
 def _fast_configs():
-    """Let mmengine read the index of mmpretrain's models once instead of for every base file."""
-    original = mmengine.config.utils._get_cfg_metainfo
-    mmengine.config.utils._get_cfg_metainfo = functools.cache(original)
-    yield
-    mmengine.config.utils._get_cfg_metainfo = original
+    """Read the index of mmpretrain's models once instead of for every base file, and leave weights uninitialised."""
+    with pytest.MonkeyPatch.context() as patch:
+        read = functools.cache(mmengine.config.utils._get_cfg_metainfo)
+        patch.setattr(mmengine.config.utils, '_get_cfg_metainfo', read)
+        patch.setattr(nn.init, 'kaiming_uniform_', lambda tensor, **_: tensor)
+        yield
 
 
 def run(*args):
@@ -133,9 +135,8 @@ def test_table_5_repeats_table_4():
 
 @pytest.mark.parametrize('eighths', FIGURE_4)
 def test_figure_4(eighths):
+    # The paper plots these without printing them; the numbers are of the independent counter.
     cfg = Config.fromfile(CONFIGS / f'cifar/scconv_alpha{eighths}-8_resnet50_cifar100.py')
-    # The paper prints no numbers here; these leave out the inner norms and biases.
-    cfg.model.backbone.conv_cfg.inner_norm = True
     ours = count_config(cfg)
     assert ours.paper_params / 1e6 == pytest.approx(FIGURE_4[eighths][0], abs=0.006)
     assert ours.paper_ops / 1e6 == pytest.approx(FIGURE_4[eighths][1], abs=0.06)
@@ -203,10 +204,9 @@ def test_tool_prints_and_writes(tmp_path):
     ('args', 'message'),
     [
         (['nowhere.py'], 'config is not there: nowhere.py'),
-        ([CONFIGS / 'cifar/resnet56_cifar10.py', '--out', 'x.txt'], '--out must end in .md or .csv'),
-        ([CONFIGS / 'cifar/resnet56_cifar10.py', '--shape', 0, 8], '--shape must be positive'),
-        ([CONFIGS / 'retinanet_r18_digits.py', '--classes', 3], '--classes needs a classifier'),
-        ([CONFIGS / 'cifar/_base_/cifar10.py'], 'config has no model with a backbone'),
+        (['x.py', '--out', 'x.txt'], '--out must end in .md or .csv'),
+        (['x.py', '--shape', 0, 8], '--shape must be positive'),
+        (['x.py', '--classes', 0], '--classes must be positive'),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -215,6 +215,28 @@ def test_user_errors_are_one_line(args, message):
     lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
     assert done.returncode == 2 and len(lines) == 1 and message in lines[0]
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('config', 'options', 'message'),
+    [
+        ('retinanet_r18_digits.py', {'classes': 3}, '--classes needs a classifier'),
+        ('cifar/_base_/cifar10.py', {}, 'config has no model with a backbone'),
+        ('resnet50_imagenet.py', {'cfg': {'model.backbone.depth': 51}}, 'cannot build the model of .*51'),
+    ],
+)
+def test_configs_that_cannot_be_counted(config, options, message):
+    cfg = Config.fromfile(CONFIGS / config)
+    cfg.merge_from_dict(options.pop('cfg', {}))
+    with pytest.raises(UserError, match=message):
+        count_config(cfg, **options)
+
+
+def test_fake_tensors_count_the_same(monkeypatch):
+    cfg = Config.fromfile(CONFIGS / 'cifar/scconv_resnet56_cifar10.py')
+    computed = count_config(cfg)
+    monkeypatch.setattr('mmscconv.complexity.counting.LARGEST_COMPUTED', 0)
+    assert count_config(cfg) == computed
 
 
 def test_cifar_tree_is_what_the_generator_makes(tmp_path):

@@ -1,4 +1,4 @@
-"""Parameters and operations of a module, by two rules, from one forward pass with fake tensors.
+"""Parameters and operations of a module, by two rules, from one forward pass.
 
 ``macs``: multiply-adds of convolutions and linear layers; one multiply-add is one.
 
@@ -8,8 +8,8 @@ convolution and of average pooling, 2 per element of BN, and 1 per input and
 output of global average pooling. GN, activations, max-pooling and element-wise
 arithmetic cost nothing, and GN's parameters are not counted either.
 
-Fake tensors have a shape and no data, so a detector's image costs no more time than
-a CIFAR one. Counters that trace, such as fvcore's, have to compute the network.
+Large images run as fake tensors, which have a shape and no data: a detector's costs
+seconds. Counters that trace, such as fvcore's, have to compute the network.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -28,6 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 MACS = ('convolution', 'linear')
+# Up to here computing takes less time than what fake tensors add to each operation.
+LARGEST_COMPUTED = 224 * 224
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ def count(model: nn.Module, shape: tuple[int, int]) -> Complexity:
     stages = dict(stage_modules(model))
     for name, module in stages.items():
         operations.watch(name, module)
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), operations:
-        model(torch.empty(1, 3, *shape))
+    fake = nullcontext() if prod(shape) <= LARGEST_COMPUTED else FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), fake, operations:
+        model(torch.zeros(1, 3, *shape))
     parts = {name: _complexity(module, operations.counts[name]) for name, module in stages.items()}
     whole = _complexity(model, operations.total)
     return Complexity(
