@@ -6,18 +6,18 @@ which goes by the same short name.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Size2d, check_input, pair
+from mmscconv.layers.arguments import Size2d
+from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.cru import CRU
 from mmscconv.layers.sru import SRU
 
 ARRANGEMENTS = ('S+C', 'C+S', 'C&S', 'S', 'C')
 
 
-class SCConv(nn.Module):
+class SCConv(Conv2dLike):
     """A replacement for a dense ``nn.Conv2d``, with its argument order and attributes.
 
     ===========  =======================================================
@@ -52,10 +52,6 @@ class SCConv(nn.Module):
             between different channel counts, and whatever SRU and CRU refuse.
     """
 
-    padding_mode = 'zeros'
-    transposed = False
-    output_padding = (0, 0)
-
     def __init__(
         self,
         in_channels: int,
@@ -77,7 +73,6 @@ class SCConv(nn.Module):
         gate: str = 'soft',
         arrangement: str = 'S+C',
     ) -> None:
-        super().__init__()
         if groups != 1:
             raise ValueError(f"SCConv is dense: groups must be 1, got {groups}; the paper's g is gwc_groups")
         if arrangement not in ARRANGEMENTS:
@@ -87,15 +82,9 @@ class SCConv(nn.Module):
                 "arrangement='C&S' adds SRU's output to CRU's and needs in_channels = out_channels, "
                 f"got {in_channels} and {out_channels}; 'S+C' and 'C+S' do not"
             )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = pair('kernel_size', kernel_size, 1)
-        self.stride = pair('stride', stride, 1)
-        self.dilation = pair('dilation', dilation, 1)
-        self.padding = padding if isinstance(padding, str) else pair('padding', padding, 0)
-        self.groups = 1
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         self.arrangement = arrangement
-        window = (self.kernel_size, self.stride, self.padding, self.dilation)
+        window = self.window
 
         self.sru = self.cru = self.conv = self.pool = None
         if arrangement != 'C':
@@ -108,27 +97,17 @@ class SCConv(nn.Module):
             )
         if arrangement == 'C&S':
             self.pool = AlignedAvgPool2d(*window)
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_input('SCConv', x, self.in_channels)
-        if x.dim() == 3:
-            return self(x.unsqueeze(0)).squeeze(0)
+    def transform(self, x: Tensor) -> Tensor:
         if self.arrangement == 'S+C':
-            y = self.cru(self.sru(x))
-        elif self.arrangement == 'C+S':
-            y = self.sru(self.cru(x))
-        elif self.arrangement == 'C&S':
-            y = self.cru(x) + self.pool(self.sru(x))
-        elif self.arrangement == 'S':
-            y = self.conv(self.sru(x))
-        else:
-            y = self.cru(x)
-        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+            return self.cru(self.sru(x))
+        if self.arrangement == 'C+S':
+            return self.sru(self.cru(x))
+        if self.arrangement == 'C&S':
+            return self.cru(x) + self.pool(self.sru(x))
+        if self.arrangement == 'S':
+            return self.conv(self.sru(x))
+        return self.cru(x)
 
     def extra_repr(self) -> str:
-        return (
-            f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
-            f'padding={self.padding!r}, dilation={self.dilation}, bias={self.bias is not None}, '
-            f'arrangement={self.arrangement!r}'
-        )
+        return f'{super().extra_repr()}, arrangement={self.arrangement!r}'

@@ -1,8 +1,10 @@
-"""Registers SCConv for ``build_conv_layer(dict(type='SCConv'), ...)``."""
+"""Registers the layers for ``build_conv_layer(dict(type='SCConv'), ...)``."""
 
 from mmengine.registry import MODELS
 
 from mmscconv.layers import SCConv
+from mmscconv.layers.rivals import GhostConv, OctConv, SlimConv, SPConv, TiedConv
 
 SCCONV_TYPE = 'SCConv'
-MODELS.register_module(name=SCCONV_TYPE, module=SCConv)
+for layer in (SCConv, SPConv, TiedConv, GhostConv, SlimConv, OctConv):
+    MODELS.register_module(module=layer)

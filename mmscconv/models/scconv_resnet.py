@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmcv.cnn import build_conv_layer
 from mmdet.models.backbones import ResNet
 from mmengine.registry import MODELS
-from torch import nn
 
 from mmscconv.models.conv import SCCONV_TYPE
+from mmscconv.models.conv_resnet import ConvResNet
 
 
 @MODELS.register_module()
-class SCConvResNet(ResNet):
+class SCConvResNet(ConvResNet):
     """mmdet's ResNet-18/34/50/101/152 whose conv2 is an SCConv.
 
     Bottleneck: the 3x3. BasicBlock: the second 3x3 only, which is what the
@@ -40,6 +39,8 @@ class SCConvResNet(ResNet):
             that SCConv refuses.
     """
 
+    stage_option = 'stage_with_scconv'
+
     def __init__(
         self,
         depth: int,
@@ -48,38 +49,8 @@ class SCConvResNet(ResNet):
         num_stages: int = 4,
         **kwargs: Any,
     ) -> None:
-        if len(stage_with_scconv) < num_stages:
-            raise ValueError(
-                f'stage_with_scconv needs one entry for each of the {num_stages} stages, got {stage_with_scconv}'
-            )
-        # mmdet's __init__ builds the stages, so both are needed before it.
         self.scconv = dict(scconv or {})
         self.stage_with_scconv = tuple(stage_with_scconv)
-        super().__init__(depth, num_stages=num_stages, **kwargs)
-
-    def make_res_layer(self, **kwargs: Any) -> nn.Sequential:
-        """Build a stage of plain blocks, then put SCConv in the place of each conv2."""
-        stage = len(self.res_layers)
-        with_scconv = self.stage_with_scconv[stage]
-        if with_scconv and kwargs.get('dcn') is not None:
-            raise ValueError(
-                f'stage {stage}: DCN and SCConv replace the same convolution; '
-                'set stage_with_dcn or stage_with_scconv to False there'
-            )
-        layer = super().make_res_layer(**kwargs)
-        if with_scconv:
-            for block in layer:
-                block.conv2 = self._scconv_like(block.conv2)
-        return layer
-
-    def _scconv_like(self, conv: nn.Conv2d) -> nn.Module:
-        return build_conv_layer(
-            {'type': SCCONV_TYPE, **self.scconv},
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            bias=conv.bias is not None,
-        )
+        self.replace_in_stages({'type': SCCONV_TYPE, **self.scconv}, stage_with_scconv, num_stages)
+        # Not ConvResNet's: there conv_cfg, which may be among kwargs, has another meaning than mmdet's.
+        ResNet.__init__(self, depth, num_stages=num_stages, **kwargs)

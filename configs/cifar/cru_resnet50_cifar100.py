@@ -1,0 +1,5 @@
+"""Table 1: CRU alone; ResNet-50 on CIFAR-100."""
+
+_base_ = './resnet50_cifar100.py'
+
+model = dict(backbone=dict(conv_cfg=dict(type='SCConv', arrangement='C', low_squeeze='output', inner_norm=True)))

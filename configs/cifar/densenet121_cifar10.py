@@ -1,0 +1,3 @@
+"""Baseline of Table 2: DenseNet-121 on CIFAR-10."""
+
+_base_ = ['./_base_/models/densenet121.py', './_base_/cifar10.py']

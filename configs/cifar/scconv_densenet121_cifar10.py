@@ -1,0 +1,5 @@
+"""SCConv in DenseNet-121 on CIFAR-10."""
+
+_base_ = './densenet121_cifar10.py'
+
+model = dict(backbone=dict(conv_cfg=dict(type='SCConv', low_squeeze='output', inner_norm=True)))

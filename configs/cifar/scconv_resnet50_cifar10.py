@@ -1,0 +1,5 @@
+"""SCConv in ResNet-50 on CIFAR-10."""
+
+_base_ = './resnet50_cifar10.py'
+
+model = dict(backbone=dict(conv_cfg=dict(type='SCConv', inner_norm=True)))

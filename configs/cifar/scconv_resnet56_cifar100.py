@@ -1,0 +1,5 @@
+"""SCConv in ResNet-56 on CIFAR-100."""
+
+_base_ = './resnet56_cifar100.py'
+
+model = dict(backbone=dict(conv_cfg=dict(type='SCConv', low_squeeze='output', inner_norm=True)))

@@ -1,0 +1,5 @@
+"""SCConv in WideResNet-28-10 on CIFAR-10 as image files."""
+
+_base_ = './wrn28_cifar10_folder.py'
+
+model = dict(backbone=dict(conv_cfg=dict(type='SCConv', inner_norm=True)))

@@ -1,0 +1,5 @@
+"""SlimConv, k = 1, in ResNet-50 on CIFAR-100."""
+
+_base_ = './resnet50_cifar100.py'
+
+model = dict(backbone=dict(conv_cfg=dict(type='SlimConv', k=1)))

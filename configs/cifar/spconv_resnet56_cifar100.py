@@ -1,0 +1,5 @@
+"""SPConv, alpha = 1/2, in ResNet-56 on CIFAR-100."""
+
+_base_ = './resnet56_cifar100.py'
+
+model = dict(backbone=dict(conv_cfg=dict(type='SPConv', alpha=1 / 2)))

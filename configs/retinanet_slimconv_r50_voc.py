@@ -1,0 +1,7 @@
+"""SlimConv-R50 of Table 4, k = 1: RetinaNet on VOC."""
+
+_base_ = './retinanet_r50_voc.py'
+
+custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
+
+model = dict(backbone=dict(type='ConvResNet', conv_cfg=dict(type='SlimConv', k=1)))

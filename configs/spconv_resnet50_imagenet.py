@@ -1,0 +1,8 @@
+"""SPConv-R50, alpha = 1/2, of Table 3: 18.34 M parameters."""
+
+_base_ = './resnet50_imagenet.py'
+
+custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
+
+# norm_eval: the backbone is mmdet's ResNet, which by default freezes BN's statistics.
+model = dict(backbone=dict(type='ConvResNet', conv_cfg=dict(type='SPConv'), norm_eval=False))

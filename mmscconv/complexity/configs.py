@@ -1,0 +1,69 @@
+"""Counts what a config describes, without its data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmscconv.complexity.counting import Complexity, count
+from mmscconv.engine.cli import explained
+from mmscconv.engine.errors import UserError
+
+# The paper names no image size for its detectors; of the plausible ones this explains Tables 4 and 5 best.
+DETECTOR_SHAPE = (768, 1024)
+CLASSIFIER_SHAPE = (224, 224)
+
+
+def read_config(path: str | Path) -> Config:
+    """Read a config file; UserError where it is missing or wrong."""
+    if not Path(path).is_file():
+        raise UserError(f'config is not there: {path}')
+    with explained(f'config {path}'):
+        return Config.fromfile(path)
+
+
+def count_config(cfg: Config, classes: int | None = None, shape: tuple[int, int] | None = None) -> Complexity:
+    """Count a classifier whole, or the backbone of a detector, as the paper does.
+
+    Args:
+        cfg: Of mmpretrain or mmdet.
+        classes: Number of classes of a classifier's head, in place of the config's.
+        shape: (H, W); None for the classifier's training crop, or 768 x 1024.
+
+    Raises:
+        UserError: No model, one that cannot be built or that refuses the shape, or
+            ``classes`` for a model without a classification head.
+    """
+    model = cfg.get('model')
+    if not model or 'backbone' not in model:
+        raise UserError(f'config has no model with a backbone: {cfg.filename}')
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    classifier = 'head' in model
+    if classes is not None:
+        if not classifier:
+            raise UserError(f'--classes needs a classifier: {cfg.filename}')
+        model = model.copy()
+        model.head = {**model.head, 'num_classes': classes}
+    with explained(f'cannot build the model of {cfg.filename}'):
+        network: nn.Module = MODELS.build(model if classifier else model.backbone)
+    shape = shape or (training_crop(cfg) if classifier else DETECTOR_SHAPE)
+    try:
+        return count(network, shape)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f'{cfg.filename} cannot be run on {shape[0]} x {shape[1]}: {" ".join(str(error).split())}'
+        ) from error
+
+
+def training_crop(cfg: Config) -> tuple[int, int]:
+    """Return the size of the last crop of the training pipeline, or 224 x 224."""
+    dataset = cfg.get('train_dataloader', {}).get('dataset', {})
+    sizes = [
+        step.get('crop_size') or step.get('scale') for step in dataset.get('pipeline', []) if 'Crop' in step['type']
+    ]
+    if not sizes:
+        return CLASSIFIER_SHAPE
+    return (sizes[-1], sizes[-1]) if isinstance(sizes[-1], int) else tuple(sizes[-1])

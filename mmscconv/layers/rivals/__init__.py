@@ -1,0 +1,13 @@
+"""The convolutions that the paper compares SCConv with (Tables 2-5), behind ``nn.Conv2d``'s interface.
+
+Written from their own papers; each file names the choices that the SCConv
+paper's printed counts decide. Plain PyTorch, as all of ``mmscconv.layers``.
+"""
+
+from mmscconv.layers.rivals.ghost_conv import GhostConv
+from mmscconv.layers.rivals.oct_conv import OctaveConv2d, OctConv
+from mmscconv.layers.rivals.slim_conv import SlimConv
+from mmscconv.layers.rivals.sp_conv import SPConv
+from mmscconv.layers.rivals.tied_conv import TiedConv
+
+__all__ = ['GhostConv', 'OctConv', 'OctaveConv2d', 'SPConv', 'SlimConv', 'TiedConv']

@@ -1,0 +1,147 @@
+"""OctConv, "Drop an Octave: Reducing Spatial Redundancy in CNNs with Octave Convolution" (ICCV 2019)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812, the field's name for it
+from torch import Tensor, nn
+
+from mmscconv.layers.aligned_pool import AlignedAvgPool2d
+from mmscconv.layers.arguments import Size2d
+from mmscconv.layers.conv_like import Conv2dLike
+
+Octave = tuple[Tensor, Tensor | None]
+
+
+def low_channels(channels: int, alpha: float) -> int:
+    """Return how many of ``channels`` have half the resolution; ValueError outside of [0, channels)."""
+    low = int(alpha * channels + 1e-6)
+    if not 0 <= low < channels:
+        raise ValueError(f'OctConv: alpha={alpha} makes {low} of {channels} channels low; it must leave some high')
+    return low
+
+
+def halve(x: Tensor) -> Tensor:
+    """Average 2 x 2 positions; the last row or column of an odd size stands alone."""
+    return F.avg_pool2d(x, 2, ceil_mode=True)
+
+
+class OctaveConv2d(nn.Module):
+    """The paper's convolution between pairs (high, low) of maps, low at half the resolution.
+
+    ::
+
+        high' = hh(high) + up(lh(low))
+        low'  = hl(halve(high)) + ll(low)
+
+    with "same" padding. At stride 2, ``high`` is averaged first, as is ``low`` for
+    ``ll``; ``lh`` needs no ``up``, since low already has the new high resolution.
+
+    Args:
+        in_channels, out_channels: Of both resolutions together.
+        kernel_size, dilation: As ``nn.Conv2d``'s.
+        stride: 1 or 2.
+        alpha_in, alpha_out: Share of the low channels in [0, 1); at 0 that side
+            has no low map (None).
+
+    Shape:
+        (N, C1h, H, W), (N, C1l, ceil(H/2), ceil(W/2)) to the same with C2 channels
+        and, at stride 2, half the size.
+
+    Raises:
+        ValueError: Another stride, or an alpha that leaves no high channel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size2d,
+        stride: int = 1,
+        dilation: Size2d = 1,
+        alpha_in: float = 0.5,
+        alpha_out: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if stride not in (1, 2):
+            raise ValueError(f'OctaveConv2d: stride must be 1 or 2, got {stride}')
+        self.stride = stride
+        self.in_low, self.out_low = low_channels(in_channels, alpha_in), low_channels(out_channels, alpha_out)
+        in_high, out_high = in_channels - self.in_low, out_channels - self.out_low
+
+        def conv(inputs: int, outputs: int) -> nn.Conv2d | None:
+            if not (inputs and outputs):
+                return None
+            return nn.Conv2d(inputs, outputs, kernel_size, padding='same', dilation=dilation, bias=False)
+
+        self.hh, self.hl = conv(in_high, out_high), conv(in_high, self.out_low)
+        self.lh, self.ll = conv(self.in_low, out_high), conv(self.in_low, self.out_low)
+
+    def forward(self, x: Octave) -> Octave:
+        high, low = x
+        if self.stride == 2:
+            high = halve(high)
+        out_high, out_low = self.hh(high), None
+        if self.hl is not None:
+            out_low = self.hl(halve(high))
+        if low is not None:
+            from_low = self.lh(low)
+            if self.stride == 1:
+                from_low = F.interpolate(from_low, size=out_high.shape[2:])
+            out_high = out_high + from_low
+            if self.ll is not None:
+                out_low = out_low + self.ll(low if self.stride == 1 else halve(low))
+        return out_high, out_low
+
+
+class OctConv(Conv2dLike):
+    """:class:`OctaveConv2d` behind ``nn.Conv2d``'s interface: one resolution outside, two inside.
+
+    The last alpha*C1 channels are halved, convolved as low frequencies, and
+    brought back to the output's size. Any stride or padding is met by average
+    pooling to the output's size first, and a "same" convolution there: the paper
+    pools in place of striding; doing so for other paddings too is ours.
+
+    As many parameters as ``nn.Conv2d``; at alpha = 1/2 and stride 1, 7/16 of its
+    work. A network that stays in two resolutions saves more:
+    :class:`mmscconv.models.OctResNet`.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias:
+            Of :class:`~mmscconv.layers.conv_like.Conv2dLike`.
+        alpha: Share of the low channels in [0, 1), on both sides.
+
+    Shape:
+        (N, C1, H, W) or (C1, H, W) to ``nn.Conv2d``'s output with C2 channels.
+
+    Raises:
+        ValueError: An alpha that leaves no high channel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size2d,
+        stride: Size2d = 1,
+        padding: Size2d | str = 0,
+        dilation: Size2d = 1,
+        groups: int = 1,
+        bias: bool = False,
+        *,
+        alpha: float = 0.5,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self.alpha = alpha
+        self.pool = AlignedAvgPool2d(*self.window)
+        self.octave = OctaveConv2d(
+            in_channels, out_channels, self.kernel_size, dilation=self.dilation, alpha_in=alpha, alpha_out=alpha
+        )
+
+    def transform(self, x: Tensor) -> Tensor:
+        high, low = self.pool(x).tensor_split((self.in_channels - self.octave.in_low,), dim=1)
+        high, low = self.octave((high, halve(low) if self.octave.in_low else None))
+        return high if low is None else torch.cat((high, F.interpolate(low, size=high.shape[2:])), dim=1)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, alpha={self.alpha}'

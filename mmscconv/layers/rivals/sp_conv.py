@@ -1,0 +1,85 @@
+"""SPConv, "Split to Be Slim: An Overlooked Redundancy in Vanilla Convolution" (IJCAI 2020).
+
+Choices that its text leaves open are taken so that the SCConv paper's printed
+counts of its SPConv rows come out: a norm on each branch, a bias on the 1x1 of
+the redundant part, average pooling in front of the 1x1s where the layer is
+strided. Where the pooling windows lie for other paddings is ours.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mmscconv.layers.aligned_pool import AlignedAvgPool2d
+from mmscconv.layers.arguments import Size2d
+from mmscconv.layers.conv_like import Conv2dLike
+from mmscconv.layers.cru import CRU
+
+
+class SPConv(Conv2dLike):
+    """k x k work for the representative part of the channels, 1x1 for the redundant rest.
+
+    With X_r the first alpha*C1 channels and X_c the others::
+
+        Y1 = BN(gwc(X_r) + pwc(pool(X_r)))
+        Y2 = BN(cheap(pool(X_c)))
+        Y  = beta1 * Y1 + beta2 * Y2,  beta = softmax over m of mean_HW(Y_m)
+
+    Parameters at alpha = 1/2, k = 3, C1 = C2 = C: 3.25 C^2 + 5 C.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias:
+            Of :class:`~mmscconv.layers.conv_like.Conv2dLike`.
+        alpha: Share of the representative channels, inside (0, 1).
+        gwc_groups: Groups of the k x k convolution.
+
+    Shape:
+        (N, C1, H, W) or (C1, H, W) to ``nn.Conv2d``'s output with C2 channels.
+
+    Raises:
+        ValueError: An empty part, or channels that ``gwc_groups`` does not divide.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size2d,
+        stride: Size2d = 1,
+        padding: Size2d | str = 0,
+        dilation: Size2d = 1,
+        groups: int = 1,
+        bias: bool = False,
+        *,
+        alpha: float = 0.5,
+        gwc_groups: int = 2,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        # The small term forgives binary fractions: 0.29 * 100 is 28.999...
+        self.representative = int(alpha * in_channels + 1e-6)
+        redundant = in_channels - self.representative
+        if not 0 < self.representative < in_channels:
+            raise ValueError(
+                f'SPConv needs both parts: alpha={alpha} divides {in_channels} channels '
+                f'into {self.representative} and {redundant}'
+            )
+        if gwc_groups < 1 or self.representative % gwc_groups or out_channels % gwc_groups:
+            raise ValueError(
+                f'SPConv: floor(alpha * in_channels) = {self.representative} and out_channels = {out_channels} '
+                f'must both be multiples of gwc_groups = {gwc_groups}'
+            )
+        self.alpha = alpha
+        self.pool = AlignedAvgPool2d(*self.window)
+        self.gwc = nn.Conv2d(self.representative, out_channels, *self.window, groups=gwc_groups, bias=False)
+        self.pwc = nn.Conv2d(self.representative, out_channels, 1, bias=False)
+        self.cheap = nn.Conv2d(redundant, out_channels, 1)
+        self.norm1, self.norm2 = nn.BatchNorm2d(out_channels), nn.BatchNorm2d(out_channels)
+
+    def transform(self, x: Tensor) -> Tensor:
+        x_r, x_c = x.tensor_split((self.representative,), dim=1)
+        y1 = self.norm1(self.gwc(x_r) + self.pwc(self.pool(x_r)))
+        y2 = self.norm2(self.cheap(self.pool(x_c)))
+        return CRU.fuse(y1, y2)  # CRU took this fusion over from SPConv
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, alpha={self.alpha}'

@@ -1,0 +1,72 @@
+"""Puts another layer in the place of one convolution of a block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmcv.cnn import build_conv_layer
+from torch import nn
+
+
+def build_replacement(conv_cfg: dict[str, Any], conv: nn.Conv2d) -> nn.Module:
+    """Build the layer of ``conv_cfg`` with the window and channels of ``conv``.
+
+    Dense also where ``conv`` is grouped: the paper's counts for ResNeXt-29 need
+    it. ``conv_cfg`` may set ``bias``; otherwise ``conv`` decides.
+    """
+    return build_conv_layer(
+        {'bias': conv.bias is not None, **conv_cfg},
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+    )
+
+
+def replace_conv2(block: nn.Module, conv_cfg: dict[str, Any]) -> None:
+    """Replace ``block.conv2``, and fit what follows to a layer that gives fewer channels.
+
+    A layer may declare with ``ends_normalized`` that the block's ``norm2`` has to
+    go, and with its ``out_channels`` that the 1x1 behind it gets fewer channels
+    than the replaced convolution gave (SlimConv, k = 4/3).
+
+    Args:
+        block: A BasicBlock or Bottleneck of mmdet's or mmpretrain's ResNet.
+        conv_cfg: ``type`` and settings of a registered conv layer.
+
+    Raises:
+        ValueError: Fewer channels where a residual sum follows.
+    """
+    old = block.conv2
+    block.conv2 = build_replacement(conv_cfg, old)
+    if getattr(block.conv2, 'ends_normalized', False):
+        setattr(block, block.norm2_name, nn.Identity())
+    if block.conv2.out_channels == old.out_channels:
+        return
+    if not hasattr(block, 'conv3'):
+        raise ValueError(
+            f'{conv_cfg["type"]} gives {block.conv2.out_channels} channels where {type(block).__name__} adds '
+            f'{old.out_channels} to its input; only a Bottleneck, with a 1x1 behind, can take fewer'
+        )
+    conv3 = block.conv3
+    block.conv3 = nn.Conv2d(block.conv2.out_channels, conv3.out_channels, 1, bias=conv3.bias is not None)
+
+
+class Conv2Replaced:
+    """For a ResNet of mmdet or mmpretrain: its stages are built plain, then each conv2 is replaced.
+
+    ``conv2_cfg`` (None: stay plain) has to be set before ``super().__init__``,
+    which builds the stages.
+    """
+
+    conv2_cfg: dict[str, Any] | None = None
+
+    def make_res_layer(self, **kwargs: Any) -> nn.Sequential:
+        """Build one stage."""
+        layer = super().make_res_layer(**kwargs)
+        if self.conv2_cfg is not None:
+            for block in layer:
+                replace_conv2(block, self.conv2_cfg)
+        return layer

@@ -1,0 +1,80 @@
+"""ResNet for ImageNet and for detectors, with any registered conv layer as its conv2 (section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmdet.models.backbones import ResNet
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmscconv.models.conv2 import replace_conv2
+
+
+@MODELS.register_module()
+class ConvResNet(ResNet):
+    """mmdet's ResNet-18/34/50/101/152 whose conv2 is the layer of ``conv_cfg``.
+
+    Bottleneck: the 3x3. BasicBlock: the second 3x3 only, which is what the
+    paper's counts for ResNet-56 prove. The norm behind it stays, unless the layer
+    says otherwise. Works as backbone in mmdet and mmpretrain, with the same
+    state-dict keys in both.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        conv_cfg: ``type`` and settings of the layer for conv2, such as
+            ``dict(type='SPConv', alpha=0.75)``; None for the plain network.
+            mmdet's own ``conv_cfg`` would change every convolution.
+        stage_with_conv: Per stage, whether its blocks get the layer.
+        **kwargs: mmdet's ``ResNet`` arguments. Mind ``norm_eval=True``, mmdet's
+            default: it freezes the statistics of BN, right only for a backbone
+            whose pretrained weights include the layer's.
+
+    Shape:
+        Input (N, 3, H, W); output: a tuple of (N, C_i, H_i, W_i) for
+        ``out_indices``, with ResNet's channels and sizes.
+
+    Raises:
+        ValueError: ``stage_with_conv`` of another length than the stages, DCN in a
+            stage with the layer (both want the same convolution), or settings that
+            the layer refuses.
+    """
+
+    # What the messages call the argument and the layer; SCConvResNet has its own names.
+    stage_option = 'stage_with_conv'
+
+    def __init__(
+        self,
+        depth: int,
+        conv_cfg: dict[str, Any] | None = None,
+        stage_with_conv: Sequence[bool] = (True, True, True, True),
+        num_stages: int = 4,
+        **kwargs: Any,
+    ) -> None:
+        self.replace_in_stages(conv_cfg, stage_with_conv, num_stages)
+        super().__init__(depth, num_stages=num_stages, **kwargs)
+
+    def replace_in_stages(self, conv2_cfg: dict[str, Any] | None, stages: Sequence[bool], num_stages: int) -> None:
+        """Remember what to replace and where: mmdet's ``__init__`` builds the stages and needs it before."""
+        if len(stages) < num_stages:
+            raise ValueError(
+                f'{self.stage_option} needs one entry for each of the {num_stages} stages, got {tuple(stages)}'
+            )
+        self.conv2_cfg = dict(conv2_cfg) if conv2_cfg else None
+        self.stage_with_conv = tuple(stages)
+
+    def make_res_layer(self, **kwargs: Any) -> nn.Sequential:
+        """Build a stage of plain blocks, then put the layer in the place of each conv2."""
+        stage = len(self.res_layers)
+        replaced = self.conv2_cfg is not None and self.stage_with_conv[stage]
+        if replaced and kwargs.get('dcn') is not None:
+            raise ValueError(
+                f'stage {stage}: DCN and {self.conv2_cfg["type"]} replace the same convolution; '
+                f'set stage_with_dcn or {self.stage_option} to False there'
+            )
+        layer = super().make_res_layer(**kwargs)
+        if replaced:
+            for block in layer:
+                replace_conv2(block, self.conv2_cfg)
+        return layer

@@ -1,0 +1,78 @@
+#!/usr/bin/env python
+"""Count parameters and operations of configs, or of every row of the paper's Tables 1-5.
+
+No data set is needed. Classifiers are counted whole, at their training crop;
+detectors by their backbone, at 768 x 1024, which is what explains the paper's
+Tables 4 and 5. "Paper's rule" is the counting that reproduces the printed FLOPs:
+multiply-adds of convolutions and linear layers, plus 2 per element of BN, 1 per
+output of a biased convolution or a pooling. It leaves out GN's parameters.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
+
+from mmscconv.engine.environment import check_environment
+from mmscconv.engine.errors import UserError, run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('configs', nargs='*', metavar='config', help='config files')
+    parser.add_argument(
+        '--paper', action='store_true', help="every row of the paper's tables, with the printed numbers"
+    )
+    parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), help='image size in place of the usual one')
+    parser.add_argument('--classes', type=int, help="classes of the head, in place of the config's")
+    parser.add_argument('--per-stage', action='store_true', help='add a line for each part of the network')
+    parser.add_argument('--out', type=Path, metavar='FILE', help='also write to this .md or .csv file')
+    args = parser.parse_args()
+    if args.paper == bool(args.configs):
+        parser.error('name configs, or pass --paper alone')
+    if args.paper and (args.shape or args.classes or args.per_stage):
+        parser.error('--paper counts each row as the paper does: no --shape, --classes or --per-stage')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    if args.out and args.out.suffix not in ('.md', '.csv'):
+        raise UserError(f'--out must end in .md or .csv, got {args.out}')
+    if args.shape and min(args.shape) < 1:
+        raise UserError(f'--shape must be positive, got {args.shape[0]} {args.shape[1]}')
+    if args.classes is not None and args.classes < 1:
+        raise UserError(f'--classes must be positive, got {args.classes}')
+    check_environment()
+
+    import mmscconv.models  # noqa: F401, registers the layers also for configs that do not name it
+    from mmscconv.complexity import compare, count_config, paper_rows, read_config
+    from mmscconv.complexity.report import config_table, paper_table, unexplained
+
+    notes = ''
+    if args.paper:
+        rows = paper_rows()
+        table = paper_table((row, compare(row)) for row in rows)
+        notes = f'\nRows that nothing explains:\n\n{unexplained(rows)}'
+    else:
+        shape = tuple(args.shape) if args.shape else None
+        results = [(config, count_config(read_config(config), args.classes, shape)) for config in args.configs]
+        table = config_table(results, args.per_stage)
+
+    text = table.markdown() + notes
+    print(text, end='')
+    if args.out:
+        if args.out.suffix == '.csv':
+            text = table.csv()
+        else:
+            text = f'    python tools/complexity.py {" ".join(sys.argv[1:])}\n\n{text}'
+        try:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(text)
+        except OSError as error:
+            raise UserError(f'cannot write {args.out}: {error.strerror}') from error
+
+
+if __name__ == '__main__':
+    sys.exit(run(main))
