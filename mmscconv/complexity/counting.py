@@ -8,14 +8,14 @@ convolution and of average pooling, 2 per element of BN, and 1 per input and
 output of global average pooling. GN, activations, max-pooling and element-wise
 arithmetic cost nothing, and GN's parameters are not counted either.
 
-Large images run as fake tensors, which have a shape and no data: a detector's costs
-seconds. Counters that trace, such as fvcore's, have to compute the network.
+The counter is torch's, with formulas for what the paper counts besides. Large
+images run as fake tensors, which have a shape and no data: a detector's costs
+seconds, where counters that trace, such as fvcore's, have to compute the network.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -23,14 +23,15 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 aten = torch.ops.aten
-MACS = ('convolution', 'linear')
 # Up to here computing takes less time than what fake tensors add to each operation.
 LARGEST_COMPUTED = 224 * 224
+# torch counts a multiply-add as two.
+FLOPS_PER_OPERATION = 2
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,27 @@ def count(model: nn.Module, shape: tuple[int, int]) -> Complexity:
     """Count ``model`` in eval mode on one RGB image of ``shape`` (H, W); ``model`` itself is left as it is."""
     model = copy.deepcopy(model)
     model.eval()
-    operations = OperationCounter()
-    stages = dict(stage_modules(model))
-    for name, module in stages.items():
-        operations.watch(name, module)
+    macs, paper = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=PAPER_FORMULAS)
     fake = nullcontext() if prod(shape) <= LARGEST_COMPUTED else FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad(), fake, operations:
+    with torch.no_grad(), fake, macs, paper:
         model(torch.zeros(1, 3, *shape))
-    parts = {name: _complexity(module, operations.counts[name]) for name, module in stages.items()}
-    whole = _complexity(model, operations.total)
-    return Complexity(
-        whole.params,
-        whole.group_norm_params,
-        whole.macs,
-        whole.paper_ops,
-        {name: part for name, part in parts.items() if part.params or part.paper_ops},
-    )
+
+    def complexity(module: nn.Module, name: str) -> Complexity:
+        norms = [m for m in module.modules() if isinstance(m, nn.GroupNorm)]
+        operations = (
+            sum(counter.get_flop_counts().get(name, {}).values()) // FLOPS_PER_OPERATION for counter in (macs, paper)
+        )
+        return Complexity(
+            sum(p.numel() for p in module.parameters()),
+            sum(p.numel() for norm in norms for p in norm.parameters()),
+            *operations,
+        )
+
+    root = type(model).__name__
+    whole = complexity(model, 'Global')
+    parts = {name: complexity(module, f'{root}.{name}') for name, module in stage_modules(model)}
+    whole.stages.update({name: part for name, part in parts.items() if part.params or part.paper_ops})
+    return whole
 
 
 def stage_modules(model: nn.Module, prefix: str = '') -> Iterable[tuple[str, nn.Module]]:
@@ -80,73 +86,31 @@ def stage_modules(model: nn.Module, prefix: str = '') -> Iterable[tuple[str, nn.
             yield prefix + name, child
 
 
-class OperationCounter(TorchDispatchMode):
-    """Counts operations by kind while it is entered: in all, and inside of the modules that it watches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total: Counter[str] = Counter()
-        self.counts: dict[str, Counter[str]] = {}
-        self._inside: list[str] = []
-
-    def watch(self, name: str, module: nn.Module) -> None:
-        """Count what runs inside of ``module`` under ``name``, too."""
-        self.counts[name] = Counter()
-        module.register_forward_pre_hook(lambda *_: self._inside.append(name))
-        module.register_forward_hook(lambda *_: self._inside.remove(name))
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        rule = RULES.get(func.overloadpacket)
-        if rule is not None:
-            operations = rule(args, out[0] if isinstance(out, tuple) else out)
-            for counter in (self.total, *(self.counts[name] for name in self._inside)):
-                counter.update(operations)
-        return out
+def _convolution(
+    x: torch.Size, weight: torch.Size, bias: torch.Size | None, *args: Any, out_shape: torch.Size, **kwargs: Any
+) -> int:
+    transposed = args[3]
+    flops = conv_flop_count(list(x), list(weight), list(out_shape), transposed=transposed)
+    return flops + (0 if bias is None else FLOPS_PER_OPERATION * prod(out_shape))
 
 
-def _complexity(module: nn.Module, operations: Counter[str]) -> Complexity:
-    norms = (m for m in module.modules() if isinstance(m, nn.GroupNorm))
-    return Complexity(
-        params=sum(p.numel() for p in module.parameters()),
-        group_norm_params=sum(p.numel() for norm in norms for p in norm.parameters()),
-        macs=sum(operations[kind] for kind in MACS),
-        paper_ops=operations.total(),
-    )
+def _formula(operations: Callable[[torch.Size, torch.Size], int]) -> Callable[..., int]:
+    """Make torch's kind of formula of one that maps the first input's and output's shape to operations."""
+
+    def flops(x: torch.Size, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+        # An operation with several outputs has a tuple of their shapes.
+        out = out_shape if isinstance(out_shape, torch.Size) else out_shape[0]
+        return FLOPS_PER_OPERATION * operations(x, out)
+
+    return flops
 
 
-def _convolution(args: tuple[Any, ...], out: Tensor) -> dict[str, int]:
-    x, weight, bias, *_, transposed, _, _ = args
-    # Each output of a convolution, each input of a transposed one, meets one filter.
-    places = x if transposed else out
-    macs = places.shape[0] * prod(places.shape[2:]) * weight.numel()
-    return {'convolution': macs, 'bias': 0 if bias is None else out.numel()}
+_batch_norm = _formula(lambda x, out: 2 * prod(out))
+_pool = _formula(lambda x, out: prod(out))
+_global_pool = _formula(lambda x, out: prod(x) + prod(out))
 
-
-def _matrices(first: int) -> Callable[[tuple[Any, ...], Tensor], dict[str, int]]:
-    """Return the rule of a product whose left matrix is argument ``first``."""
-    return lambda args, out: {'linear': out.numel() * args[first].shape[-1]}
-
-
-def _batch_norm(args: tuple[Any, ...], out: Tensor) -> dict[str, int]:
-    return {'batch_norm': 2 * out.numel()}
-
-
-def _pool(args: tuple[Any, ...], out: Tensor) -> dict[str, int]:
-    return {'pool': out.numel()}
-
-
-def _global_pool(args: tuple[Any, ...], out: Tensor) -> dict[str, int]:
-    return {'pool': args[0].numel() + out.numel()}
-
-
-RULES: dict[Any, Callable[[tuple[Any, ...], Tensor], dict[str, int]]] = {
+PAPER_FORMULAS: dict[Any, Callable[..., int]] = {
     aten.convolution: _convolution,
-    aten.addmm: _matrices(1),
-    aten.mm: _matrices(0),
-    aten.bmm: _matrices(0),
     aten.native_batch_norm: _batch_norm,
     aten._native_batch_norm_legit_no_training: _batch_norm,
     aten.cudnn_batch_norm: _batch_norm,
