@@ -258,8 +258,8 @@ def test_every_config_parses_and_builds():
         cfg = Config.fromfile(path)
         assert cfg.auto_scale_lr.base_batch_size, path
         if path.parent.name == 'cifar':
-            assert cfg.data_root.rstrip('/') == cfg.train_dataloader.dataset.data_root.rstrip('/')
-            assert cfg.data_root == cfg.test_dataloader.dataset.data_root, path
+            assert cfg.data_root == cfg.train_dataloader.dataset.dataset.data_root, path
+            assert cfg.data_root == cfg.test_dataloader.dataset.dataset.data_root, path
             assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 128
             assert cfg.train_cfg.max_epochs == 200 and cfg.param_scheduler.milestones == [100, 150]
             optimizer = cfg.optim_wrapper.optimizer
@@ -284,7 +284,7 @@ def test_every_config_parses_and_builds():
 
 
 def test_image_folder_variant(tmp_path):
-    from mmpretrain.registry import DATASETS
+    from mmengine.registry import DATASETS
     from PIL import Image
 
     for split in ('train', 'test'):
@@ -295,11 +295,12 @@ def test_image_folder_variant(tmp_path):
     cfg = Config.fromfile(CONFIGS / 'cifar/resnet56_cifar10_folder.py')
     init_default_scope('mmpretrain')
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
-        dataset = DATASETS.build({**loader.dataset, 'data_root': str(tmp_path)})
-        assert len(dataset) == 2 and dataset.CLASSES == ('cat', 'dog')
-        sample = dataset[0]
-        assert sample['inputs'].shape == (3, 32, 32) and sample['inputs'][2].max() == 255  # BGR
-    processed = MODELS.build({'type': 'mmpretrain.ClsDataPreprocessor', **cfg.data_preprocessor})(
-        {'inputs': [sample['inputs']]}
-    )
+        loader.dataset.dataset.data_root = str(tmp_path)
+        dataset = DATASETS.build(loader.dataset)
+        assert len(dataset) == 2
+        assert dataset.metainfo['classes'] == ('cat', 'dog')
+        image = dataset[0]['inputs']
+        assert image.shape == (3, 32, 32)
+        assert image[2].max() == 255  # BGR
+    processed = MODELS.build({'type': 'mmpretrain.ClsDataPreprocessor', **cfg.data_preprocessor})({'inputs': [image]})
     assert torch.argmax(processed['inputs'].mean((0, 2, 3))) == 0  # red first, as in CIFAR's arrays

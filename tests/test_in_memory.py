@@ -36,6 +36,12 @@ def test_same_images_and_labels(folder):
         assert dataset[i]['data_samples'].gt_label.item() == i // 3
 
 
+def test_every_takes_a_balanced_subset(folder):
+    init_default_scope('mmpretrain')
+    dataset = DATASETS.build(config(folder, every=3))
+    assert dataset.labels.tolist() == [0, 1]
+
+
 def test_augmented_is_a_shifted_and_maybe_flipped_original(folder):
     init_default_scope('mmpretrain')
     dataset = DATASETS.build(config(folder, crop_padding=2, flip_prob=0.5))

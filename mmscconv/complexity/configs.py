@@ -31,7 +31,8 @@ def count_config(cfg: Config, classes: int | None = None, shape: tuple[int, int]
     Args:
         cfg: Of mmpretrain or mmdet.
         classes: Number of classes of a classifier's head, in place of the config's.
-        shape: (H, W); None for the classifier's training crop, or 768 x 1024.
+        shape: (H, W); None for the classifier config's ``input_shape`` or training crop, or
+            768 x 1024 for a detector.
 
     Raises:
         UserError: No model, one that cannot be built or that refuses the shape, or
@@ -49,7 +50,7 @@ def count_config(cfg: Config, classes: int | None = None, shape: tuple[int, int]
         model.head = {**model.head, 'num_classes': classes}
     with explained(f'cannot build the model of {cfg.filename}'):
         network: nn.Module = MODELS.build(model if classifier else model.backbone)
-    shape = shape or (training_crop(cfg) if classifier else DETECTOR_SHAPE)
+    shape = shape or (cfg.get('input_shape') or training_crop(cfg) if classifier else DETECTOR_SHAPE)
     try:
         return count(network, shape)
     except (RuntimeError, ValueError) as error:

@@ -31,6 +31,8 @@ class ImagesInMemory(Dataset):
             pixels; 0 for none.
         flip_prob: Probability of a horizontal flip.
         device: Where the images stay; ``'auto'`` is the GPU where there is one.
+        every: Take each ``every``-th image only: a fixed subset, and balanced where
+            the data set is sorted by class.
 
     Shape:
         A batch is ``dict(inputs=(N, C, H, W) uint8, data_samples=[DataSample] * N)``.
@@ -40,13 +42,18 @@ class ImagesInMemory(Dataset):
     """
 
     def __init__(
-        self, dataset: dict[str, Any], crop_padding: int = 0, flip_prob: float = 0.0, device: str = 'auto'
+        self,
+        dataset: dict[str, Any],
+        crop_padding: int = 0,
+        flip_prob: float = 0.0,
+        device: str = 'auto',
+        every: int = 1,
     ) -> None:
         if device == 'auto':
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
         inner = MMPRETRAIN_DATASETS.build(dataset)
         self.metainfo = inner.metainfo
-        items = [inner[i] for i in range(len(inner))]
+        items = [inner[i] for i in range(0, len(inner), every)]
         for item in items:
             if item['img'].shape != items[0]['img'].shape:
                 raise ValueError(

@@ -2,7 +2,9 @@
 
 _base_ = ['mmpretrain::_base_/schedules/cifar10_bs128.py', 'mmpretrain::_base_/default_runtime.py']
 
-custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmscconv.models', 'mmscconv.datasets'], allow_failed_imports=False)
+
+input_shape = (32, 32)
 
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4))
 param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[100, 150], gamma=0.1)
