@@ -1,5 +1,4 @@
 import csv
-import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from conftest import ROOT
 from torch import nn
 
 pytest.importorskip('mmpretrain')
-import mmengine.config.utils
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -88,11 +86,9 @@ FIGURE_4 = {
 
 
 @pytest.fixture(scope='module', autouse=True)
-def _fast_configs():
-    """Read the index of mmpretrain's models once instead of for every base file, and leave weights uninitialised."""
+def _fast_building():
+    """Leave weights uninitialised."""
     with pytest.MonkeyPatch.context() as patch:
-        read = functools.cache(mmengine.config.utils._get_cfg_metainfo)
-        patch.setattr(mmengine.config.utils, '_get_cfg_metainfo', read)
         patch.setattr(nn.init, 'kaiming_uniform_', lambda tensor, **_: tensor)
         yield
 
