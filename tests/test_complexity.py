@@ -13,10 +13,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmscconv import SCConv
-from mmscconv.complexity import compare, count, paper_rows
+from mmscconv.complexity import compare, count
 from mmscconv.complexity.configs import count_config
 from mmscconv.engine.errors import UserError
 from mmscconv.layers.rivals import GhostConv, SPConv, TiedConv
+from mmscconv.paper import paper_rows
 
 CONFIGS = ROOT / 'configs'
 # Every row of Tables 1-5 that has a network here, counted independently of this package (another

@@ -6,27 +6,7 @@ import pytest
 
 from mmscconv.engine.results import METRICS, pick_metric, read_log
 
-TABLES = """
-rows:
-- {table: 2, baseline: ResNet50, method: SCConv-R50, ours: true, settings: {alpha: 0.5}, params_M: 14.69,
-   flops_G: 0.83118, metrics: {cifar100_top1: 79.89}}
-- {table: 3, baseline: ResNet50, method: ResNet50 (R50), ours: false, settings: {}, flops_G: 4.09,
-   metrics: {imagenet_top1: 76.15}}
-- {table: 3, baseline: ResNet50, method: SCConv-R50, ours: true, settings: {alpha: 0.75}, flops_G: 2.87,
-   metrics: {imagenet_top1: 76.79}}
-- {table: 3, baseline: ResNet50, method: SCConv-R50, ours: true, settings: {alpha: 0.5}, flops_G: 2.7,
-   metrics: {imagenet_top1: 76.41}}
-- {table: 3, baseline: ResNet101, method: SCConv-R101, ours: true, settings: {}, flops_G: 4.9,
-   metrics: {imagenet_top1: 77.93}}
-"""
 FIGURE4 = 'alpha,flops_G,params_M,top1\n3/4,0.9,15.9,\n1/2,0.83,14.7,79.7\n0.125,0.74,13.1,79.2\n'
-
-
-@pytest.fixture
-def tables(tmp_path):
-    path = tmp_path / 'tables.yaml'
-    path.write_text(TABLES)
-    return path
 
 
 def write_log(work_dir, time, records):
@@ -102,11 +82,11 @@ def test_curves_content(tool, tmp_path, monkeypatch):
     assert lines_of(metric) == {'plain: 71.000': [(1, 70.0), (2, 71.0)]} and metric.get_ylabel() == 'accuracy/top1'
 
 
-def test_figure4(tool, tmp_path, monkeypatch, tables):
+def test_figure4(tool, tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     (tmp_path / 'cost.csv').write_text(FIGURE4)
     run = write_log(tmp_path / 'run', '1', [*training(1), *validation((1, 78.0), (2, 80.25))])
-    args = ['--run', f'3/4={run}', '--paper-tables', tables, '--out', tmp_path / 'f.png']
+    args = ['--run', f'3/4={run}', '--out', tmp_path / 'f.png']
     assert tool('plot', 'figure4', tmp_path / 'cost.csv', *args)[0] == 0
     flops, params, top1 = (lines_of(axes) for axes in figures[0].axes)
     assert flops == {'this code': [(0.125, 0.74), (0.5, 0.83), (0.75, 0.9)], 'paper, printed': [(0.5, 0.83118)]}
@@ -117,24 +97,34 @@ def test_figure4(tool, tmp_path, monkeypatch, tables):
     }
 
 
-def test_figure4_of_cost_alone(tool, tmp_path, monkeypatch, tables):
+def test_figure4_of_cost_alone(tool, tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     (tmp_path / 'cost.csv').write_text('alpha,flops_G,params_M\n1/2,0.83,14.7\n')
-    assert tool('plot', 'figure4', tmp_path / 'cost.csv', '--paper-tables', tables, '--out', tmp_path / 'f.png')[0] == 0
+    assert tool('plot', 'figure4', tmp_path / 'cost.csv', '--out', tmp_path / 'f.png')[0] == 0
     assert len(figures[0].axes) == 2
 
 
-def test_figure6(tool, tmp_path, monkeypatch, tables):
+def test_figure6(tool, tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     (tmp_path / 'own.csv').write_text('name,flops_G,top1\nmine,2.72,76.2\n')
-    args = ['--paper-tables', tables, '--out', tmp_path / 'f.png']
+    args = ['--out', tmp_path / 'f.png']
     assert tool('plot', 'figure6', tmp_path / 'own.csv', *args)[0] == 0
     (axes,) = figures[0].axes
     lines = lines_of(axes)
     assert lines.pop('SCConv') == [(2.7, 76.41), (2.87, 76.79)], 'R101 is not of Figure 6'
     assert lines.pop('ResNet') == [(4.09, 76.15)]
-    assert list(lines.values()) == [[(2.72, 76.2)]]
-    assert {text.get_text() for text in axes.texts} == {r'$\alpha$=1/2', r'$\alpha$=3/4', 'mine'}
+    assert [(2.72, 76.2)] in lines.values()
+    assert {'alpha = 1/2', 'alpha = 3/4', 'mine'} <= {text.get_text() for text in axes.texts}
+
+
+def test_figure4_counts_our_configs(tool, tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    assert tool('plot', 'figure4', '--out', tmp_path / 'f.png')[0] == 0
+    flops = dict(lines_of(figures[0].axes[0])['this code'])
+    assert list(flops) == [n / 8 for n in range(1, 8)]
+    # The paper's rule at alpha = 1/8, 1/2 and 7/8.
+    for alpha, want in ((1 / 8, 0.7708), (1 / 2, 0.8312), (7 / 8, 0.9111)):
+        assert flops[alpha] == pytest.approx(want, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -151,11 +141,9 @@ def test_figure6(tool, tmp_path, monkeypatch, tables):
         (['figure4', 'empty.csv'], 'empty.csv has no rows'),
         (['figure4', 'cost.csv', '--run', '1/3=run'], 'no row with alpha=1/3'),
         (['figure4', 'cost.csv', '--run', 'run'], '--run must be ALPHA=WORK_DIR'),
-        (['figure6', 'own.csv', '--paper-tables', 'nowhere.yaml'], 'nowhere.yaml (pass --paper-tables)'),
-        (['figure6', '--paper-tables', 'own.csv'], "no rows of the paper's tables in own.csv"),
     ],
 )
-def test_user_errors(tool, tmp_path, monkeypatch, tables, args, message):
+def test_user_errors(tool, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     write_log(tmp_path / 'run', '1', [*training(1), *validation((1, 78.0))])
     broken = write_log(tmp_path / 'broken', '1', []) / '1' / 'vis_data' / 'scalars.json'
@@ -164,8 +152,6 @@ def test_user_errors(tool, tmp_path, monkeypatch, tables, args, message):
     (tmp_path / 'cost.csv').write_text(FIGURE4)
     (tmp_path / 'bad.csv').write_text('alpha,flops_G,params_M\nhalf,1,2\n')
     (tmp_path / 'empty.csv').write_text('alpha,flops_G,params_M\n')
-    if args[0] == 'figure4':
-        args = [*args, '--paper-tables', 'tables.yaml']
     status, out, error = tool('plot', *args)
     assert status == 2 and out == ''
     assert error.startswith('error: ') and message in error and error.count('\n') == 1

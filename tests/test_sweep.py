@@ -83,12 +83,8 @@ def test_interrupted_sweep_resumes(root, tmp_path, digits):
         (['a.py', '--cfg-options', 'randomness.seed=3'], 'randomness.seed is set by --seeds'),
         (['a.py', '--paper', '1', '2'], '--paper needs one value for each of the 1 configs, got 2'),
         (['a.py', '--paper', 'SCConv'], '--paper takes numbers'),
-        (['a.py', '--paper', '2/top1/R50', '--paper-tables', 'no.yaml'], 'is not there: no.yaml'),
-        (
-            ['a.py', '--paper', '2/top1/R50', '--paper-tables', 't.yaml'],
-            "not in t.yaml, where 2/top1 has ['SCConv-R50']",
-        ),
-        (['a.py', '--paper', '2/top1/SCConv-R50', '--paper-tables', 't.yaml'], 'stands for 2 rows, [1.0, 2.0]'),
+        (['a.py', '--paper', '5/mAP_50_95/R50'], "not in the paper's tables, where 5/mAP_50_95 has ['ResNet50(R50)'"),
+        (['a.py', '--paper', '3/imagenet_top1/SCConv-R50'], 'stands for 2 rows, [76.41, 76.79]'),
     ],
 )
 def test_user_errors(tool, tmp_path, monkeypatch, args, message):
@@ -96,8 +92,6 @@ def test_user_errors(tool, tmp_path, monkeypatch, args, message):
     (tmp_path / 'sub').mkdir()
     for name in ('a.py', 'sub/a.py'):
         (tmp_path / name).touch()
-    row = '- {{table: 2, method: SCConv-R50, metrics: {{top1: {}}}}}'
-    (tmp_path / 't.yaml').write_text('\n'.join(['rows:', row.format(1.0), row.format(2.0)]))
     status, out, error = tool('sweep', *args)
     assert status == 2 and out == ''
     assert error.startswith('error: ') and message in error and error.count('\n') == 1

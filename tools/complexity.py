@@ -47,8 +47,9 @@ def main() -> None:
     check_environment()
 
     import mmscconv.models  # noqa: F401, registers the layers also for configs that do not name it
-    from mmscconv.complexity import compare, count_config, paper_rows, read_config
+    from mmscconv.complexity import compare, count_config, read_config
     from mmscconv.complexity.report import config_table, paper_table, unexplained
+    from mmscconv.paper import paper_rows
 
     notes = ''
     if args.paper:

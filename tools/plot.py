@@ -14,8 +14,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv.engine.errors import UserError, run
-from mmscconv.engine.results import METRICS, PAPER_TABLES, paper_rows, pick_metric, read_log
+from mmscconv.engine.results import METRICS, pick_metric, read_log
+from mmscconv.paper import PaperRow, paper_rows, printed
 
+CIFAR_CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'cifar'
 PAPER_ALPHA = Fraction(1, 2)  # the one ratio of Figure 4 that the paper also prints, in Table 2
 TOP1 = 'accuracy/top1'
 OURS, PAPER = 'tab:red', 'tab:gray'
@@ -32,7 +34,11 @@ def parse_args() -> argparse.Namespace:
     curves.add_argument('--metric', help=f'metric of validation (default: the first found of {", ".join(METRICS)})')
 
     figure4 = commands.add_parser('figure4', help='cost and accuracy against the split ratio alpha')
-    figure4.add_argument('csv', help='file with the columns alpha,flops_G,params_M,top1; the last may be empty')
+    figure4.add_argument(
+        'csv',
+        nargs='?',
+        help='file with the columns alpha,flops_G,params_M,top1, the last may be empty (default: count our configs)',
+    )
     figure4.add_argument(
         '--run', action='append', default=[], metavar='ALPHA=WORK_DIR', help=f"take an alpha's last {TOP1} from a run"
     )
@@ -40,8 +46,6 @@ def parse_args() -> argparse.Namespace:
     figure6 = commands.add_parser('figure6', help='ImageNet top-1 against FLOPs')
     figure6.add_argument('csv', nargs='?', help='own results, with the columns name,flops_G,top1')
 
-    for command in (figure4, figure6):
-        command.add_argument('--paper-tables', default=PAPER_TABLES, help="file with the paper's tables")
     for name, command in commands.choices.items():
         command.add_argument('--out', default=f'{name}.png', help='image to write (default: %(default)s)')
     return parser.parse_args()
@@ -90,30 +94,35 @@ def figure4(args: argparse.Namespace) -> Any:
     """Draw FLOPs and parameters against alpha, and top-1 against FLOPs where it is known."""
     from matplotlib import pyplot
 
-    rows = read_csv(args.csv, {'alpha': Fraction, 'flops_G': float, 'params_M': float}, {'top1': float})
+    columns = {'alpha': Fraction, 'flops_G': float, 'params_M': float}
+    rows = read_csv(args.csv, columns, {'top1': float}) if args.csv else counted_rows()
     rows.sort(key=lambda row: row['alpha'])
     for entry in args.run:
         alpha, work_dir = alpha_and_run(entry)
         chosen = [row for row in rows if row['alpha'] == alpha]
         if not chosen:
-            raise UserError(f'--run {entry}: no row with alpha={alpha} in {args.csv}')
+            raise UserError(f'--run {entry}: no row with alpha={alpha}')
         chosen[0]['top1'] = last_top1(work_dir)
     known = [row for row in rows if row['top1'] is not None]
-    paper = paper_point(args.paper_tables)
+    paper = paper_point()
+    star = {'color': PAPER, 'marker': '*', 'ms': 14, 'ls': ''}
+    printed_costs = {'flops_G': printed(paper.flops) / 1e9, 'params_M': printed(paper.params) / 1e6}
 
     figure, panels = pyplot.subplots(1, 3 if known else 2, figsize=(14 if known else 9.5, 4), layout='constrained')
     alphas = [float(row['alpha']) for row in rows]
     for axes, column, label in ((panels[0], 'flops_G', 'FLOPs (G)'), (panels[1], 'params_M', 'parameters (M)')):
         axes.plot(alphas, [row[column] for row in rows], color=OURS, marker='o', label='this code')
-        axes.plot(float(PAPER_ALPHA), paper[column], color=PAPER, marker='*', ms=14, ls='', label='paper, printed')
+        axes.plot(
+            float(PAPER_ALPHA), printed_costs[column], color=PAPER, marker='*', ms=14, ls='', label='paper, printed'
+        )
         axes.set(xlabel=r'split ratio $\alpha$', ylabel=label)
         axes.set_xticks(alphas, [str(row['alpha']) for row in rows])
     if known:
-        top1 = paper['metrics']['cifar100_top1']
+        top1 = paper.metrics['cifar100_top1']
         panels[2].plot(
             [row['flops_G'] for row in known], [row['top1'] for row in known], color=OURS, marker='o', label='this code'
         )
-        panels[2].plot(paper['flops_G'], top1, color=PAPER, marker='*', ms=14, ls='', label='paper, printed')
+        panels[2].plot(printed_costs['flops_G'], top1, label='paper, printed', **star)
         for row in known:
             annotate(panels[2], rf'$\alpha$={row["alpha"]}', row['flops_G'], row['top1'])
         panels[2].set(xlabel='FLOPs (G)', ylabel='top-1 (%)')
@@ -125,29 +134,40 @@ def figure4(args: argparse.Namespace) -> Any:
     return figure
 
 
+def counted_rows() -> list[dict[str, Any]]:
+    """Return the cost of SCConv-R50 at alpha = 1/8 ... 7/8, by the paper's rule, from our configs."""
+    from mmscconv.complexity import count_config, read_config
+
+    rows = []
+    for eighths in range(1, 8):
+        name = 'scconv' if eighths == 4 else f'scconv_alpha{eighths}-8'
+        counted = count_config(read_config(CIFAR_CONFIGS / f'{name}_resnet50_cifar100.py'))
+        costs = {'flops_G': counted.paper_ops / 1e9, 'params_M': counted.paper_params / 1e6}
+        rows.append({'alpha': Fraction(eighths, 8), **costs, 'top1': None})
+    return rows
+
+
 def figure6(args: argparse.Namespace) -> Any:
     """Draw the points of Table 3, one line for each method, and own results as stars."""
     from matplotlib import pyplot
     from matplotlib.colors import to_rgb
 
     # The paper's Figure 6 is for ResNet-50 alone.
-    rows = [row for row in paper_rows(args.paper_tables) if row['table'] == 3 and row['baseline'] == 'ResNet50']
-    if not rows:
-        raise UserError(f'no rows with baseline ResNet50 in Table 3 of {args.paper_tables}')
+    rows = [row for row in paper_rows() if row.table == 3 and 'R101' not in row.method]
     own = read_csv(args.csv, {'name': str, 'flops_G': float, 'top1': float}) if args.csv else []
-    families: dict[str, list[dict]] = {}
+    families: dict[str, list[PaperRow]] = {}
     for row in rows:
-        families.setdefault('SCConv' if row['ours'] else method_family(row['method']), []).append(row)
+        families.setdefault(method_family(row.method), []).append(row)
 
     figure, axes = pyplot.subplots(figsize=(10, 5.5), layout='constrained')
     colours = cycle(c for c in pyplot.get_cmap('tab10').colors if c != to_rgb(OURS))
     for family, points in families.items():
-        points.sort(key=lambda row: row['flops_G'])
+        points.sort(key=lambda row: printed(row.flops))
         style = dict(color=OURS, lw=3, ms=8) if family == 'SCConv' else dict(color=next(colours), lw=1)
-        top1 = [p['metrics']['imagenet_top1'] for p in points]
-        axes.plot([p['flops_G'] for p in points], top1, marker='o', label=family, **style)
-        for p in points if len(points) > 1 else []:
-            annotate(axes, setting(p), p['flops_G'], p['metrics']['imagenet_top1'])
+        places = [(printed(p.flops) / 1e9, p.metrics['imagenet_top1']) for p in points]
+        axes.plot(*zip(*places, strict=True), marker='o', label=family, **style)
+        for p, place in zip(points, places, strict=True) if len(points) > 1 else []:
+            annotate(axes, p.settings, *place)
     for row in own:
         axes.plot(row['flops_G'], row['top1'], color='black', marker='*', ms=15, ls='')
         annotate(axes, row['name'], row['flops_G'], row['top1'], weight='bold', ha='center', xytext=(0, 10))
@@ -171,22 +191,9 @@ def method_family(method: str) -> str:
     return 'ResNet' if method.startswith('ResNet') else method.split('-')[0]
 
 
-def setting(row: dict) -> str:
-    """Return the setting that tells a method's rows apart, such as 'k=4/3'."""
-    names = {'alpha': r'$\alpha$', 's': 's', 'k': 'k', 'b': 'b'}
-    for key, label in names.items():
-        if key in row['settings']:
-            value = row['settings'][key]
-            return f'{label}={Fraction(value) if isinstance(value, float) else value}'
-    return ''
-
-
-def paper_point(tables: str | Path) -> dict:
+def paper_point() -> PaperRow:
     """Return SCConv-R50's row of Table 2."""
-    for row in paper_rows(tables):
-        if row['table'] == 2 and row['method'] == 'SCConv-R50':
-            return row
-    raise UserError(f'no SCConv-R50 in Table 2 of {tables}')
+    return next(row for row in paper_rows() if row.table == 2 and row.method == 'SCConv-R50')
 
 
 def alpha_and_run(entry: str) -> tuple[Fraction, str]:

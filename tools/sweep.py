@@ -20,8 +20,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv.engine.errors import UserError, run
-from mmscconv.engine.results import METRICS, PAPER_TABLES, paper_rows, pick_metric, read_log
+from mmscconv.engine.results import METRICS, pick_metric, read_log
 from mmscconv.engine.summary import summarize, write_table
+from mmscconv.paper import paper_rows
 
 TRAIN = Path(__file__).resolve().with_name('train.py')
 STATE = 'sweep.json'
@@ -75,9 +76,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         metavar='VALUE',
         help="the paper's value for each config: a number, - for none, or TABLE/METRIC/METHOD such as "
-        '2/cifar100_top1/SCConv-R56, which is looked up in --paper-tables',
+        '2/cifar100_top1/SCConv-R56, which is looked up in its tables',
     )
-    parser.add_argument('--paper-tables', default=PAPER_TABLES, help="file with the paper's tables")
     return parser.parse_args()
 
 
@@ -155,10 +155,10 @@ def paper_values(args: argparse.Namespace) -> list[float | None]:
     entries = args.paper or ['-'] * len(args.configs)
     if len(entries) != len(args.configs):
         raise UserError(f'--paper needs one value for each of the {len(args.configs)} configs, got {len(entries)}')
-    return [None if entry == '-' else paper_value(entry, args.paper_tables) for entry in entries]
+    return [None if entry == '-' else paper_value(entry) for entry in entries]
 
 
-def paper_value(entry: str, tables: str) -> float:
+def paper_value(entry: str) -> float:
     """Return a number as it is, and TABLE/METRIC/METHOD from the paper's tables."""
     try:
         return float(entry)
@@ -167,14 +167,14 @@ def paper_value(entry: str, tables: str) -> float:
     if len(parts) != 3:
         raise UserError(f'--paper takes numbers, - or TABLE/METRIC/METHOD, got {entry}')
     table, metric, method = parts
-    rows = [r for r in paper_rows(tables) if str(r['table']) == table and metric in r['metrics']]
-    values = [r['metrics'][metric] for r in rows if r['method'] == method]
+    rows = [r for r in paper_rows() if str(r.table) == table and metric in r.metrics]
+    values = [r.metrics[metric] for r in rows if r.method == method]
     if len(values) == 1:
         return values[0]
     if values:
         raise UserError(f'--paper {entry} stands for {len(values)} rows, {values}: give the number')
     raise UserError(
-        f'--paper {entry}: not in {tables}, where {table}/{metric} has {sorted({r["method"] for r in rows})}'
+        f"--paper {entry}: not in the paper's tables, where {table}/{metric} has {sorted({r.method for r in rows})}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The complexity columns of the paper's Tables 1-5, and our counts of the same rows."""
+"""Our counts beside the complexity columns of the paper's Tables 1-5."""
 
 from __future__ import annotations
 
@@ -6,36 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from mmscconv.complexity.configs import count_config, read_config
 from mmscconv.complexity.counting import Complexity
+from mmscconv.paper import PaperRow, printed
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-UNITS = {'M': 1e6, 'G': 1e9}
-
-
-@dataclass(frozen=True)
-class PaperRow:
-    """One printed row; paper_tables.yaml explains the fields."""
-
-    table: int
-    method: str
-    params: str
-    flops: str
-    status: str
-    reason: str = ''
-    settings: str = ''
-    config: str = ''
-    classes: int | None = None
-    params_config: str = ''
-    group_norm: bool = False
-    flops_rule: str = 'paper'
-
-    @property
-    def name(self) -> str:
-        """Table, method and settings in one line."""
-        return f'Table {self.table}: {self.method}' + (f' ({self.settings})' if self.settings else '')
 
 
 @dataclass(frozen=True)
@@ -58,20 +33,9 @@ class Comparison:
         return error(self.flops, self.row.flops)
 
 
-def printed(number: str) -> float:
-    """Return the value of a number as the tables print it: '843.81M', '1.30G'."""
-    return float(number[:-1]) * UNITS[number[-1]]
-
-
 def error(ours: int, number: str) -> float:
     """Return by how many percent ``ours`` exceeds a printed number."""
     return 100 * (ours / printed(number) - 1)
-
-
-def paper_rows() -> list[PaperRow]:
-    """Read the rows in the paper's order."""
-    data = yaml.safe_load((Path(__file__).parent / 'paper_tables.yaml').read_text())
-    return [PaperRow(**row) for row in data['rows']]
 
 
 @cache

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mmscconv.complexity.counting import Complexity
-from mmscconv.complexity.paper import Comparison, PaperRow
+from mmscconv.complexity.paper import Comparison
+from mmscconv.paper import PaperRow
 
 COUNT_COLUMNS = ('params', 'params without GN', 'conv + linear multiply-adds', "paper's rule")
 PAPER_COLUMNS = (

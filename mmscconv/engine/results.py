@@ -1,4 +1,4 @@
-"""Reads what runs leave behind: their logs, and the paper's numbers to hold against them."""
+"""Reads what runs leave behind: their logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from mmscconv.engine.errors import UserError
 
 METRICS = ('coco/bbox_mAP', 'voc/bbox_mAP', 'accuracy/top1')
-PAPER_TABLES = Path(__file__).resolve().parents[1] / 'complexity' / 'paper_tables.yaml'
 
 Record = dict[str, Any]
 
@@ -50,16 +49,3 @@ def _with_iteration(log: Path) -> list[tuple[float, Record]]:
 def pick_metric(validation: Sequence[Record], wanted: str | None) -> str | None:
     """Return the metric to show: ``wanted``, or else the first of METRICS that was measured."""
     return wanted or next((m for m in METRICS if any(m in r for r in validation)), None)
-
-
-def paper_rows(path: str | Path = PAPER_TABLES) -> list[Record]:
-    """Return the rows of the paper's tables; UserError where the file is missing or has none."""
-    import yaml
-
-    if not Path(path).is_file():
-        raise UserError(f"the file with the paper's tables is not there: {path} (pass --paper-tables)")
-    try:
-        rows = yaml.safe_load(Path(path).read_text())['rows']
-    except (KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"no rows of the paper's tables in {path}") from error
-    return rows
