@@ -2,20 +2,29 @@
 
 import json
 import shutil
-from functools import partial
 
 import pytest
 import torch
 from conftest import ROOT
 
-from tools import DIGITS, error_line
+from tools import DIGITS
 
 CONFIGS = ROOT / 'configs'
 
 
 @pytest.fixture
-def fails(capsys, monkeypatch):
-    return partial(error_line, capsys=capsys, monkeypatch=monkeypatch)
+def fails(tool):
+    """Run a tool that must fail; return the one line that the user sees."""
+
+    def call(name, *args, options=()):
+        status, _, stderr = tool(name, *args, *(['--cfg-options', *options] if options else []))
+        assert status == 2, stderr[-3000:]
+        assert 'Traceback' not in stderr
+        line = stderr.strip().splitlines()[-1]
+        assert line.startswith('error: ')
+        return line
+
+    return call
 
 
 BAD_RUNS = {
@@ -44,7 +53,7 @@ def test_bad_runs_end_in_one_line(case, digits, tmp_path, fails):
     if case == 'amp on cpu' and torch.cuda.is_available():
         pytest.skip('there is a GPU here')
     line = fails(
-        'train.py', CONFIGS / 'retinanet_scconv_r18_digits.py', '--data-root', digits, '--work-dir', tmp_path, *flags,
+        'train', CONFIGS / 'retinanet_scconv_r18_digits.py', '--data-root', digits, '--work-dir', tmp_path, *flags,
         options=options,
     )  # fmt: skip
     assert message in line
@@ -77,7 +86,7 @@ def test_broken_files_are_named(case, digits, tmp_path, fails):
     workers = 1 if case == 'empty image' else 0
     options = [*DIGITS, f'train_dataloader.num_workers={workers}']
     line = fails(
-        'train.py', CONFIGS / 'retinanet_scconv_r18_digits.py', '--data-root', data, '--work-dir', tmp_path / 'run',
+        'train', CONFIGS / 'retinanet_scconv_r18_digits.py', '--data-root', data, '--work-dir', tmp_path / 'run',
         options=options,
     )  # fmt: skip
     assert message in line
@@ -87,7 +96,7 @@ def test_broken_files_are_named(case, digits, tmp_path, fails):
 def test_wrong_checkpoint_is_refused(digits, tmp_path, fails):
     torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(64, 3, 7, 7)}}, tmp_path / 'wrong.pth')
     line = fails(
-        'test.py', CONFIGS / 'retinanet_scconv_r18_digits.py', tmp_path / 'wrong.pth', '--data-root', digits,
+        'test', CONFIGS / 'retinanet_scconv_r18_digits.py', tmp_path / 'wrong.pth', '--data-root', digits,
         '--work-dir', tmp_path,
     )  # fmt: skip
     assert 'the checkpoint is not of this model' in line
@@ -97,10 +106,10 @@ def test_wrong_checkpoint_is_refused(digits, tmp_path, fails):
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (['train.py', 'configs/nothing.py'], 'config is not there: configs/nothing.py'),
-        (['test.py', CONFIGS / 'retinanet_r18_digits.py', 'x.pth', '--out', 'x.txt'], '.pkl or .pickle: x.txt'),
-        (['test.py', CONFIGS / 'retinanet_r18_digits.py', 'x.pth', '--tta'], '--tta needs tta_model'),
-        (['plot.py', 'curves', 'nothing'], 'no log of a run'),
+        (['train', 'configs/nothing.py'], 'config is not there: configs/nothing.py'),
+        (['test', CONFIGS / 'retinanet_r18_digits.py', 'x.pth', '--out', 'x.txt'], '.pkl or .pickle: x.txt'),
+        (['test', CONFIGS / 'retinanet_r18_digits.py', 'x.pth', '--tta'], '--tta needs tta_model'),
+        (['plot', 'curves', 'nothing'], 'no log of a run'),
     ],
     ids=['config', 'out', 'tta', 'log'],
 )

@@ -1,11 +1,9 @@
 """Runs the tools as a user does, with overrides that make a network small enough for a test."""
 
 import os
-import runpy
 import subprocess
 import sys
 
-import pytest
 from conftest import ROOT
 
 NARROW = ['model.backbone.base_channels=16', 'model.backbone.stem_channels=8']
@@ -47,19 +45,3 @@ def run_tool(name, *args, options=(), cwd=None, check=True, launcher=(sys.execut
     done.text = done.stdout + done.stderr
     assert not check or done.returncode == 0, done.text[-4000:]
     return done
-
-
-def error_line(name, *args, options=(), capsys, monkeypatch):
-    """Run a tool that must fail and return the one line that the user sees.
-
-    In this process, as importing the stack takes longer than anything here.
-    """
-    monkeypatch.setattr(sys, 'argv', [name, *map(str, args), *(['--cfg-options', *options] if options else [])])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
-    stderr = capsys.readouterr().err
-    assert stop.value.code == 2, stderr[-3000:]
-    assert 'Traceback' not in stderr
-    line = stderr.strip().splitlines()[-1]
-    assert line.startswith('error: ')
-    return line
