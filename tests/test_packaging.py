@@ -41,8 +41,14 @@ def test_config_and_tool_work_installed(installed, tmp_path):
     )  # fmt: skip
     # Everything up to the data is in order: the config, its bases and the custom import.
     assert done.stderr.strip().splitlines()[-1].startswith('error: data folder for train is not there: data/coco')
+    code = (
+        'import mmscconv.models, mmscconv.paper\n'
+        'from mmscconv.complexity.paper import CONFIGS\n'
+        'assert all((CONFIGS / row.config).is_file() for row in mmscconv.paper.paper_rows() if row.config)\n'
+        'print(mmscconv.__file__)'
+    )
     where = subprocess.run(
-        [sys.executable, '-c', 'import mmscconv.models; print(mmscconv.__file__)'],
+        [sys.executable, '-c', code],
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(installed)}, check=True,
     )  # fmt: skip
     assert str(installed) in where.stdout

@@ -10,7 +10,9 @@ from mmscconv.complexity.configs import count_config, read_config
 from mmscconv.complexity.counting import Complexity
 from mmscconv.paper import PaperRow, printed
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+PACKAGE = Path(__file__).resolve().parents[1]
+# The wheel carries the configs inside of the package; a checkout has them beside it.
+CONFIGS = next(p for p in (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs') if p.is_dir())
 
 
 @dataclass(frozen=True)
