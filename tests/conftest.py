@@ -1,5 +1,6 @@
 import functools
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def root():
 def tool(monkeypatch, capsys):
     """Run a tool's main in this process, which saves the seconds of importing torch: (status, stdout, stderr)."""
     from mmscconv.engine.errors import run
+
+    # Loggers of earlier runs hold streams that pytest has closed, and would print tracebacks of that.
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
 
     def call(name, *args):
         path = ROOT / 'tools' / f'{name}.py'

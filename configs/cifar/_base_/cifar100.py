@@ -1,29 +1,10 @@
-"""CIFAR-100, padded by 4, cropped and flipped (section 3.1); mmpretrain downloads it into an existing data_root.
+"""CIFAR-100: as CIFAR-10, with its own classes and its own mean and deviation (mmpretrain's)."""
 
-The images are decoded once and kept in memory, on the GPU where there is one
-(``device``); augmentation is done there, a batch at a time.
-"""
-
-_base_ = ['mmpretrain::_base_/datasets/cifar100_bs16.py', './recipe.py']
+_base_ = './cifar10.py'
 
 data_root = 'data/cifar100'
-loader = dict(batch_size=128, num_workers=0, persistent_workers=False, collate_fn=dict(type='keep_batch'))
-train_dataloader = dict(
-    **loader,
-    dataset=dict(
-        _delete_=True,
-        type='ImagesInMemory',
-        crop_padding=4,
-        flip_prob=0.5,
-        dataset=dict(type='CIFAR100', data_root=data_root, split='train', pipeline=[]),
-    ),
-)
-val_dataloader = dict(
-    **loader,
-    dataset=dict(
-        _delete_=True,
-        type='ImagesInMemory',
-        dataset=dict(type='CIFAR100', data_root=data_root, split='test', pipeline=[]),
-    ),
-)
+data_preprocessor = dict(num_classes=100, mean=[129.304, 124.070, 112.434], std=[68.170, 65.392, 70.418])
+images = dict(type='CIFAR100', data_root=data_root)
+train_dataloader = dict(dataset=dict(dataset=images))
+val_dataloader = dict(dataset=dict(dataset=images))
 test_dataloader = val_dataloader
