@@ -15,7 +15,7 @@ from mmscconv.engine.errors import UserError, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Name, display name, the rivals that Table 2 lists, and SCConv's settings that give the printed counts.
+# Name, display name, the rivals (Table 2's, and OctConv everywhere), and what SCConv needs for the printed counts.
 ARCHITECTURES = {
     'resnet56': ('ResNet-56', ('octconv', 'spconv', 'ghostconv', 'slimconv', 'tiedconv'), "low_squeeze='output', "),
     'resnet50': (
@@ -23,9 +23,13 @@ ARCHITECTURES = {
         ('octconv', 'ghostconv', 'slimconv_k4-3', 'spconv', 'slimconv', 'tiedconv'),
         '',
     ),
-    'resnext29': ('ResNeXt-29', ('ghostconv', 'spconv', 'slimconv_k4-3', 'tiedconv'), ''),
-    'wrn28': ('WideResNet-28-10', ('ghostconv', 'spconv', 'slimconv', 'tiedconv'), ''),
-    'densenet121': ('DenseNet-121', ('ghostconv', 'spconv', 'slimconv', 'tiedconv'), "low_squeeze='output', "),
+    'resnext29': ('ResNeXt-29', ('octconv', 'ghostconv', 'spconv', 'slimconv_k4-3', 'tiedconv'), ''),
+    'wrn28': ('WideResNet-28-10', ('octconv', 'ghostconv', 'spconv', 'slimconv', 'tiedconv'), ''),
+    'densenet121': (
+        'DenseNet-121',
+        ('octconv', 'ghostconv', 'spconv', 'slimconv', 'tiedconv'),
+        "low_squeeze='output', ",
+    ),
 }
 RIVALS = {
     'octconv': ('OctConv, alpha = 1/2', "type='OctConv', alpha=1 / 2"),
