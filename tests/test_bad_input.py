@@ -116,3 +116,14 @@ def test_wrong_checkpoint_is_refused(digits, tmp_path, fails):
 def test_bad_arguments_end_in_one_line(args, message, tmp_path, fails, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in fails(*args)
+
+
+def test_wrong_number_of_class_folders(tmp_path, fails):
+    for split in ('train', 'val'):
+        (tmp_path / split / 'n01440764').mkdir(parents=True)
+        (tmp_path / split / 'n01440764' / 'a.JPEG').touch()
+    line = fails(
+        'train', CONFIGS / 'scconv_resnet50_imagenet.py', '--data-root', tmp_path, '--work-dir', tmp_path / 'run',
+        options=['model.backbone.base_channels=16', 'model.backbone.stem_channels=8', 'model.head.in_channels=512'],
+    )  # fmt: skip
+    assert "number of subfolders (1) doesn't match the number of specified classes (1000)" in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,9 +95,16 @@ def broken_annotations_named(cfg: Config) -> Iterator[None]:
         raise
     except Exception as error:
         problem = find_broken_annotation(cfg)
-        if problem is None:
+        if problem is None and isinstance(error, AssertionError) and _raised_by_a_dataset(error):
+            problem = ' '.join(str(error).split())
+        if not problem:
             raise
         raise UserError(problem) from error
+
+
+def _raised_by_a_dataset(error: Exception) -> bool:
+    """Whether OpenMMLab's data sets refused what they found; their assertions are messages to the user."""
+    return 'datasets' in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
 
 
 def build_runner(cfg: Config) -> Runner:
