@@ -4,27 +4,9 @@ The batch of 32 is for one device; with N devices set
 train_dataloader.batch_size to 32 / N.
 """
 
-_base_ = [
-    'mmdet::_base_/models/retinanet_r50_fpn.py',
-    'mmdet::_base_/datasets/voc0712.py',
-    'mmdet::_base_/default_runtime.py',
-    'mmdet::retinanet/retinanet_tta.py',
-]
+_base_ = ['./_base_/retinanet_r50_from_scratch.py', 'mmdet::_base_/datasets/voc0712.py']
 
-# From scratch, as section 3 says; see retinanet_r50_coco.py.
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='ResNet',
-        depth=50,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-    ),
-    bbox_head=dict(num_classes=20),
-)
+model = dict(bbox_head=dict(num_classes=20))
 
 train_dataloader = dict(batch_size=32, num_workers=8, sampler=dict(type='InfiniteSampler'))
 
@@ -56,15 +38,9 @@ tta_pipeline = [
 ]
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=20000, val_interval=2000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 
-# Twice the batch of COCO's schedule, hence twice its lr; the paper's is 0.1.
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001),
-    clip_grad=dict(max_norm=35, norm_type=2),
-)
+# Twice the batch of COCO's schedule, hence twice its lr.
+optim_wrapper = dict(optimizer=dict(lr=0.02))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
     dict(type='MultiStepLR', by_epoch=False, begin=0, end=20000, milestones=[10000, 18000], gamma=0.1),
@@ -73,5 +49,4 @@ param_scheduler = [
 default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=2000, max_keep_ckpts=3, save_best='voc/bbox_mAP'),
 )
-log_processor = dict(by_epoch=False)
 auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 from torch import Tensor
 
@@ -15,6 +16,11 @@ def pair(name: str, value: Size2d, minimum: int) -> tuple[int, int]:
     if len(values) != 2 or not all(isinstance(v, int) and v >= minimum for v in values):
         raise ValueError(f'{name} must be one or two integers >= {minimum}, got {value!r}')
     return values
+
+
+def share(ratio: float | Fraction, channels: int) -> int:
+    """Return floor(ratio * channels); the small term forgives binary fractions: 0.29 * 100 is 28.999..."""
+    return int(ratio * channels + 1e-6)
 
 
 def padding_amounts(

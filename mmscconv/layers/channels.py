@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from mmscconv.layers.arguments import share
+
 LOW_SQUEEZES = ('input', 'output')
 
 
@@ -35,8 +37,7 @@ class CRUChannels:
     @property
     def up(self) -> int:
         """Channels of X^w that the upper branch takes."""
-        # The small term forgives binary fractions: 0.29 * 100 is 28.999...
-        return int(self.alpha * self.in_channels + 1e-6)
+        return share(self.alpha, self.in_channels)
 
     @property
     def low(self) -> int:

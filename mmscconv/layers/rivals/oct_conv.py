@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Size2d
+from mmscconv.layers.arguments import Size2d, share
 from mmscconv.layers.conv_like import Conv2dLike
 
 Octave = tuple[Tensor, Tensor | None]
@@ -15,7 +15,7 @@ Octave = tuple[Tensor, Tensor | None]
 
 def low_channels(channels: int, alpha: float) -> int:
     """Return how many of ``channels`` have half the resolution; ValueError outside of [0, channels)."""
-    low = int(alpha * channels + 1e-6)
+    low = share(alpha, channels)
     if not 0 <= low < channels:
         raise ValueError(f'OctConv: alpha={alpha} makes {low} of {channels} channels low; it must leave some high')
     return low

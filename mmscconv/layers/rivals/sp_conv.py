@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Size2d
+from mmscconv.layers.arguments import Size2d, share
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.cru import CRU
 
@@ -55,8 +55,7 @@ class SPConv(Conv2dLike):
         gwc_groups: int = 2,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        # The small term forgives binary fractions: 0.29 * 100 is 28.999...
-        self.representative = int(alpha * in_channels + 1e-6)
+        self.representative = share(alpha, in_channels)
         redundant = in_channels - self.representative
         if not 0 < self.representative < in_channels:
             raise ValueError(
