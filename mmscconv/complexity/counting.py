@@ -27,6 +27,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from mmscconv import ops
+
 aten = torch.ops.aten
 # Up to here computing takes less time than what fake tensors add to each operation.
 LARGEST_COMPUTED = 224 * 224
@@ -56,7 +58,7 @@ def count(model: nn.Module, shape: tuple[int, int]) -> Complexity:
     model.eval()
     macs, paper = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=PAPER_FORMULAS)
     fake = nullcontext() if prod(shape) <= LARGEST_COMPUTED else FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad(), fake, macs, paper:
+    with torch.no_grad(), ops.plain_only(), fake, macs, paper:
         model(torch.zeros(1, 3, *shape))
 
     def complexity(module: nn.Module, name: str) -> Complexity:

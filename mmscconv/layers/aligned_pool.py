@@ -51,10 +51,17 @@ class AlignedAvgPool2d(nn.Module):
             int((e - 2 * p[0] - (s - 1)) / 2) for e, p, s in zip(extents, self.padding, self.stride, strict=True)
         ]
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether the output is the input, whatever its size."""
+        return self.stride == (1, 1) and self._slack == [0, 0] and self._offset == [0, 0]
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_identity:
+            return x
         if self._slack == [0, 0] and self._offset == [0, 0]:
             # Decided without looking at the size of x, which keeps dynamic export possible.
-            return x if self.stride == (1, 1) else F.avg_pool2d(x, self.stride, ceil_mode=True)
+            return F.avg_pool2d(x, self.stride, ceil_mode=True)
         pads, shares = [], []
         for axis in (1, 0):  # F.pad starts with the last axis
             size, step, start = x.shape[axis + 2], self.stride[axis], self._offset[axis]

@@ -14,11 +14,14 @@ What the paper leaves open, and the reading taken here:
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
 
+from mmscconv import ops
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Size2d, check_input, pair
 from mmscconv.layers.channels import CRUChannels
+from mmscconv.layers.recompute import recomputed
 
 
 class CRU(nn.Module):
@@ -51,6 +54,13 @@ class CRU(nn.Module):
             than C2 are never made.
         inner_norm: Add ``norm_up`` and ``norm_low`` behind the squeezes, ``norm1``
             and ``norm2`` on Y1 and Y2 (BN), and biases on the squeezes and PWC2.
+        backend: ``'plain'``, ``'native'`` or ``'triton'``
+            (:mod:`mmscconv.ops.backend`); None for the fastest that runs.
+
+    Attributes:
+        output_is_kept: Set it where a layer follows that keeps its input for
+            backward and does not change it, as a norm: memory of the size of the
+            output is saved. False by default, for an in-place activation.
 
     Shape:
         Input (N, C1, H, W) or (C1, H, W); output as ``nn.Conv2d``'s with C2 channels.
@@ -58,6 +68,7 @@ class CRU(nn.Module):
     Raises:
         ValueError: Channels that do not come out, with the nearest settings that
             work; other arguments out of range; an input of another shape.
+        RuntimeError: A ``backend`` that cannot run on the input.
     """
 
     def __init__(
@@ -73,11 +84,15 @@ class CRU(nn.Module):
         groups: int = 2,
         low_squeeze: str = 'input',
         inner_norm: bool = False,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         self.channels = CRUChannels(in_channels, out_channels, alpha, squeeze_ratio, groups, low_squeeze)
         self.channels.check()
+        ops.check_backend(backend)
+        self.backend = backend
+        self.output_is_kept = False
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = pair('kernel_size', kernel_size, 1)
@@ -107,34 +122,59 @@ class CRU(nn.Module):
             if inner_norm:
                 self.norm_low, self.norm2 = nn.BatchNorm2d(low), nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
+        """Return Y of (N, C1, H, W), or of ``before(x)``, which is then recomputed in backward and not kept."""
         check_input('CRU', x, self.in_channels)
         if x.dim() == 3:
-            return self(x.unsqueeze(0)).squeeze(0)
+            return self(x.unsqueeze(0), before).squeeze(0)
+        backend = ops.choose_backend(x, self.backend)
+
+        def squeeze(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            return self.squeeze(x if before is None else before(x), merged=backend != 'plain')
+
+        cheap = before is not None and backend != 'plain'
+        x_up, x_low = recomputed(squeeze, x) if cheap else squeeze(x)
+        if x_low is None:
+            return _sum(*self.transform_up(x_up))
+        made, low = self.transform_low(x_low)
+        if x_up is None:
+            return _cat(made, low)
+        first, second = self.transform_up(x_up)
+        return ops.fuse(first, low, second, made, output_is_kept=self.output_is_kept, backend=backend)
+
+    def squeeze(self, x: Tensor, merged: bool = False) -> tuple[Tensor | None, Tensor | None]:
+        """Return the squeezed branches of (N, C1, H, W), before their norms; None for one that is not there.
+
+        Args:
+            merged: Compute both by one grouped convolution where they have the same
+                shape: the same result, faster, but without a call of the modules.
+        """
+        c = self.channels
         if self.squeeze_low is None:
-            return self.transform_up(x)
+            return self.squeeze_up(x), None
         if self.squeeze_up is None:
-            return self.transform_low(x)
-        up, low = x.split((self.channels.up, self.channels.low), dim=1)
-        return self.fuse(self.transform_up(up), self.transform_low(low))
+            return None, self.squeeze_low(self.pool(x))
+        if merged and c.up == c.low and c.squeezed_up == c.squeezed_low and self.pool.is_identity:
+            modules = (self.squeeze_up, self.squeeze_low)
+            weight = torch.cat([m.weight for m in modules])
+            bias = None if modules[0].bias is None else torch.cat([m.bias for m in modules])
+            return F.conv2d(x, weight, bias, groups=2).split(c.squeezed_up, dim=1)
+        up, low = x.split((c.up, c.low), dim=1)
+        return self.squeeze_up(up), self.squeeze_low(self.pool(low))
 
-    def transform_up(self, x: Tensor) -> Tensor:
-        """Return Y1 (Eq. 5) of (N, alpha*C1, H, W)."""
-        x_up = _norm(self.norm_up, self.squeeze_up(x))
-        return _norm(self.norm1, self.gwc(x_up) + self.pwc1(self.pool(x_up)))
+    def transform_up(self, x_up: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return two tensors whose sum is Y1 (Eq. 5), or Y1 and None, of the squeezed (N, u, H, W)."""
+        x_up = _norm(self.norm_up, x_up)
+        gwc, pwc1 = self.gwc(x_up), self.pwc1(self.pool(x_up))
+        return (gwc, pwc1) if self.norm1 is None else (self.norm1(gwc + pwc1), None)
 
-    def transform_low(self, x: Tensor) -> Tensor:
-        """Return Y2 (Eq. 6) of (N, (1-alpha)*C1, H, W)."""
-        x_low = _norm(self.norm_low, self.squeeze_low(self.pool(x)))
-        y2 = x_low if self.pwc2 is None else torch.cat((self.pwc2(x_low), x_low), dim=1)
-        return _norm(self.norm2, y2)
-
-    @staticmethod
-    def fuse(y1: Tensor, y2: Tensor) -> Tensor:
-        """Return beta1 * Y1 + beta2 * Y2 (Eq. 7-9)."""
-        s = torch.stack([y.mean(dim=(2, 3), keepdim=True) for y in (y1, y2)])
-        beta1, beta2 = s.softmax(dim=0).to(y1.dtype)
-        return beta1 * y1 + beta2 * y2
+    def transform_low(self, x_low: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return two tensors that make Y2 (Eq. 6) side by side, or None and Y2, of the squeezed (N, l, H', W')."""
+        x_low = _norm(self.norm_low, x_low)
+        made = None if self.pwc2 is None else self.pwc2(x_low)
+        if self.norm2 is None:
+            return made, x_low
+        return None, self.norm2(_cat(made, x_low))
 
     def extra_repr(self) -> str:
         c = self.channels
@@ -147,3 +187,11 @@ class CRU(nn.Module):
 
 def _norm(norm: nn.Module | None, x: Tensor) -> Tensor:
     return x if norm is None else norm(x)
+
+
+def _sum(first: Tensor, second: Tensor | None) -> Tensor:
+    return first if second is None else first + second
+
+
+def _cat(made: Tensor | None, low: Tensor) -> Tensor:
+    return low if made is None else torch.cat((made, low), dim=1)

@@ -12,6 +12,7 @@ from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Size2d
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.cru import CRU
+from mmscconv.layers.recompute import recomputed
 from mmscconv.layers.sru import SRU
 
 ARRANGEMENTS = ('S+C', 'C+S', 'C&S', 'S', 'C')
@@ -42,6 +43,10 @@ class SCConv(Conv2dLike):
             :class:`CRU`, where ``gwc_groups`` is called ``groups``.
         num_groups, threshold, gate: Of :class:`SRU`.
         arrangement: One of the table's first column.
+        backend: ``'plain'``, ``'native'`` or ``'triton'``
+            (:mod:`mmscconv.ops.backend`); None for the fastest that runs.
+        recompute: Keep nothing of the layer's inside for backward and compute it
+            again there: the memory of a convolution for the time of another forward.
 
     Shape:
         Input (N, in_channels, H, W) or (in_channels, H, W); output as
@@ -72,6 +77,8 @@ class SCConv(Conv2dLike):
         threshold: float = 0.5,
         gate: str = 'soft',
         arrangement: str = 'S+C',
+        backend: str | None = None,
+        recompute: bool = False,
     ) -> None:
         if groups != 1:
             raise ValueError(f"SCConv is dense: groups must be 1, got {groups}; the paper's g is gwc_groups")
@@ -84,23 +91,28 @@ class SCConv(Conv2dLike):
             )
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         self.arrangement = arrangement
+        self.recompute = recompute
         window = self.window
 
         self.sru = self.cru = self.conv = self.pool = None
         if arrangement != 'C':
-            self.sru = SRU(out_channels if arrangement == 'C+S' else in_channels, num_groups, threshold, gate)
+            channels = out_channels if arrangement == 'C+S' else in_channels
+            self.sru = SRU(channels, num_groups, threshold, gate, backend=backend)
         if arrangement == 'S':
             self.conv = nn.Conv2d(in_channels, out_channels, *window, bias=False)
         else:
             self.cru = CRU(
-                in_channels, out_channels, *window, alpha, squeeze_ratio, gwc_groups, low_squeeze, inner_norm
+                in_channels, out_channels, *window, alpha, squeeze_ratio, gwc_groups, low_squeeze, inner_norm, backend
             )
         if arrangement == 'C&S':
             self.pool = AlignedAvgPool2d(*window)
 
     def transform(self, x: Tensor) -> Tensor:
+        return recomputed(self._arranged, x, self) if self.recompute else self._arranged(x)
+
+    def _arranged(self, x: Tensor) -> Tensor:
         if self.arrangement == 'S+C':
-            return self.cru(self.sru(x))
+            return self.cru(x, before=self.sru)
         if self.arrangement == 'C+S':
             return self.sru(self.cru(x))
         if self.arrangement == 'C&S':

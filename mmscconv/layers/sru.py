@@ -17,6 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmscconv import ops
 from mmscconv.layers.arguments import check_input
 
 GATES = ('soft', 'hard')
@@ -48,18 +49,27 @@ class SRU(nn.Module):
             require one, so that DDP does not wait for it.
         eps: Added to the variance in GN; also the least magnitude of
             sum(gamma), which keeps Eq. 2 finite where gammas cancel (our choice).
+        backend: ``'plain'``, ``'native'`` or ``'triton'``
+            (:mod:`mmscconv.ops.backend`); None for the fastest that runs.
 
     Shape:
         Input and output: (N, C, H, W) or (C, H, W), any floating dtype; the
         output has the input's dtype, also under autocast.
 
     Raises:
-        ValueError: Odd or non-positive ``channels``, unknown ``gate``, a
-            ``threshold`` that is NaN, or an input of another shape.
+        ValueError: Odd or non-positive ``channels``, unknown ``gate`` or
+            ``backend``, a ``threshold`` that is NaN, or an input of another shape.
+        RuntimeError: A ``backend`` that cannot run on the input.
     """
 
     def __init__(
-        self, channels: int, num_groups: int = 16, threshold: float = 0.5, gate: str = 'soft', eps: float = 1e-5
+        self,
+        channels: int,
+        num_groups: int = 16,
+        threshold: float = 0.5,
+        gate: str = 'soft',
+        eps: float = 1e-5,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
@@ -70,6 +80,8 @@ class SRU(nn.Module):
             raise ValueError(f'gate must be one of {GATES}, got gate={gate!r}')
         if math.isnan(threshold):
             raise ValueError('threshold must be a number, got threshold=nan')
+        ops.check_backend(backend)
+        self.backend = backend
         self.channels = channels
         self.threshold = threshold
         self.gate = gate
@@ -77,41 +89,38 @@ class SRU(nn.Module):
         if gate == 'hard':
             self.gn.requires_grad_(False)
 
-    def logit(self, x: Tensor) -> Tensor:
-        """Return ``w * GN(x)``, the argument of Eq. 3's sigmoid, in at least fp32.
+    @property
+    def logit_threshold(self) -> float:
+        """The threshold on W as one on its logit; infinite where no weight lies on the other side."""
+        if 0 < self.threshold < 1:
+            return math.log(self.threshold / (1 - self.threshold))
+        return -math.inf if self.threshold <= 0 else math.inf
 
-        ``w`` is folded into the affine of GN: w * (gamma * xhat + beta).
-        """
-        dtype = torch.promote_types(x.dtype, torch.float32)
+    def affine(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return scale and shift of GN with Eq. 2's ``w`` folded in, w * gamma and w * beta, in at least fp32."""
+        dtype = torch.promote_types(dtype, torch.float32)
         gamma, beta = self.gn.weight.to(dtype), self.gn.bias.to(dtype)
         total = gamma.sum()
         floor = torch.full_like(total, self.gn.eps).copysign(total)
         w = gamma / torch.where(total.abs() < self.gn.eps, floor, total)
-        # No autocast lowers group_norm on fp32 input; unlike nn.GroupNorm, it also takes one value per group.
-        return torch.group_norm(x.to(dtype), self.gn.num_groups, w * gamma, w * beta, self.gn.eps)
+        return w * gamma, w * beta
+
+    def logit(self, x: Tensor) -> Tensor:
+        """Return ``w * GN(x)``, the argument of Eq. 3's sigmoid, in at least fp32."""
+        return ops.logit(x, *self.affine(x.dtype), self.gn.num_groups, self.gn.eps)
 
     def informative(self, logit: Tensor) -> Tensor:
         """Return the boolean mask W > threshold, decided on the logit."""
-        if self.threshold <= 0:
-            return torch.ones_like(logit, dtype=torch.bool)
-        if self.threshold >= 1:
-            return torch.zeros_like(logit, dtype=torch.bool)
-        return logit > math.log(self.threshold / (1 - self.threshold))
+        return logit > self.logit_threshold
 
     def forward(self, x: Tensor) -> Tensor:
         check_input('SRU', x, self.channels)
         if x.dim() == 3:
             return self(x.unsqueeze(0)).squeeze(0)
-        logit = self.logit(x)
-        informative = self.informative(logit)
-        if self.gate == 'soft':
-            weight = logit.sigmoid()
-            w1, w2 = weight.masked_fill(informative, 1), weight.masked_fill(informative, 0)
-        else:
-            w1, w2 = informative, ~informative
-        x11, x12 = (w1 * x).chunk(2, dim=1)
-        x21, x22 = (w2 * x).chunk(2, dim=1)
-        return torch.cat((x11 + x22, x21 + x12), dim=1).to(x.dtype)
+        scale, shift = self.affine(x.dtype)
+        return ops.sru(
+            x, scale, shift, self.gn.num_groups, self.gn.eps, self.logit_threshold, self.gate == 'hard', self.backend
+        )
 
     def extra_repr(self) -> str:
         return f'{self.channels}, threshold={self.threshold}, gate={self.gate!r}'

@@ -7,6 +7,8 @@ from typing import Any
 from mmcv.cnn import build_conv_layer
 from torch import nn
 
+from mmscconv.layers import CRU
+
 
 def build_replacement(conv_cfg: dict[str, Any], conv: nn.Conv2d) -> nn.Module:
     """Build the layer of ``conv_cfg`` with the window and channels of ``conv``.
@@ -43,6 +45,8 @@ def replace_conv2(block: nn.Module, conv_cfg: dict[str, Any]) -> None:
     block.conv2 = build_replacement(conv_cfg, old)
     if getattr(block.conv2, 'ends_normalized', False):
         setattr(block, block.norm2_name, nn.Identity())
+    elif isinstance(getattr(block.conv2, 'cru', None), CRU):
+        block.conv2.cru.output_is_kept = True  # by norm2
     if block.conv2.out_channels == old.out_channels:
         return
     if not hasattr(block, 'conv3'):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Size2d, share
 from mmscconv.layers.conv_like import Conv2dLike
-from mmscconv.layers.cru import CRU
+from mmscconv.ops import fuse
 
 
 class SPConv(Conv2dLike):
@@ -78,7 +78,7 @@ class SPConv(Conv2dLike):
         x_r, x_c = x.tensor_split((self.representative,), dim=1)
         y1 = self.norm1(self.gwc(x_r) + self.pwc(self.pool(x_r)))
         y2 = self.norm2(self.cheap(self.pool(x_c)))
-        return CRU.fuse(y1, y2)  # CRU took this fusion over from SPConv
+        return fuse(y1, y2)  # CRU took this fusion over from SPConv
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, alpha={self.alpha}'

@@ -1,0 +1,114 @@
+"""Which implementation of the layers' arithmetic runs: an explicit choice, then MMSCCONV_BACKEND, then what fits.
+
+==========  ==================================================================
+``plain``   PyTorch operations: runs everywhere, and defines what is correct
+``native``  C kernels on the CPU, compiled on first use (:mod:`mmscconv.ops.native`)
+``triton``  Triton kernels on CUDA devices
+==========  ==================================================================
+
+An explicit choice that cannot run raises; the automatic one falls back to
+``plain``. Export and tracing always see ``plain``, whatever was chosen: an
+exported graph has to run without this package.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from mmscconv.ops import native
+
+BACKENDS = ('plain', 'native', 'triton')
+VARIABLE = 'MMSCCONV_BACKEND'
+_forced_plain = 0
+
+
+def check_backend(backend: str | None) -> None:
+    """Raise ValueError unless ``backend`` is None or one of BACKENDS."""
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {BACKENDS}, or None for the best that runs, got {backend!r}')
+
+
+def choose_backend(x: Tensor, explicit: str | None = None) -> str:
+    """Return the backend for an input like ``x``.
+
+    Raises:
+        RuntimeError: ``explicit`` or MMSCCONV_BACKEND names one that cannot run here.
+        ValueError: MMSCCONV_BACKEND names none.
+    """
+    if _forced_plain or _exporting():
+        return 'plain'
+    wanted = explicit or os.environ.get(VARIABLE)
+    if wanted:
+        check_backend(wanted)
+        reason = _refusal(wanted, x)
+        if reason:
+            raise RuntimeError(f'backend {wanted!r} cannot run: {reason}')
+        return wanted
+    fitting = 'triton' if x.device.type == 'cuda' else 'native'
+    return 'plain' if _refusal(fitting, x) else fitting
+
+
+@contextmanager
+def plain_only() -> Iterator[None]:
+    """Let everything inside run on ``plain``: for counting operations, which cannot look into a kernel."""
+    global _forced_plain
+    _forced_plain += 1
+    try:
+        yield
+    finally:
+        _forced_plain -= 1
+
+
+def kernels(backend: str) -> ModuleType:
+    """Return the module with the kernels of ``'native'`` or ``'triton'``."""
+    return importlib.import_module(f'mmscconv.ops.{"native" if backend == "native" else "triton_kernels"}')
+
+
+def _refusal(backend: str, x: Tensor) -> str | None:
+    """Return why ``backend`` cannot run on an input like ``x``, or None."""
+    if backend == 'plain':
+        return None
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f'it computes in fp32 and takes fp32, bf16 and fp16, not {x.dtype}'
+    if backend == 'native':
+        return _native_unavailable() if x.device.type == 'cpu' else f'it needs a CPU tensor, got one on {x.device}'
+    if importlib.util.find_spec('triton') is None:
+        return 'triton is not installed'
+    if x.device.type != 'cuda' and not interpreting():
+        return f'it needs a CUDA tensor, got one on {x.device} (TRITON_INTERPRET=1 runs its kernels on the CPU)'
+    return None
+
+
+def interpreting() -> bool:
+    """Return whether Triton was asked to interpret its kernels on the CPU."""
+    return os.environ.get('TRITON_INTERPRET') == '1'
+
+
+# torch.compile takes the answer as it is and does not trace the compiler's call.
+@torch.compiler.assume_constant_result
+def _native_unavailable() -> str | None:
+    reason = native.unavailable()
+    if reason:
+        _warn_once(f'SCConv runs its plain PyTorch form on the CPU, several times slower: {reason}')
+    return reason
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+def _exporting() -> bool:
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return True
+    return getattr(torch.compiler, 'is_exporting', bool)()

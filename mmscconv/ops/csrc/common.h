@@ -1,0 +1,71 @@
+/* What the kernels share. All data is float; sums over positions run in double and in an order that does not
+ * depend on the number of threads, so that the same input gives the same bits.
+ *
+ * A task is one chunk of positions of one sample, with all its channels; `channels_last` tells how they lie. */
+#ifndef MMSCCONV_COMMON_H
+#define MMSCCONV_COMMON_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BLOCK_BYTES (1 << 20)   /* successive passes run over as many samples as the caches hold */
+#define CHUNK_POSITIONS 512     /* NCHW: a run of 2 KiB per channel */
+#define CHUNK_VALUES 16384      /* channels last: 64 KiB */
+
+typedef struct {
+    int64_t samples, channels, positions;
+    int channels_last;
+} Shape;
+
+static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static inline int64_t block_samples(Shape s) {
+    return max_of(1, BLOCK_BYTES / max_of(1, s.channels * s.positions * (int64_t)sizeof(float)));
+}
+
+static inline int64_t chunk_positions(Shape s) {
+    return s.channels_last ? max_of(1, CHUNK_VALUES / s.channels) : CHUNK_POSITIONS;
+}
+
+static inline int64_t chunk_count(Shape s) {
+    int64_t step = chunk_positions(s);
+    return (s.positions + step - 1) / step;
+}
+
+/* parts: [chunks][C]. */
+static inline double over_chunks(Shape s, const double *parts, int64_t c) {
+    double total = 0;
+    for (int64_t i = 0; i < chunk_count(s); i++) total += parts[i * s.channels + c];
+    return total;
+}
+
+/* exp(x) as 2^n * exp(r) with a polynomial for the rest r: a few ulp, NaN stays NaN, and the compiler can
+ * vectorize it, which it cannot do with libm's expf unless NaN is given up. */
+static inline float exp_of(float x) {
+    const float magic = 12582912.f; /* 1.5 * 2^23: adding it rounds to an integer */
+    x = x > 88.f ? 88.f : x;
+    x = x < -87.f ? -87.f : x;
+    float shifted = x * 1.44269504f + magic;
+    float n = shifted - magic;
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f; /* ln 2 in two parts */
+    float p = 1.98756915e-4f;
+    p = p * r + 1.39819995e-3f;
+    p = p * r + 8.33345190e-3f;
+    p = p * r + 4.16657962e-2f;
+    p = p * r + 1.66666655e-1f;
+    p = p * r + 5.00000000e-1f;
+    p = p * r * r + r + 1.f;
+    int32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits - 0x4B400000 + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+static inline float sigmoid_of(float x) { return 1.f / (1.f + exp_of(-x)); }
+
+#endif

@@ -1,0 +1,238 @@
+/* CRU's fuse, Eq. 7-9: Z = beta1 * Y1 + beta2 * Y2 with Y1 = first + second (second may be NULL) and
+ * Y2 = cat(made, low) along the channels (made may have none), then Z * scale + shift (both may be NULL).
+ *
+ * Eq. 8's softmax over two values is a sigmoid of their difference, so one mean per channel is enough:
+ * beta1 = sigmoid(mean(Y1 - Y2)), Z = Y2 + beta1 * (Y1 - Y2). */
+#include "common.h"
+
+/* Rows of successive values: of one position where channels lie last, of one channel otherwise. Apart from `low`,
+ * which may be a slice, all are dense. */
+typedef struct {
+    const float *data;
+    int64_t sample, row; /* strides */
+} Rows;
+
+static const float *row_of(Rows r, int64_t n, int64_t i) { return r.data ? r.data + n * r.sample + i * r.row : NULL; }
+
+static Rows dense(Shape s, const float *data, int64_t channels) {
+    return (Rows){data, channels * s.positions, s.channels_last ? channels : s.positions};
+}
+
+typedef struct {
+    Rows made, low;
+    int64_t made_channels;
+} Lower;
+
+static Lower lower_of(Shape s, const float *made, const float *low, int64_t low_channels, int64_t low_sample,
+                      int64_t low_row) {
+    int64_t channels = s.channels - low_channels;
+    return (Lower){dense(s, made, channels), {low, low_sample, low_row}, channels};
+}
+
+/* Y2 in NCHW: the plane of channel c. */
+static const float *plane_of(Lower y2, int64_t n, int64_t c) {
+    return c < y2.made_channels ? row_of(y2.made, n, c) : row_of(y2.low, n, c - y2.made_channels);
+}
+
+static inline float y1_of(const float *first, const float *second, int64_t i) {
+    return first[i] + (second ? second[i] : 0.f);
+}
+
+static inline void add_differences(const float *first, const float *second, const float *y2, int64_t length,
+                                   double *sum) {
+#pragma omp simd
+    for (int64_t c = 0; c < length; c++) sum[c] += y1_of(first, second, c) - y2[c];
+}
+
+static inline double total_difference(const float *first, const float *second, const float *y2, int64_t from,
+                                      int64_t to) {
+    double total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t p = from; p < to; p++) total += y1_of(first, second, p) - y2[p];
+    return total;
+}
+
+static void difference_chunk(Shape s, Rows first, Rows second, Lower y2, int64_t n, int64_t from, int64_t to,
+                             double *sum) {
+    int64_t made = y2.made_channels;
+    if (!s.channels_last) {
+        for (int64_t c = 0; c < s.channels; c++)
+            sum[c] = total_difference(row_of(first, n, c), row_of(second, n, c), plane_of(y2, n, c), from, to);
+        return;
+    }
+    memset(sum, 0, s.channels * sizeof(double));
+    for (int64_t p = from; p < to; p++) {
+        const float *a = row_of(first, n, p), *b = row_of(second, n, p);
+        add_differences(a, b, row_of(y2.made, n, p), made, sum);
+        add_differences(a + made, b ? b + made : NULL, row_of(y2.low, n, p), s.channels - made, sum + made);
+    }
+}
+
+/* Per channel: z * scale + shift with z = y2 + beta * (y1 - y2). */
+typedef struct {
+    const float *beta, *scale, *shift;
+} Epilogue;
+
+static inline Epilogue from_channel(Epilogue e, int64_t c) {
+    return (Epilogue){e.beta + c, e.scale ? e.scale + c : NULL, e.shift ? e.shift + c : NULL};
+}
+
+static inline void lerp_run(const float *first, const float *second, const float *y2, int64_t from, int64_t to,
+                            Epilogue e, float *restrict out, const int vary) {
+#pragma omp simd
+    for (int64_t i = from; i < to; i++) {
+        int64_t c = vary ? i : 0;
+        float z = y2[i] + e.beta[c] * (y1_of(first, second, i) - y2[i]);
+        out[i] = e.scale ? z * e.scale[c] + e.shift[c] : z;
+    }
+}
+
+static void lerp_chunk(Shape s, Rows first, Rows second, Lower y2, int64_t n, int64_t from, int64_t to, Epilogue e,
+                       float *out) {
+    int64_t made = y2.made_channels;
+    if (!s.channels_last) {
+        for (int64_t c = 0; c < s.channels; c++)
+            lerp_run(row_of(first, n, c), row_of(second, n, c), plane_of(y2, n, c), from, to, from_channel(e, c),
+                     out + c * s.positions, 0);
+        return;
+    }
+    for (int64_t p = from; p < to; p++) {
+        const float *a = row_of(first, n, p), *b = row_of(second, n, p);
+        float *o = out + p * s.channels;
+        lerp_run(a, b, row_of(y2.made, n, p), 0, made, e, o, 1);
+        lerp_run(a + made, b ? b + made : NULL, row_of(y2.low, n, p), 0, s.channels - made, from_channel(e, made),
+                 o + made, 1);
+    }
+}
+
+/* first, second, out: (N, C, H*W); made: (N, C - low_channels, H*W); low: (N, low_channels, H*W) with the strides
+ * given; beta1: (N, C). Returns 0, or 1 without memory. */
+int fuse_forward(const float *first, const float *second, const float *made, const float *low, const float *scale,
+                 const float *shift, int64_t samples, int64_t channels, int64_t positions, int channels_last,
+                 int64_t low_channels, int64_t low_sample, int64_t low_row, int threads, float *out, float *beta1) {
+    Shape s = {samples, channels, positions, channels_last};
+    Rows y1 = dense(s, first, channels), add = dense(s, second, channels);
+    Lower y2 = lower_of(s, made, low, low_channels, low_sample, low_row);
+    int64_t at_once = block_samples(s), chunks = chunk_count(s), step = chunk_positions(s);
+    double *sums = malloc(at_once * chunks * channels * sizeof(double));
+    if (!sums) return 1;
+    for (int64_t n = 0; n < samples; n += at_once) {
+        int64_t count = min_of(at_once, samples - n), tasks = count * chunks;
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < tasks; i++) {
+            int64_t from = i % chunks * step;
+            difference_chunk(s, y1, add, y2, n + i / chunks, from, min_of(from + step, positions), sums + i * channels);
+        }
+        for (int64_t k = 0; k < count; k++)
+            for (int64_t c = 0; c < channels; c++) {
+                double mean = over_chunks(s, sums + k * chunks * channels, c) / (double)positions;
+                beta1[(n + k) * channels + c] = (float)(1 / (1 + exp(-mean)));
+            }
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < tasks; i++) {
+            int64_t k = n + i / chunks, from = i % chunks * step;
+            lerp_chunk(s, y1, add, y2, k, from, min_of(from + step, positions),
+                       (Epilogue){beta1 + k * channels, scale, shift}, out + k * channels * positions);
+        }
+    }
+    free(sums);
+    return 0;
+}
+
+static inline void add_products(const float *grad, const float *reference, const float *y2, int64_t length,
+                                double *sum) {
+#pragma omp simd
+    for (int64_t c = 0; c < length; c++) sum[c] += grad[c] * (reference[c] - y2[c]);
+}
+
+static inline double total_product(const float *grad, const float *reference, const float *y2, int64_t from,
+                                   int64_t to) {
+    double total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t p = from; p < to; p++) total += grad[p] * (reference[p] - y2[p]);
+    return total;
+}
+
+static void product_chunk(Shape s, Rows grad, Rows reference, Lower y2, int64_t n, int64_t from, int64_t to,
+                          double *sum) {
+    int64_t made = y2.made_channels;
+    if (!s.channels_last) {
+        for (int64_t c = 0; c < s.channels; c++)
+            sum[c] = total_product(row_of(grad, n, c), row_of(reference, n, c), plane_of(y2, n, c), from, to);
+        return;
+    }
+    memset(sum, 0, s.channels * sizeof(double));
+    for (int64_t p = from; p < to; p++) {
+        const float *g = row_of(grad, n, p), *r = row_of(reference, n, p);
+        add_products(g, r, row_of(y2.made, n, p), made, sum);
+        add_products(g + made, r + made, row_of(y2.low, n, p), s.channels - made, sum + made);
+    }
+}
+
+/* grad1 = beta1 * grad + pull, grad2 = beta2 * grad - pull, where pull is what reaches Y1 through its mean. */
+static inline void split_run(const float *grad, int64_t from, int64_t to, const float *beta, const float *pull,
+                             float *restrict grad1, float *restrict grad2, const int vary) {
+#pragma omp simd
+    for (int64_t i = from; i < to; i++) {
+        int64_t c = vary ? i : 0;
+        float part = beta[c] * grad[i] + pull[c];
+        grad1[i] = part;
+        grad2[i] = grad[i] - part;
+    }
+}
+
+static void split_chunk(Shape s, Rows grad, int64_t n, int64_t made, int64_t from, int64_t to, const float *beta,
+                        const float *pull, float *grad1, float *grad_made, float *grad_low) {
+    int64_t low = s.channels - made;
+    if (!s.channels_last) {
+        for (int64_t c = 0; c < s.channels; c++)
+            split_run(row_of(grad, n, c), from, to, beta + c, pull + c, grad1 + c * s.positions,
+                      c < made ? grad_made + c * s.positions : grad_low + (c - made) * s.positions, 0);
+        return;
+    }
+    for (int64_t p = from; p < to; p++) {
+        const float *g = row_of(grad, n, p);
+        float *g1 = grad1 + p * s.channels;
+        split_run(g, 0, made, beta, pull, g1, grad_made + p * made, 1);
+        split_run(g + made, 0, low, beta + made, pull + made, g1 + made, grad_low + p * low, 1);
+    }
+}
+
+/* reference is Y1, or Z where is_output says so: Z - Y2 = beta1 * (Y1 - Y2). grad, reference, grad1, grad_made and
+ * grad_low are dense. pull: (N, C), workspace. */
+int fuse_backward(const float *grad, const float *reference, int is_output, const float *made, const float *low,
+                  const float *beta1, int64_t samples, int64_t channels, int64_t positions, int channels_last,
+                  int64_t low_channels, int64_t low_sample, int64_t low_row, int threads, float *pull, float *grad1,
+                  float *grad_made, float *grad_low) {
+    Shape s = {samples, channels, positions, channels_last};
+    Rows upstream = dense(s, grad, channels), from_y2 = dense(s, reference, channels);
+    Lower y2 = lower_of(s, made, low, low_channels, low_sample, low_row);
+    int64_t at_once = block_samples(s), chunks = chunk_count(s), step = chunk_positions(s);
+    int64_t made_channels = y2.made_channels;
+    double *sums = malloc(at_once * chunks * channels * sizeof(double));
+    if (!sums) return 1;
+    for (int64_t n = 0; n < samples; n += at_once) {
+        int64_t count = min_of(at_once, samples - n), tasks = count * chunks;
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < tasks; i++) {
+            int64_t from = i % chunks * step;
+            product_chunk(s, upstream, from_y2, y2, n + i / chunks, from, min_of(from + step, positions),
+                          sums + i * channels);
+        }
+        for (int64_t k = 0; k < count; k++)
+            for (int64_t c = 0; c < channels; c++) {
+                double b = beta1[(n + k) * channels + c], factor = is_output ? 1 - b : b * (1 - b);
+                pull[(n + k) * channels + c] =
+                    (float)(factor * over_chunks(s, sums + k * chunks * channels, c) / (double)positions);
+            }
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < tasks; i++) {
+            int64_t k = n + i / chunks, from = i % chunks * step;
+            split_chunk(s, upstream, k, made_channels, from, min_of(from + step, positions), beta1 + k * channels,
+                        pull + k * channels, grad1 + k * channels * positions,
+                        grad_made + k * made_channels * positions, grad_low + k * low_channels * positions);
+        }
+    }
+    free(sums);
+    return 0;
+}

@@ -1,0 +1,36 @@
+"""The two memory layouts that the kernels read: NCHW and channels last."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Return the layout that (N, C, H, W) has, or, for a slice or another order of axes, the one it is nearer to."""
+    innermost = x.stride(1) == 1 and x.shape[1] > 1
+    return torch.channels_last if innermost and x.shape[2] * x.shape[3] > 1 else torch.contiguous_format
+
+
+def as_dense(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return ``x`` in ``layout`` without gaps; itself where it is."""
+    return x.contiguous(memory_format=layout)
+
+
+def as_rows(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return ``x`` such that its rows are dense; itself also where it is a slice of channels of a dense tensor.
+
+    A row is one position where channels lie last, one channel otherwise; rows
+    follow each other at one distance.
+    """
+    _, c, h, w = x.shape
+    if layout is torch.channels_last:
+        sliced = x.stride(1) == 1 and x.stride(2) == w * x.stride(3) and x.stride(3) >= c
+    else:
+        sliced = x.stride(3) == 1 and x.stride(2) == w and x.stride(1) == h * w
+    return x if sliced else as_dense(x, layout)
+
+
+def empty_like_dense(x: Tensor) -> Tensor:
+    """Return an uninitialized tensor of the shape and dtype of ``x`` in its layout, without gaps."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))

@@ -1,0 +1,201 @@
+"""The CPU kernels of ``csrc/``: compiled on first use with the machine's C compiler, called through ctypes.
+
+Plain C without PyTorch's headers compiles in about a second and does not depend
+on PyTorch's ABI. The kernels work in fp32 on NCHW or channels-last data; fp16 and
+bf16 are converted on the way in and out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmscconv.ops.layout import as_dense, as_rows, layout_of
+
+SOURCES = Path(__file__).parent / 'csrc'
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# NaN and infinity keep their meaning: no -ffast-math.
+FLAGS = ('-O3', '-std=c11', '-shared', '-fPIC', '-fno-math-errno', '-fno-trapping-math')
+# In order of preference: a compiler may lack OpenMP, or not know the machine it runs on.
+OPTIONAL_FLAGS = (('-march=native', '-fopenmp'), ('-march=native', '-fopenmp-simd'), ())
+
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
+_ARGUMENTS = {
+    'sru_forward': [_POINTER] * 3 + [_LONG] * 3 + [_INT, _LONG, _DOUBLE, _FLOAT, _INT, _INT] + [_POINTER] * 3,
+    'sru_backward': [_POINTER] * 6 + [_LONG] * 3 + [_INT, _LONG, _FLOAT, _INT, _INT] + [_POINTER] * 3,
+    'fuse_forward': [_POINTER] * 6 + [_LONG] * 3 + [_INT] + [_LONG] * 3 + [_INT] + [_POINTER] * 2,
+    'fuse_backward': [_POINTER] * 2
+    + [_INT]
+    + [_POINTER] * 3
+    + [_LONG] * 3
+    + [_INT]
+    + [_LONG] * 3
+    + [_INT]
+    + [_POINTER] * 4,
+}
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Return why the kernels cannot run on this machine, or None; compiles them where that is still to be done."""
+    built = _build()
+    return built if isinstance(built, str) else None
+
+
+@functools.cache
+def _build() -> Path | str:
+    """Return the compiled library, or the reason why there is none."""
+    compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get('CC'), 'gcc', 'cc', 'clang')))), None)
+    if compiler is None:
+        return 'no C compiler was found: install gcc or clang, or name one in CC'
+    sources = sorted(SOURCES.glob('*.c'))
+    digest = hashlib.sha256('\n'.join((compiler, _cpu(), *FLAGS, *map(str, OPTIONAL_FLAGS))).encode())
+    for path in (*sources, *sorted(SOURCES.glob('*.h'))):
+        digest.update(path.read_bytes())
+    name = f'kernels-{digest.hexdigest()[:16]}.so'
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / name).exists():
+            return folder / name
+        scratch = Path(tempfile.mkdtemp(dir=folder))
+    except OSError as error:
+        return f'{error}: name a folder that can be written in MMSCCONV_CACHE_DIR'
+    try:
+        for optional in OPTIONAL_FLAGS:
+            command = [compiler, *FLAGS, *optional, *map(str, sources), '-o', str(scratch / name), '-lm']
+            run = subprocess.run(command, capture_output=True, text=True)
+            if run.returncode == 0:
+                # At once, for several processes may compile at the same time.
+                (scratch / name).replace(folder / name)
+                return folder / name
+        return f'{compiler} failed: {run.stderr.strip() or "no message"}'
+    except OSError as error:
+        return f'{compiler} failed: {error}'
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """Return where compiled kernels are kept: MMSCCONV_CACHE_DIR, or mmscconv in the user's cache folder."""
+    chosen = os.environ.get('MMSCCONV_CACHE_DIR')
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmscconv'
+
+
+def _cpu() -> str:
+    """Return what tells machines apart that share a home folder but not their instructions."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return f'{platform.machine()} {platform.processor()}'
+    return '\n'.join(sorted({line for line in lines if line.startswith(('model name', 'flags', 'Features'))}))
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    built = _build()
+    if isinstance(built, str):
+        raise RuntimeError(built)
+    library = ctypes.CDLL(str(built))
+    for name, arguments in _ARGUMENTS.items():
+        getattr(library, name).argtypes = arguments
+    return library
+
+
+def _call(name: str, *arguments: Tensor | float | None) -> None:
+    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    if getattr(_library(), name)(*values):
+        raise MemoryError(f'{name}: no memory for its workspace')
+
+
+def _size(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+
+
+def sru_forward(
+    x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, threshold: float, hard: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`mmscconv.ops.sru.sru`."""
+    layout = layout_of(x)
+    values = as_dense(x.float(), layout)
+    out = torch.empty_like(values)
+    mean, rstd = (torch.empty(len(x), num_groups) for _ in range(2))
+    _call(
+        'sru_forward', values, scale, shift, *_size(x), layout is torch.channels_last, num_groups, eps, threshold,
+        hard, torch.get_num_threads(), out, mean, rstd,
+    )  # fmt: skip
+    return out.to(x.dtype), mean, rstd
+
+
+def sru_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor, threshold: float, hard: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`mmscconv.ops.sru.sru`."""
+    layout = layout_of(x)
+    values, upstream = as_dense(x.float(), layout), as_dense(grad.float(), layout)
+    grad_x = torch.empty_like(values)
+    grad_scale, grad_shift = torch.empty(2, x.shape[1], dtype=torch.float64)
+    _call(
+        'sru_backward', upstream, values, scale, shift, mean, rstd, *_size(x), layout is torch.channels_last,
+        mean.shape[1], threshold, hard, torch.get_num_threads(), grad_x, grad_scale, grad_shift,
+    )  # fmt: skip
+    return grad_x.to(x.dtype), grad_scale.float(), grad_shift.float()
+
+
+def fuse_forward(
+    first: Tensor,
+    low: Tensor,
+    second: Tensor | None,
+    made: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`mmscconv.ops.fuse.fuse`."""
+    layout = layout_of(first)
+    first_, second_, made_ = (None if t is None else as_dense(t.float(), layout) for t in (first, second, made))
+    low_ = as_rows(low.float(), layout)
+    out = torch.empty_like(first_)
+    beta1 = torch.empty(first.shape[:2])
+    _call(
+        'fuse_forward', first_, second_, made_, low_, scale, shift, *_size(first), layout is torch.channels_last,
+        *_rows(low_, layout), torch.get_num_threads(), out, beta1,
+    )  # fmt: skip
+    return out.to(first.dtype), beta1
+
+
+def fuse_backward(
+    grad: Tensor, reference: Tensor, is_output: bool, low: Tensor, made: Tensor | None, beta1: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`mmscconv.ops.fuse.fuse`."""
+    layout = layout_of(reference)
+    grad_, reference_ = (as_dense(t.float(), layout) for t in (grad, reference))
+    made_, low_ = None if made is None else as_dense(made.float(), layout), as_rows(low.float(), layout)
+    grad1 = torch.empty_like(reference_)
+    n, c, h, w = grad.shape
+    grad_made, grad_low = (
+        torch.empty(n, channels, h, w, memory_format=layout) for channels in (c - low.shape[1], low.shape[1])
+    )
+    _call(
+        'fuse_backward', grad_, reference_, is_output, made_, low_, beta1, *_size(grad),
+        layout is torch.channels_last, *_rows(low_, layout), torch.get_num_threads(), torch.empty_like(beta1), grad1,
+        grad_made, grad_low,
+    )  # fmt: skip
+    return tuple(g.to(grad.dtype) for g in (grad1, grad_made, grad_low))
+
+
+def _rows(low: Tensor, layout: torch.memory_format) -> tuple[int, int, int]:
+    """Return the channels of ``low``, and its strides from sample to sample and from row to row."""
+    return low.shape[1], low.stride(0), low.stride(3 if layout is torch.channels_last else 1)

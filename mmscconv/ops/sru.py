@@ -1,0 +1,115 @@
+"""SRU's arithmetic (Eq. 1-4): the plain form, and the custom op that the kernels stand behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmscconv.ops.backend import choose_backend, kernels
+from mmscconv.ops.layout import empty_like_dense
+
+
+def sru(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    eps: float,
+    threshold: float,
+    hard: bool,
+    backend: str | None = None,
+) -> Tensor:
+    """Return X^w of Eq. 4, equal to :func:`sru_plain`.
+
+    The kernels read X twice and write the result once; backward recomputes the
+    gate from X and the groups' statistics instead of keeping masks and products.
+
+    Args:
+        x: (N, C, H, W), C even.
+        scale, shift: (C), in at least fp32: the affine of GN with Eq. 2's weights folded in.
+        num_groups, eps: Of the GN.
+        threshold: Of the logit; infinite where every or no position is informative.
+        hard: Whether the gate is the hard one.
+        backend: See :mod:`mmscconv.ops.backend`.
+
+    Returns:
+        (N, C, H, W), in the dtype and layout of ``x``.
+    """
+    backend = choose_backend(x, backend)
+    if backend == 'plain' or not x.numel():
+        return sru_plain(x, scale, shift, num_groups, eps, threshold, hard)
+    return torch.ops.mmscconv.sru(x, scale, shift, num_groups, eps, threshold, hard, backend)[0]
+
+
+def logit(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float) -> Tensor:
+    """Return the argument of Eq. 3's sigmoid, in the dtype of ``scale``."""
+    # No autocast lowers group_norm on fp32 input; unlike nn.GroupNorm, it also takes one value per group.
+    return torch.group_norm(x.to(scale.dtype), num_groups, scale, shift, eps)
+
+
+def sru_plain(
+    x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, threshold: float, hard: bool
+) -> Tensor:
+    """Return what :func:`sru` returns, by PyTorch operations: the definition of correct."""
+    z = logit(x, scale, shift, num_groups, eps)
+    informative = z > threshold
+    if hard:
+        x1, x2 = x.masked_fill(~informative, 0), x.masked_fill(informative, 0)
+    else:
+        split = z.sigmoid() * x
+        x1, x2 = torch.where(informative, x, split), split.masked_fill(informative, 0)
+    x11, x12 = x1.chunk(2, dim=1)
+    x21, x22 = x2.chunk(2, dim=1)
+    return torch.cat((x11 + x22, x21 + x12), dim=1).to(x.dtype)
+
+
+torch.library.define(
+    'mmscconv::sru',
+    '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, str backend)'
+    ' -> (Tensor, Tensor, Tensor)',
+)
+torch.library.define(
+    'mmscconv::sru_backward',
+    '(Tensor grad, Tensor x, Tensor scale, Tensor shift, Tensor mean, Tensor rstd, float threshold, bool hard,'
+    ' str backend) -> (Tensor, Tensor, Tensor)',
+)
+
+
+@torch.library.impl('mmscconv::sru', ('cpu', 'cuda'))
+def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *arguments, backend = arguments
+    return kernels(backend).sru_forward(x, *arguments)
+
+
+@torch.library.impl('mmscconv::sru_backward', ('cpu', 'cuda'))
+def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *arguments, backend = arguments
+    return kernels(backend).sru_backward(grad, *arguments)
+
+
+@torch.library.register_fake('mmscconv::sru')
+def _forward_fake(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    mean = scale.new_empty(x.shape[0], num_groups)
+    return empty_like_dense(x), mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake('mmscconv::sru_backward')
+def _backward_fake(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_like_dense(x), torch.empty_like(scale), torch.empty_like(shift)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, scale, shift, _, _, ctx.threshold, ctx.hard, ctx.backend = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, scale, shift, mean, rstd)
+
+
+def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.mmscconv.sru_backward(grad, *ctx.saved_tensors, ctx.threshold, ctx.hard, ctx.backend)
+    return *grads, None, None, None, None, None
+
+
+torch.library.register_autograd('mmscconv::sru', _backward_of_forward, setup_context=_setup_context)
