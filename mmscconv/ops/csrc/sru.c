@@ -4,6 +4,8 @@
  * scale * (x - mean) * rstd + shift. Channel c pairs with channel c + C/2. */
 #include "common.h"
 
+#define RUN 512
+
 typedef struct {
     int64_t groups;
     float threshold; /* of the logit */
@@ -130,39 +132,58 @@ static inline float logit_grad(float x, float logit, float upstream, Gate g) {
     return g.hard || logit > g.threshold ? 0.f : w * (1.f - w) * x * upstream;
 }
 
+/* dl and dl * xhat of a run. Apart from their sums in double, which would halve the width of these loops. */
+static inline void logit_grads_run(const float *x, const float *own, const float *other, int64_t length, Sample t, Gate g,
+                                   float *restrict dl, float *restrict dlx, const int vary) {
+#pragma omp simd
+    for (int64_t i = 0; i < length; i++) {
+        int64_t c = vary ? i : 0;
+        dl[i] = logit_grad(x[i], logit_of(x[i], t, c), own[i] + other[i], g);
+        dlx[i] = dl[i] * ((x[i] - t.mean[c]) * t.rstd[c]);
+    }
+}
+
+/* The gradient sums of the channels [from, from + half), whose partners lie `over` channels further. */
+static void add_grad_sums_of_half(Shape s, Gate g, const float *x, const float *grad, int64_t first, int64_t last,
+                                  Sample t, int64_t from, int64_t over, double *sum, double *product) {
+    int64_t half = s.channels / 2;
+    float dl[RUN], dlx[RUN];
+    if (s.channels_last) {
+        for (int64_t p = first; p < last; p++)
+            for (int64_t c = from; c < from + half; c += RUN) {
+                int64_t length = min_of(RUN, from + half - c), i = p * s.channels + c;
+                logit_grads_run(x + i, grad + i, grad + i + over, length, at_channel(t, c), g, dl, dlx, 1);
+#pragma omp simd
+                for (int64_t k = 0; k < length; k++) {
+                    sum[c + k] += dl[k];
+                    product[c + k] += dlx[k];
+                }
+            }
+        return;
+    }
+    for (int64_t c = from; c < from + half; c++) {
+        double total = 0, products = 0;
+        for (int64_t p = first; p < last; p += RUN) {
+            int64_t length = min_of(RUN, last - p), i = c * s.positions + p;
+            logit_grads_run(x + i, grad + i, grad + i + over * s.positions, length, at_channel(t, c), g, dl, dlx, 0);
+#pragma omp simd reduction(+ : total, products)
+            for (int64_t k = 0; k < length; k++) {
+                total += dl[k];
+                products += dlx[k];
+            }
+        }
+        sum[c] = total;
+        product[c] = products;
+    }
+}
+
 static void add_grad_sums(Shape s, Gate g, const float *x, const float *grad, int64_t first, int64_t last, Sample t,
                           double *sum, double *product) {
     int64_t half = s.channels / 2;
     memset(sum, 0, s.channels * sizeof(double));
     memset(product, 0, s.channels * sizeof(double));
-    for (int64_t side = 0; side < 2; side++) {
-        int64_t from = side * half, over = side ? -half : half;
-        if (s.channels_last) {
-            for (int64_t p = first; p < last; p++) {
-                const float *row = x + p * s.channels, *own = grad + p * s.channels;
-#pragma omp simd
-                for (int64_t c = from; c < from + half; c++) {
-                    double dl = logit_grad(row[c], logit_of(row[c], t, c), own[c] + own[c + over], g);
-                    sum[c] += dl;
-                    product[c] += dl * ((row[c] - t.mean[c]) * t.rstd[c]);
-                }
-            }
-            continue;
-        }
-        for (int64_t c = from; c < from + half; c++) {
-            const float *plane = x + c * s.positions, *own = grad + c * s.positions;
-            const float *other = own + over * s.positions;
-            double total = 0, products = 0;
-#pragma omp simd reduction(+ : total, products)
-            for (int64_t p = first; p < last; p++) {
-                double dl = logit_grad(plane[p], logit_of(plane[p], t, c), own[p] + other[p], g);
-                total += dl;
-                products += dl * ((plane[p] - t.mean[c]) * t.rstd[c]);
-            }
-            sum[c] = total;
-            product[c] = products;
-        }
-    }
+    add_grad_sums_of_half(s, g, x, grad, first, last, t, 0, half, sum, product);
+    add_grad_sums_of_half(s, g, x, grad, first, last, t, half, -half, sum, product);
 }
 
 static void finish_grad_sums(Shape s, Gate g, const float *scale, Sample t, double *grad_scale, double *grad_shift) {
