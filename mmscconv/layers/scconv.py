@@ -12,6 +12,7 @@ from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Size2d
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.cru import CRU
+from mmscconv.layers.deploy import DeployedCRU
 from mmscconv.layers.recompute import recomputed
 from mmscconv.layers.sru import SRU
 
@@ -120,6 +121,28 @@ class SCConv(Conv2dLike):
         if self.arrangement == 'S':
             return self.conv(self.sru(x))
         return self.cru(x)
+
+    @property
+    def ends_in_cru(self) -> bool:
+        """Whether the output is the CRU's."""
+        return self.arrangement in ('S+C', 'C') and self.bias is None
+
+    def switch_to_deploy(self, norm: nn.Module | None = None) -> None:
+        """Fold the inner norms, and ``norm`` if given, into the layer; for inference only, and for good.
+
+        Args:
+            norm: The BN behind the layer, which the caller then takes out.
+
+        Raises:
+            ValueError: A norm that is no BN with running statistics, or a ``norm``
+                where the output is not the CRU's.
+        """
+        if norm is not None and not self.ends_in_cru:
+            raise ValueError(f'SCConv({self.extra_repr()}) does not end in its CRU: no norm can be folded into it')
+        if isinstance(self.cru, CRU):
+            self.cru = DeployedCRU(self.cru, norm)
+        self.recompute = False
+        self.requires_grad_(False)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, arrangement={self.arrangement!r}'

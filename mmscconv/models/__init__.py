@@ -13,6 +13,7 @@ from mmscconv.models.cifar import (
 )
 from mmscconv.models.conv import SCCONV_TYPE
 from mmscconv.models.conv_resnet import ConvResNet
+from mmscconv.models.deploy import switch_to_deploy
 from mmscconv.models.oct_resnet import CIFAROctResNet, OctResNet
 from mmscconv.models.replace_conv import build_with_replaced_convs
 from mmscconv.models.scconv_resnet import SCConvResNet
@@ -29,4 +30,5 @@ __all__ = [
     'OctResNet',
     'SCConvResNet',
     'build_with_replaced_convs',
+    'switch_to_deploy',
 ]

@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmscconv.models.conv2 import replace_conv2
+from mmscconv.models.deploy import switch_to_deploy
 
 
 @MODELS.register_module()
@@ -78,3 +79,7 @@ class ConvResNet(ResNet):
             for block in layer:
                 replace_conv2(block, self.conv2_cfg)
         return layer
+
+    def switch_to_deploy(self) -> None:
+        """See :func:`mmscconv.models.deploy.switch_to_deploy`; this is the name that mmpretrain's tools call."""
+        switch_to_deploy(self)

@@ -19,6 +19,7 @@ def fuse(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     output_is_kept: bool = False,
+    overwrite: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Return Z = beta1 * Y1 + beta2 * Y2 (Eq. 7-9), or scale * Z + shift; equal to :func:`fuse_plain`.
@@ -34,6 +35,8 @@ def fuse(
         output_is_kept: Whether nobody writes into the result before backward has
             run: then it is kept for backward in the place of ``first``, which
             costs nothing where the next layer keeps it anyway, as a norm does.
+        overwrite: Whether the result may take the place of ``first``, which saves
+            its memory; done where no gradients are recorded.
         backend: See :mod:`mmscconv.ops.backend`.
 
     Returns:
@@ -42,7 +45,9 @@ def fuse(
     backend = choose_backend(first, backend)
     if backend == 'plain' or not first.numel():
         return fuse_plain(first, low, second, made, scale, shift)
-    if second is not None and not output_is_kept and torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and overwrite and not torch.compiler.is_compiling():
+        return kernels(backend).fuse_forward(first, low, second, made, scale, shift, overwrite=True)[0]
+    if torch.is_grad_enabled() and second is not None and not output_is_kept:
         first, second = first + second, None
     return torch.ops.mmscconv.fuse(first, low, second, made, scale, shift, output_is_kept, backend)[0]
 

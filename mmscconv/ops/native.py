@@ -162,12 +162,13 @@ def fuse_forward(
     made: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
     layout = layout_of(first)
     first_, second_, made_ = (None if t is None else as_dense(t.float(), layout) for t in (first, second, made))
     low_ = as_rows(low.float(), layout)
-    out = torch.empty_like(first_)
+    out = first_ if overwrite else torch.empty_like(first_)
     beta1 = torch.empty(first.shape[:2])
     _call(
         'fuse_forward', first_, second_, made_, low_, scale, shift, *_size(first), layout is torch.channels_last,

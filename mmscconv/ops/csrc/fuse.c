@@ -78,7 +78,7 @@ static inline Epilogue from_channel(Epilogue e, int64_t c) {
 }
 
 static inline void lerp_run(const float *first, const float *second, const float *y2, int64_t from, int64_t to,
-                            Epilogue e, float *restrict out, const int vary) {
+                            Epilogue e, float *out, const int vary) {
 #pragma omp simd
     for (int64_t i = from; i < to; i++) {
         int64_t c = vary ? i : 0;
@@ -105,7 +105,7 @@ static void lerp_chunk(Shape s, Rows first, Rows second, Lower y2, int64_t n, in
     }
 }
 
-/* first, second, out: (N, C, H*W); made: (N, C - low_channels, H*W); low: (N, low_channels, H*W) with the strides
+/* first, second, out: (N, C, H*W), out may be first; made: (N, C - low_channels, H*W); low: (N, low_channels, H*W) with the strides
  * given; beta1: (N, C). Returns 0, or 1 without memory. */
 int fuse_forward(const float *first, const float *second, const float *made, const float *low, const float *scale,
                  const float *shift, int64_t samples, int64_t channels, int64_t positions, int channels_last,
