@@ -108,6 +108,8 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
+# Called for real while torch.compile traces, which otherwise takes every compilation for an export.
+@torch.compiler.assume_constant_result
 def _exporting() -> bool:
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return True
