@@ -124,10 +124,9 @@ class CRU(nn.Module):
 
     @property
     def squeezes_alike(self) -> bool:
-        """Whether both squeezes have the same shape and input size, so that one grouped convolution does both."""
+        """Whether both squeezes have the same shape, so that one grouped convolution can do both."""
         c = self.channels
-        alike = c.up == c.low and c.squeezed_up == c.squeezed_low
-        return alike and 0 < c.alpha < 1 and self.pool.is_identity
+        return 0 < c.alpha < 1 and c.up == c.low and c.squeezed_up == c.squeezed_low
 
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return Y of (N, C1, H, W), or of ``before(x)``, which is then recomputed in backward and not kept."""
@@ -161,7 +160,7 @@ class CRU(nn.Module):
             return self.squeeze_up(x), None
         if self.squeeze_up is None:
             return None, self.squeeze_low(self.pool(x))
-        if merged and self.squeezes_alike:
+        if merged and self.squeezes_alike and self.pool.is_identity:
             modules = (self.squeeze_up, self.squeeze_low)
             weight = torch.cat([m.weight for m in modules])
             bias = None if modules[0].bias is None else torch.cat([m.bias for m in modules])

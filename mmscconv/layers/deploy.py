@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmscconv import ops
 from mmscconv.layers.cru import CRU
+from mmscconv.layers.sru import SRU
 
 
 class DeployedCRU(nn.Module):
@@ -47,10 +48,9 @@ class DeployedCRU(nn.Module):
         elif cru.norm2 is not None:
             # X_low is no longer the part of Y2 that costs nothing, so PWC2 makes all of it.
             self.pwc2, self.makes_all = fold_norm(_with_identity(cru.pwc2), cru.norm2), True
-        self.squeeze = None
-        if cru.squeezes_alike:
-            self.squeeze = _side_by_side(self.squeeze_up, self.squeeze_low)
-            self.squeeze_up = self.squeeze_low = None
+        # Without a bias, squeezing before pooling is the same as after it; then pooling takes both at once.
+        self.alike = cru.squeezes_alike and (self.pool.is_identity or self.squeeze_up.bias is None)
+        self.merged = _side_by_side(self.squeeze_up, self.squeeze_low) if self.alike and self.pool.is_identity else None
 
         scale, shift = (None, None) if norm is None else affine_of(norm)
         self.register_buffer('scale', scale)
@@ -59,6 +59,9 @@ class DeployedCRU(nn.Module):
 
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return the CRU's output of (N, C1, H, W), or of ``before(x)``."""
+        backend = ops.choose_backend(x, self.backend)
+        if isinstance(before, SRU) and self.alike and ops.runs_on(x, backend):
+            return self._fused(x, before)
         x_up, x_low = self._squeezed(x if before is None else before(x))
         first = second = made = None
         if x_up is not None:
@@ -67,7 +70,7 @@ class DeployedCRU(nn.Module):
             made = None if self.pwc2 is None else self.pwc2(x_low)
             low, made = (made, None) if self.makes_all else (x_low, made)
             if x_up is not None:
-                return ops.fuse(first, low, second, made, self.scale, self.shift, overwrite=True, backend=self.backend)
+                return ops.fuse(first, low, second, made, self.scale, self.shift, overwrite=True, backend=backend)
             y = low if made is None else torch.cat((made, low), dim=1)
         else:
             y = first + second
@@ -75,10 +78,24 @@ class DeployedCRU(nn.Module):
             return y
         return y * self.scale.to(y.dtype).view(-1, 1, 1) + self.shift.to(y.dtype).view(-1, 1, 1)
 
+    def _fused(self, x: Tensor, sru: SRU) -> Tensor:
+        """Return the output by the ops that reach over the 1x1 convolutions."""
+        squeezes = (self.squeeze_up, self.squeeze_low)
+        squeezed = ops.sru_squeeze(x, *sru.op_arguments(x.dtype), *(s.weight for s in squeezes))
+        if squeezes[0].bias is not None:
+            squeezed += torch.cat([s.bias for s in squeezes]).view(-1, 1, 1)
+        gwc = self.gwc(squeezed[:, : self.channels.squeezed_up])
+        up, low = self.pool(squeezed).split(self.channels.squeezed_up, dim=1)
+        if self.pwc2 is None:
+            return ops.fuse(gwc, low, self.pwc1(up), None, self.scale, self.shift, overwrite=True, backend='native')
+        return ops.fuse_pointwise(
+            gwc, up, low, self.pwc1.weight, self.pwc2.weight, self.pwc2.bias, self.scale, self.shift
+        )
+
     def _squeezed(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         c = self.channels
-        if self.squeeze is not None:
-            return self.squeeze(x).split(c.squeezed_up, dim=1)
+        if self.merged is not None:
+            return self.merged(x).split(c.squeezed_up, dim=1)
         up, low = x.split((c.up, c.low), dim=1)
         return (
             None if self.squeeze_up is None else self.squeeze_up(up),

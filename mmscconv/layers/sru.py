@@ -117,10 +117,11 @@ class SRU(nn.Module):
         check_input('SRU', x, self.channels)
         if x.dim() == 3:
             return self(x.unsqueeze(0)).squeeze(0)
-        scale, shift = self.affine(x.dtype)
-        return ops.sru(
-            x, scale, shift, self.gn.num_groups, self.gn.eps, self.logit_threshold, self.gate == 'hard', self.backend
-        )
+        return ops.sru(x, *self.op_arguments(x.dtype), backend=self.backend)
+
+    def op_arguments(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, int, float, float, bool]:
+        """Return what :func:`mmscconv.ops.sru` takes besides an input of ``dtype``."""
+        return *self.affine(dtype), self.gn.num_groups, self.gn.eps, self.logit_threshold, self.gate == 'hard'
 
     def extra_repr(self) -> str:
         return f'{self.channels}, threshold={self.threshold}, gate={self.gate!r}'

@@ -2,6 +2,18 @@
 
 from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, plain_only
 from mmscconv.ops.fuse import fuse
+from mmscconv.ops.inference import fuse_pointwise, runs_on, sru_squeeze
 from mmscconv.ops.sru import logit, sru
 
-__all__ = ['BACKENDS', 'check_backend', 'choose_backend', 'fuse', 'logit', 'plain_only', 'sru']
+__all__ = [
+    'BACKENDS',
+    'check_backend',
+    'choose_backend',
+    'fuse',
+    'fuse_pointwise',
+    'logit',
+    'plain_only',
+    'runs_on',
+    'sru',
+    'sru_squeeze',
+]

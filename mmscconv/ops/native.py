@@ -24,8 +24,8 @@ from mmscconv.ops.layout import as_dense, as_rows, layout_of
 
 SOURCES = Path(__file__).parent / 'csrc'
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# NaN and infinity keep their meaning: no -ffast-math.
-FLAGS = ('-O3', '-std=c11', '-shared', '-fPIC', '-fno-math-errno', '-fno-trapping-math')
+# NaN and infinity keep their meaning: no -ffast-math. gnu11 and not c11, which rules out fused multiply-adds.
+FLAGS = ('-O3', '-std=gnu11', '-shared', '-fPIC', '-fno-math-errno', '-fno-trapping-math')
 # In order of preference: a compiler may lack OpenMP, or not know the machine it runs on.
 OPTIONAL_FLAGS = (('-march=native', '-fopenmp'), ('-march=native', '-fopenmp-simd'), ())
 
@@ -35,6 +35,8 @@ _ARGUMENTS = {
     'sru_forward': [_POINTER] * 3 + [_LONG] * 3 + [_INT, _LONG, _DOUBLE, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'sru_backward': [_POINTER] * 6 + [_LONG] * 3 + [_INT, _LONG, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'fuse_forward': [_POINTER] * 6 + [_LONG] * 3 + [_INT] + [_LONG] * 3 + [_INT] + [_POINTER] * 2,
+    'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 4, _DOUBLE, _FLOAT, _INT, _LONG, _INT, _POINTER],
+    'fuse_pointwise': [*[_POINTER] * 8, *[_LONG] * 10, _INT],
     'fuse_backward': [_POINTER] * 2
     + [_INT]
     + [_POINTER] * 3
@@ -200,3 +202,47 @@ def fuse_backward(
 def _rows(low: Tensor, layout: torch.memory_format) -> tuple[int, int, int]:
     """Return the channels of ``low``, and its strides from sample to sample and from row to row."""
     return low.shape[1], low.stride(0), low.stride(3 if layout is torch.channels_last else 1)
+
+
+def sru_squeeze(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    eps: float,
+    threshold: float,
+    hard: bool,
+    up: Tensor,
+    low: Tensor,
+) -> Tensor:
+    """See :func:`mmscconv.ops.inference.sru_squeeze`."""
+    values = as_dense(x, torch.channels_last)
+    n, _, h, w = x.shape
+    out = torch.empty(n, 2 * len(up), h, w, memory_format=torch.channels_last)
+    _call(
+        'sru_squeeze', values, scale, shift, up.contiguous(), low.contiguous(), *_size(x), num_groups, eps,
+        threshold, hard, len(up), torch.get_num_threads(), out,
+    )  # fmt: skip
+    return out
+
+
+def fuse_pointwise(
+    first: Tensor,
+    up: Tensor,
+    low: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> None:
+    """See :func:`mmscconv.ops.inference.fuse_pointwise`."""
+    layout = torch.channels_last
+    out = as_dense(first, layout)
+    up, low = as_rows(up, layout), as_rows(low, layout)
+    _call(
+        'fuse_pointwise', out, up, low, weight1.contiguous(), weight2.contiguous(), bias2, scale, shift,
+        *_size(first), *_rows(up, layout), *_rows(low, layout), len(weight2), torch.get_num_threads(),
+    )  # fmt: skip
+    if out is not first:
+        first.copy_(out)

@@ -9,6 +9,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #define BLOCK_BYTES (1 << 20)   /* successive passes run over as many samples as the caches hold */
 #define CHUNK_POSITIONS 512     /* NCHW: a run of 2 KiB per channel */
@@ -18,6 +21,14 @@ typedef struct {
     int64_t samples, channels, positions;
     int channels_last;
 } Shape;
+
+static inline int thread_number(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
 
 static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }

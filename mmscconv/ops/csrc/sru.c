@@ -2,7 +2,7 @@
  *
  * scale and shift are GN's with the weights of Eq. 2 folded in: the logit of Eq. 3 is
  * scale * (x - mean) * rstd + shift. Channel c pairs with channel c + C/2. */
-#include "common.h"
+#include "gemm.h"
 
 #define RUN 512
 
@@ -236,6 +236,23 @@ static void grad_chunk(Shape s, Gate g, const float *x, const float *grad, int64
                      at_channel(t, c), half, g, 0);
 }
 
+/* Statistics of the samples [n, n + count) and what their gates need. */
+static void measure(Shape s, Gate g, const float *x, const float *scale, const float *shift, double eps, int64_t n,
+                    int64_t count, int threads, Sample *all, float *mean, float *rstd) {
+    int64_t chunks = chunk_count(s), step = chunk_positions(s), values = s.channels * s.positions;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < count * chunks; i++) {
+        int64_t k = i / chunks, chunk = i % chunks, first = chunk * step, last = min_of(first + step, s.positions);
+        add_moments(s, x + (n + k) * values, first, last, all[k].sum + chunk * s.channels,
+                    all[k].product + chunk * s.channels);
+    }
+    for (int64_t k = 0; k < count; k++) {
+        float *mu = mean + (n + k) * g.groups, *r = rstd + (n + k) * g.groups;
+        finish_moments(s, g, eps, all[k], mu, r);
+        spread(s, g, scale, shift, mu, r, all[k]);
+    }
+}
+
 /* x and out: (N, C, H*W) in the layout of `channels_last`; mean and rstd: (N, groups). Returns 0, or 1 without
  * memory. */
 int sru_forward(const float *x, const float *scale, const float *shift, int64_t samples, int64_t channels,
@@ -249,17 +266,7 @@ int sru_forward(const float *x, const float *scale, const float *shift, int64_t 
     if (!all) return 1;
     for (int64_t n = 0; n < samples; n += at_once) {
         int64_t count = min_of(at_once, samples - n), tasks = count * chunks;
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t i = 0; i < tasks; i++) {
-            int64_t k = i / chunks, chunk = i % chunks, first = chunk * step, last = min_of(first + step, positions);
-            add_moments(s, x + (n + k) * values, first, last, all[k].sum + chunk * channels,
-                        all[k].product + chunk * channels);
-        }
-        for (int64_t k = 0; k < count; k++) {
-            float *mu = mean + (n + k) * groups, *r = rstd + (n + k) * groups;
-            finish_moments(s, g, eps, all[k], mu, r);
-            spread(s, g, scale, shift, mu, r, all[k]);
-        }
+        measure(s, g, x, scale, shift, eps, n, count, threads, all, mean, rstd);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < tasks; i++) {
             int64_t k = i / chunks, first = i % chunks * step, last = min_of(first + step, positions);
@@ -303,4 +310,39 @@ int sru_backward(const float *grad, const float *x, const float *scale, const fl
     }
     free_samples(all);
     return 0;
+}
+
+/* SRU and both squeezes: out (N, 2 * squeezed, H*W) = up * X^w[:C/2], low * X^w[C/2:], with up and low
+ * (squeezed, C/2). X^w never leaves the caches. Channels last only. */
+int sru_squeeze(const float *x, const float *scale, const float *shift, const float *up, const float *low,
+                int64_t samples, int64_t channels, int64_t positions, int64_t groups, double eps, float threshold,
+                int hard, int64_t squeezed, int threads, float *out) {
+    Shape s = {samples, channels, positions, 1};
+    Gate g = {groups, threshold, hard};
+    int64_t at_once = block_samples(s), half = channels / 2, blocks = (positions + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    float *statistics = malloc(2 * samples * groups * sizeof(float) + 1);
+    float *packed_up = pack(up, squeezed, half), *packed_low = pack(low, squeezed, half);
+    float *scratch = malloc(threads * BLOCK_ROWS * channels * sizeof(float));
+    Sample *all = make_samples(s, at_once);
+    int failed = !statistics || !packed_up || !packed_low || !scratch || !all;
+    for (int64_t n = 0; n < samples && !failed; n += at_once) {
+        int64_t count = min_of(at_once, samples - n);
+        measure(s, g, x, scale, shift, eps, n, count, threads, all, statistics, statistics + samples * groups);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < count * blocks; i++) {
+            int64_t k = i / blocks, first = i % blocks * BLOCK_ROWS, rows = min_of(BLOCK_ROWS, positions - first);
+            float *reconstructed = scratch + thread_number() * BLOCK_ROWS * channels;
+            const float *from = x + ((n + k) * positions + first) * channels;
+            float *to = out + ((n + k) * positions + first) * 2 * squeezed;
+            gate_chunk(s, g, from, 0, rows, all[k], reconstructed);
+            gemm(reconstructed, channels, rows, packed_up, half, squeezed, to, 2 * squeezed);
+            gemm(reconstructed + half, channels, rows, packed_low, half, squeezed, to + squeezed, 2 * squeezed);
+        }
+    }
+    free(statistics);
+    free(packed_up);
+    free(packed_low);
+    free(scratch);
+    if (all) free_samples(all);
+    return failed;
 }

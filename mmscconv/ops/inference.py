@@ -1,0 +1,75 @@
+"""The two ops of the deploy form that reach over a 1x1 convolution, for channels-last fp32 on the CPU.
+
+X^w, PWC1's and PWC2's outputs then never leave the caches. Where
+:func:`runs_on` says no, the deploy form composes the same from the other ops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmscconv.ops import native
+from mmscconv.ops.layout import layout_of
+
+
+def runs_on(x: Tensor, backend: str) -> bool:
+    """Return whether the ops of this module take an input like ``x``."""
+    return (
+        backend == 'native'
+        and not torch.is_grad_enabled()
+        and x.dtype is torch.float32
+        and layout_of(x) is torch.channels_last
+        and x.numel() > 0
+    )
+
+
+def sru_squeeze(x: Tensor, *arguments: Any) -> Tensor:
+    """Return (N, 2 * u, H, W): X_up and X_low of the SRU's output, one after the other.
+
+    Args:
+        x: (N, C, H, W).
+        *arguments: ``scale, shift, num_groups, eps, threshold, hard`` of
+            :func:`mmscconv.ops.sru.sru`, then the weights (u, C / 2, 1, 1) of both squeezes.
+    """
+    return torch.ops.mmscconv.sru_squeeze(x, *arguments)
+
+
+def fuse_pointwise(first: Tensor, *arguments: Any) -> Tensor:
+    """Return ``fuse(first, low, pwc1(up), pwc2(low), scale, shift)``, written over ``first``.
+
+    Args:
+        first: (N, C, H, W), the GWC's output.
+        *arguments: ``up, low``, (N, u, H, W) and (N, l, H, W), may be slices;
+            ``weight1`` (C, u, 1, 1); ``weight2`` (C - l, l, 1, 1), or (C, l, 1, 1) where
+            PWC2 makes all of Y2; ``bias2, scale, shift``, each may be None.
+    """
+    torch.ops.mmscconv.fuse_pointwise(first, *arguments)
+    return first
+
+
+torch.library.define(
+    'mmscconv::sru_squeeze',
+    '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, Tensor up,'
+    ' Tensor low) -> Tensor',
+)
+torch.library.define(
+    'mmscconv::fuse_pointwise',
+    '(Tensor(a!) first, Tensor up, Tensor low, Tensor weight1, Tensor weight2, Tensor? bias2, Tensor? scale,'
+    ' Tensor? shift) -> ()',
+)
+torch.library.impl('mmscconv::sru_squeeze', 'cpu')(native.sru_squeeze)
+torch.library.impl('mmscconv::fuse_pointwise', 'cpu')(native.fuse_pointwise)
+
+
+@torch.library.register_fake('mmscconv::sru_squeeze')
+def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> Tensor:
+    n, _, h, w = x.shape
+    return x.new_empty((n, 2 * len(arguments[-1]), h, w)).contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake('mmscconv::fuse_pointwise')
+def _fuse_pointwise_fake(first: Tensor, *_: Any) -> None:
+    return None
