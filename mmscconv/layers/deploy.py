@@ -81,11 +81,10 @@ class DeployedCRU(nn.Module):
     def _fused(self, x: Tensor, sru: SRU) -> Tensor:
         """Return the output by the ops that reach over the 1x1 convolutions."""
         squeezes = (self.squeeze_up, self.squeeze_low)
-        squeezed = ops.sru_squeeze(x, *sru.op_arguments(x.dtype), *(s.weight for s in squeezes))
+        x_up, x_low = ops.sru_squeeze(x, *sru.op_arguments(x.dtype), *(s.weight for s in squeezes))
         if squeezes[0].bias is not None:
-            squeezed += torch.cat([s.bias for s in squeezes]).view(-1, 1, 1)
-        gwc = self.gwc(squeezed[:, : self.channels.squeezed_up])
-        up, low = self.pool(squeezed).split(self.channels.squeezed_up, dim=1)
+            x_up, x_low = (t + s.bias.view(-1, 1, 1) for t, s in zip((x_up, x_low), squeezes, strict=True))
+        gwc, up, low = self.gwc(x_up), self.pool(x_up), self.pool(x_low)
         if self.pwc2 is None:
             return ops.fuse(gwc, low, self.pwc1(up), None, self.scale, self.shift, overwrite=True, backend='native')
         return ops.fuse_pointwise(

@@ -26,8 +26,8 @@ def runs_on(x: Tensor, backend: str) -> bool:
     )
 
 
-def sru_squeeze(x: Tensor, *arguments: Any) -> Tensor:
-    """Return (N, 2 * u, H, W): X_up and X_low of the SRU's output, one after the other.
+def sru_squeeze(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Return X_up and X_low, (N, u, H, W) each, of the SRU's output.
 
     Args:
         x: (N, C, H, W).
@@ -53,7 +53,7 @@ def fuse_pointwise(first: Tensor, *arguments: Any) -> Tensor:
 torch.library.define(
     'mmscconv::sru_squeeze',
     '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, Tensor up,'
-    ' Tensor low) -> Tensor',
+    ' Tensor low) -> (Tensor, Tensor)',
 )
 torch.library.define(
     'mmscconv::fuse_pointwise',
@@ -65,9 +65,13 @@ torch.library.impl('mmscconv::fuse_pointwise', 'cpu')(native.fuse_pointwise)
 
 
 @torch.library.register_fake('mmscconv::sru_squeeze')
-def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> Tensor:
+def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     n, _, h, w = x.shape
-    return x.new_empty((n, 2 * len(arguments[-1]), h, w)).contiguous(memory_format=torch.channels_last)
+    x_up, x_low = (
+        torch.empty(n, len(weight), h, w, device=x.device, memory_format=torch.channels_last)
+        for weight in arguments[-2:]
+    )
+    return x_up, x_low
 
 
 @torch.library.register_fake('mmscconv::fuse_pointwise')

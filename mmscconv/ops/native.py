@@ -35,7 +35,7 @@ _ARGUMENTS = {
     'sru_forward': [_POINTER] * 3 + [_LONG] * 3 + [_INT, _LONG, _DOUBLE, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'sru_backward': [_POINTER] * 6 + [_LONG] * 3 + [_INT, _LONG, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'fuse_forward': [_POINTER] * 6 + [_LONG] * 3 + [_INT] + [_LONG] * 3 + [_INT] + [_POINTER] * 2,
-    'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 4, _DOUBLE, _FLOAT, _INT, _LONG, _INT, _POINTER],
+    'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 4, _DOUBLE, _FLOAT, _INT, _LONG, _INT, *[_POINTER] * 2],
     'fuse_pointwise': [*[_POINTER] * 8, *[_LONG] * 10, _INT],
     'fuse_backward': [_POINTER] * 2
     + [_INT]
@@ -214,16 +214,16 @@ def sru_squeeze(
     hard: bool,
     up: Tensor,
     low: Tensor,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.inference.sru_squeeze`."""
     values = as_dense(x, torch.channels_last)
     n, _, h, w = x.shape
-    out = torch.empty(n, 2 * len(up), h, w, memory_format=torch.channels_last)
+    x_up, x_low = (torch.empty(n, len(up), h, w, memory_format=torch.channels_last) for _ in range(2))
     _call(
         'sru_squeeze', values, scale, shift, up.contiguous(), low.contiguous(), *_size(x), num_groups, eps,
-        threshold, hard, len(up), torch.get_num_threads(), out,
+        threshold, hard, len(up), torch.get_num_threads(), x_up, x_low,
     )  # fmt: skip
-    return out
+    return x_up, x_low
 
 
 def fuse_pointwise(

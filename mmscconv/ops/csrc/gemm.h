@@ -16,9 +16,10 @@ static inline int64_t panels_of(int64_t columns) { return (columns + PANEL - 1) 
 static inline float *pack(const float *weight, int64_t columns, int64_t depth) {
     float *packed = calloc(panels_of(columns) * depth * PANEL + 1, sizeof(float));
     if (packed)
-        for (int64_t j = 0; j < columns; j++)
+        for (int64_t j = 0; j < columns; j += PANEL)
             for (int64_t k = 0; k < depth; k++)
-                packed[(j / PANEL * depth + k) * PANEL + j % PANEL] = weight[j * depth + k];
+                for (int64_t i = 0; i < min_of(PANEL, columns - j); i++)
+                    packed[j * depth + k * PANEL + i] = weight[(j + i) * depth + k];
     return packed;
 }
 

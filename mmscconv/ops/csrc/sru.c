@@ -312,11 +312,11 @@ int sru_backward(const float *grad, const float *x, const float *scale, const fl
     return 0;
 }
 
-/* SRU and both squeezes: out (N, 2 * squeezed, H*W) = up * X^w[:C/2], low * X^w[C/2:], with up and low
- * (squeezed, C/2). X^w never leaves the caches. Channels last only. */
+/* SRU and both squeezes: out_up = up * X^w[:C/2] and out_low = low * X^w[C/2:], (N, squeezed, H*W) each, with the
+ * weights up and low (squeezed, C/2). X^w never leaves the caches. Channels last only. */
 int sru_squeeze(const float *x, const float *scale, const float *shift, const float *up, const float *low,
                 int64_t samples, int64_t channels, int64_t positions, int64_t groups, double eps, float threshold,
-                int hard, int64_t squeezed, int threads, float *out) {
+                int hard, int64_t squeezed, int threads, float *out_up, float *out_low) {
     Shape s = {samples, channels, positions, 1};
     Gate g = {groups, threshold, hard};
     int64_t at_once = block_samples(s), half = channels / 2, blocks = (positions + BLOCK_ROWS - 1) / BLOCK_ROWS;
@@ -333,10 +333,10 @@ int sru_squeeze(const float *x, const float *scale, const float *shift, const fl
             int64_t k = i / blocks, first = i % blocks * BLOCK_ROWS, rows = min_of(BLOCK_ROWS, positions - first);
             float *reconstructed = scratch + thread_number() * BLOCK_ROWS * channels;
             const float *from = x + ((n + k) * positions + first) * channels;
-            float *to = out + ((n + k) * positions + first) * 2 * squeezed;
+            int64_t to = ((n + k) * positions + first) * squeezed;
             gate_chunk(s, g, from, 0, rows, all[k], reconstructed);
-            gemm(reconstructed, channels, rows, packed_up, half, squeezed, to, 2 * squeezed);
-            gemm(reconstructed + half, channels, rows, packed_low, half, squeezed, to + squeezed, 2 * squeezed);
+            gemm(reconstructed, channels, rows, packed_up, half, squeezed, out_up + to, squeezed);
+            gemm(reconstructed + half, channels, rows, packed_low, half, squeezed, out_low + to, squeezed);
         }
     }
     free(statistics);
