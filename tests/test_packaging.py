@@ -45,6 +45,7 @@ def test_config_and_tool_work_installed(installed, tmp_path):
         'import mmscconv.models, mmscconv.paper\n'
         'from mmscconv.complexity.paper import CONFIGS\n'
         'assert all((CONFIGS / row.config).is_file() for row in mmscconv.paper.paper_rows() if row.config)\n'
+        'assert ".mim" in mmscconv.get_config("retinanet_scconv_r50_coco").filename\n'
         'print(mmscconv.__file__)'
     )
     where = subprocess.run(
