@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmscconv.engine.environment import DEFAULT_STACK, install_command
 from mmscconv.engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,9 +64,8 @@ def get_config(name: str) -> Config:
     try:
         from mmengine.config import Config
     except ImportError as error:
-        from mmscconv.engine.environment import INSTALL
-
         raise UserError(
-            f'configs are read by mmengine, which cannot be imported; install the stack: {INSTALL}. (mmengine: {error})'
+            f'configs are read by mmengine, which cannot be imported; install the stack: '
+            f'{install_command(DEFAULT_STACK)}. (mmengine: {error})'
         ) from error
     return Config.fromfile(configs_folder() / f'{found[0]}.py')

@@ -63,8 +63,8 @@ def test_environment_is_complete():
     ('missing', 'remedy'),
     [
         ('mmcv.ops', 'pip install --no-cache-dir --no-build-isolation onedl-mmcv'),
-        ('mmdet', "pip install --no-build-isolation 'mmscconv[onedl]'"),
-        ('torchvision', "pip install --no-build-isolation 'mmscconv[onedl]'"),
+        ('mmdet', 'pip install --no-build-isolation onedl-mmengine==0.10.12'),
+        ('torchvision', 'pip install --no-build-isolation onedl-mmengine==0.10.12'),
     ],
 )
 def test_broken_stack_names_the_command(missing, remedy, monkeypatch):
