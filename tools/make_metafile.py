@@ -2,7 +2,7 @@
 """Write configs/metafile.yml, OpenMMLab's list of models: each config with its parameters and operations.
 
 Counted are whole models, detectors with neck and head. FLOPs are multiply-adds of
-convolutions and linear layers for one image of "Input Size" (H, W): mmpretrain's
+convolutions and linear layers for one image of "Input Size" (HxW): mmpretrain's
 metafiles count one multiply-add as one, too. With --check nothing is written; the
 exit status says whether the file is what this tool makes. Two minutes for all configs.
 """
@@ -76,7 +76,7 @@ def entry(name: str, counted: dict) -> dict:
             'Training Data': DATA[words[-1]],
             **length,
             'Batch Size': cfg.train_dataloader.batch_size,
-            'Input Size': list(shape),
+            'Input Size': f'{shape[0]}x{shape[1]}',
             'FLOPs': counted[key].macs,
             'Parameters': counted[key].params,
         },
