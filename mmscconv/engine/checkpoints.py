@@ -49,3 +49,15 @@ def _training_state() -> list[Any]:
     types = [type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'uint32')]
     # HistoryBuffer keeps bound methods, which pickle writes as getattr.
     return [HistoryBuffer, getattr, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *types]
+
+
+def last_good_checkpoint(folder: str | Path) -> Path | None:
+    """Return the newest checkpoint in ``folder`` that can be read and whose weights are all finite."""
+    for path in sorted(Path(folder).glob('*.pth'), key=lambda p: p.stat().st_mtime, reverse=True):
+        try:
+            weights = load_checkpoint(path).get('state_dict', {})
+        except UserError:
+            continue
+        if weights and all(w.isfinite().all() for w in weights.values() if w.is_floating_point()):
+            return path
+    return None
