@@ -23,16 +23,18 @@ DEV = [*DEMO, 'pytest', 'ruff', 'timm']
 
 
 class BuildWithMim(build_py):
-    """Puts configs and tools where OpenMMLab packages have them: mmscconv/.mim of the built package."""
+    """Puts configs, tools and model index where OpenMMLab packages have them: mmscconv/.mim of the built package."""
 
     def run(self) -> None:
         super().run()
         if self.editable_mode:
             return
+        target = Path(self.build_lib) / 'mmscconv' / '.mim'
+        # What is left of an earlier build would be shipped, too.
+        shutil.rmtree(target, ignore_errors=True)
         for folder in ('configs', 'tools'):
-            target = Path(self.build_lib) / 'mmscconv' / '.mim' / folder
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__'))
+            shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copy(ROOT / 'model-index.yml', target)
 
 
 setup(

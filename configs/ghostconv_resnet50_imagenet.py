@@ -2,7 +2,5 @@
 
 _base_ = './resnet50_imagenet.py'
 
-custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
-
 # norm_eval: the backbone is mmdet's ResNet, which by default freezes BN's statistics.
 model = dict(backbone=dict(type='ConvResNet', conv_cfg=dict(type='GhostConv'), norm_eval=False))

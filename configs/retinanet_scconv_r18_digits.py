@@ -5,6 +5,4 @@ tools/make_digits.py makes the data set. The twin is retinanet_r18_digits.py.
 
 _base_ = './retinanet_r18_digits.py'
 
-custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
-
 model = dict(backbone=dict(type='SCConvResNet', scconv=dict(low_squeeze='output', inner_norm=True)))

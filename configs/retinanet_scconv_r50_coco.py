@@ -2,7 +2,5 @@
 
 _base_ = './retinanet_r50_coco.py'
 
-custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
-
 # These settings give the printed 16.78 M parameters.
 model = dict(backbone=dict(type='SCConvResNet', scconv=dict(low_squeeze='output', inner_norm=True)))

@@ -2,6 +2,4 @@
 
 _base_ = './retinanet_r50_voc.py'
 
-custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
-
 model = dict(backbone=dict(type='ConvResNet', conv_cfg=dict(type='SlimConv', k=1)))

@@ -2,7 +2,5 @@
 
 _base_ = './retinanet_r50_voc.py'
 
-custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
-
 # The printed 19.76 M parameters are those of alpha = 3/4.
 model = dict(backbone=dict(type='ConvResNet', conv_cfg=dict(type='SPConv', alpha=3 / 4)))

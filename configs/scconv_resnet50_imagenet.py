@@ -2,7 +2,5 @@
 
 _base_ = './resnet50_imagenet.py'
 
-custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
-
 # norm_eval: the backbone is mmdet's ResNet, which by default freezes BN's statistics.
 model = dict(backbone=dict(type='SCConvResNet', norm_eval=False, scconv=dict(low_squeeze='output', inner_norm=True)))

@@ -6,6 +6,7 @@ OpenMMLab side: the registered conv layer and the ``SCConvResNet`` backbone.
 
 from mmscconv.layers import CRU, SRU, SCConv
 from mmscconv.replace import Replacement, replace_conv
+from mmscconv.shipped import get_config, list_configs
 
 __version__ = '0.1.0'
-__all__ = ['CRU', 'SRU', 'Replacement', 'SCConv', '__version__', 'replace_conv']
+__all__ = ['CRU', 'SRU', 'Replacement', 'SCConv', '__version__', 'get_config', 'list_configs', 'replace_conv']

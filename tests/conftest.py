@@ -76,3 +76,16 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp('digits')
     run_tool('make_digits.py', '--out', folder, '--train', 12, '--val', 4)
     return folder
+
+
+@pytest.fixture(scope='session')
+def digits_run(digits, tmp_path_factory):
+    """Work dir of one epoch of the demo on the tiny digits, with its checkpoint."""
+    from tools import DIGITS, run_tool
+
+    work_dir = tmp_path_factory.mktemp('digits_run')
+    run_tool(
+        'train.py', ROOT / 'configs' / 'retinanet_scconv_r18_digits.py', '--data-root', digits, '--work-dir', work_dir,
+        options=[*DIGITS, 'default_hooks.logger.interval=1'],
+    )  # fmt: skip
+    return work_dir

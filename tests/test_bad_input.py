@@ -43,14 +43,15 @@ BAD_RUNS = {
     'impossible channels': ([], ['model.backbone.scconv.gwc_groups=5'], 'must both be multiples of groups = 5'),
     'unknown setting': ([], ['model.backbone.scconv.alhpa=0.5'], "unexpected keyword argument 'alhpa'"),
     'unknown model': ([], ['model.type=RetinaNot'], 'RetinaNot is not in the'),
-    'amp on cpu': (['--amp'], [], '--amp needs a GPU'),
+    'amp on cpu': (['--amp'], [], '--amp (AmpOptimWrapper) needs a GPU'),
+    'amp wrapper on cpu': ([], ['optim_wrapper.type=AmpOptimWrapper'], '--amp (AmpOptimWrapper) needs a GPU'),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize('case', BAD_RUNS)
 def test_bad_runs_end_in_one_line(case, digits, tmp_path, fails):
     flags, options, message = BAD_RUNS[case]
-    if case == 'amp on cpu' and torch.cuda.is_available():
+    if case.startswith('amp') and torch.cuda.is_available():
         pytest.skip('there is a GPU here')
     line = fails(
         'train', CONFIGS / 'retinanet_scconv_r18_digits.py', '--data-root', digits, '--work-dir', tmp_path, *flags,

@@ -1,8 +1,10 @@
 """The built wheel works away from the checkout; a broken stack is told apart and mended by a named command."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -11,26 +13,58 @@ from conftest import ROOT
 from mmscconv.engine import environment
 from mmscconv.engine.errors import UserError
 
+IGNORED = shutil.ignore_patterns(
+    '.git', '.venv*', 'build', 'dist', '*.egg-info', '__pycache__', 'work_dirs', '.*_cache'
+)
 
-@pytest.fixture(scope='module')
-def installed(tmp_path_factory):
-    """Folder with the unpacked wheel."""
-    folder = tmp_path_factory.mktemp('wheel')
-    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', folder, ROOT]
+
+def build_wheel(source, folder):
+    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', folder, source]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = folder.glob('mmscconv-*.whl')
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / 'site')
-    return folder / 'site'
+    return zipfile.ZipFile(wheel)
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """A copy of the source, in which no earlier build has left files."""
+    folder = tmp_path_factory.mktemp('source') / 'mmscconv'
+    shutil.copytree(ROOT, folder, ignore=IGNORED)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory):
+    with build_wheel(source, tmp_path_factory.mktemp('wheel')) as archive:
+        yield archive
+
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    """Folder with the unpacked wheel."""
+    folder = tmp_path_factory.mktemp('site')
+    wheel.extractall(folder)
+    return folder
 
 
 def test_wheel_holds_the_package_and_its_mim_folder(installed):
     assert {p.name for p in installed.iterdir() if not p.name.endswith('.dist-info')} == {'mmscconv'}
     shipped = installed / 'mmscconv' / '.mim'
-    for folder in ('configs', 'tools'):
-        ours = {p.relative_to(ROOT) for p in (ROOT / folder).rglob('*.*') if '__pycache__' not in p.parts}
-        theirs = {p.relative_to(shipped) for p in (shipped / folder).rglob('*.*')}
-        assert ours == theirs
+    ours = {ROOT / 'model-index.yml', *(p for f in ('configs', 'tools') for p in (ROOT / f).rglob('*.*'))}
+    ours = {p.relative_to(ROOT) for p in ours if '__pycache__' not in p.parts}
+    assert ours == {p.relative_to(shipped) for p in shipped.rglob('*.*')}
+
+
+def test_wheel_of_the_source_distribution_is_the_same(source, wheel, tmp_path):
+    code = f'from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})'
+    subprocess.run([sys.executable, '-c', code], cwd=source, check=True, capture_output=True)
+    (sdist,) = tmp_path.glob('mmscconv-*.tar.gz')
+    with tarfile.open(sdist) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+    assert {'tests/conftest.py', 'Makefile', 'LICENSE', 'docs/runs.md'} <= names
+    with build_wheel(sdist, tmp_path) as again:
+        contents = [{name: archive.read(name) for name in archive.namelist()} for archive in (wheel, again)]
+    assert contents[0] == contents[1]
 
 
 def test_config_and_tool_work_installed(installed, tmp_path):
@@ -45,6 +79,7 @@ def test_config_and_tool_work_installed(installed, tmp_path):
         'import mmscconv.models, mmscconv.paper\n'
         'from mmscconv.complexity.paper import CONFIGS\n'
         'assert all((CONFIGS / row.config).is_file() for row in mmscconv.paper.paper_rows() if row.config)\n'
+        'assert ".mim" in mmscconv.get_config("retinanet_scconv_r50_coco").filename\n'
         'print(mmscconv.__file__)'
     )
     where = subprocess.run(
@@ -62,8 +97,8 @@ def test_environment_is_complete():
     ('missing', 'remedy'),
     [
         ('mmcv.ops', 'pip install --no-cache-dir --no-build-isolation onedl-mmcv'),
-        ('mmdet', "pip install --no-build-isolation 'mmscconv[onedl]'"),
-        ('torchvision', "pip install --no-build-isolation 'mmscconv[onedl]'"),
+        ('mmdet', 'pip install --no-build-isolation onedl-mmengine==0.10.12'),
+        ('torchvision', 'pip install --no-build-isolation onedl-mmengine==0.10.12'),
     ],
 )
 def test_broken_stack_names_the_command(missing, remedy, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from tools import DIGITS, NARROW, NARROW_DETECTOR, ONE_WORKER, SMALL_TEST, SMALL_TRAIN, run_tool
+from tools import NARROW, NARROW_DETECTOR, ONE_WORKER, SMALL_TEST, SMALL_TRAIN, run_tool
 
 CONFIGS = ROOT / 'configs'
 SCALE = '(160,128)'
@@ -179,11 +179,7 @@ def test_digits_are_boxed_scans_and_repeatable(digits, tmp_path):
     assert json.loads((tmp_path / 'annotations' / 'train.json').read_text()) == content
 
 
-def test_digits_demo_in_small(digits, tmp_path):
-    run_tool(
-        'train.py', CONFIGS / 'retinanet_scconv_r18_digits.py', '--data-root', digits, '--work-dir', tmp_path,
-        options=[*DIGITS, 'default_hooks.logger.interval=1'],
-    )  # fmt: skip
-    done = run_tool('plot.py', 'curves', tmp_path, '--out', tmp_path / 'plots' / 'curves.png')
+def test_curves_of_a_run(digits_run, tmp_path):
+    done = run_tool('plot.py', 'curves', digits_run, '--out', tmp_path / 'plots' / 'curves.png')
     assert 'curves.png' in done.stdout
     assert cv2.imread(str(tmp_path / 'plots' / 'curves.png')).shape[1] > 1000

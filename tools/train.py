@@ -41,10 +41,10 @@ def main() -> None:
 
     cfg = load_config(args)
     if args.amp:
-        if get_device() == 'cpu':
-            raise UserError('--amp needs a GPU: mmengine has no mixed precision on CPU; leave the flag out')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise UserError('--amp (AmpOptimWrapper) needs a GPU: mmengine has no mixed precision on CPU; leave it out')
     base_batch = cfg.get('auto_scale_lr', {}).get('base_batch_size')
     if args.auto_scale_lr:
         if base_batch is None:

@@ -2,7 +2,7 @@
 
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
-    'mmdet::_base_/default_runtime.py',
+    './detection_runtime.py',
     'mmdet::retinanet/retinanet_tta.py',
 ]
 

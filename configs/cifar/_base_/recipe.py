@@ -1,6 +1,6 @@
 """The recipe of section 3.1: 200 epochs, SGD, lr 0.05 divided by 10 at 100 and 150, batch 128."""
 
-_base_ = ['mmpretrain::_base_/schedules/cifar10_bs128.py', 'mmpretrain::_base_/default_runtime.py']
+_base_ = ['mmpretrain::_base_/schedules/cifar10_bs128.py', '../../_base_/classification_runtime.py']
 
 custom_imports = dict(imports=['mmscconv.models', 'mmscconv.datasets', 'mmscconv.hooks'], allow_failed_imports=False)
 

@@ -1,0 +1,66 @@
+"""The shipped configs by name: in a checkout here, in a wheel in test_packaging.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from mmengine.config import Config
+
+import mmscconv
+from mmscconv.engine.errors import UserError
+
+
+def test_names_are_the_files():
+    names = mmscconv.list_configs()
+    files = [p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts]
+    assert sorted(ROOT / 'configs' / f'{name}.py' for name in names) == sorted(files)
+    assert names == sorted(names)
+    # A name without its folder is enough to find any of them.
+    assert len({Path(name).name for name in names}) == len(names)
+
+
+def test_pattern():
+    assert mmscconv.list_configs('retinanet_scconv_r50_*') == ['retinanet_scconv_r50_coco', 'retinanet_scconv_r50_voc']
+    assert mmscconv.list_configs('scconv_resnet56_cifar10') == []
+    assert 'cifar/scconv_resnet56_cifar10' in mmscconv.list_configs('*/scconv_*')
+
+
+@pytest.mark.parametrize(
+    'name', ['cifar/scconv_resnet56_cifar10', 'scconv_resnet56_cifar10', 'scconv_resnet56_cifar10.py']
+)
+def test_config_by_name(name):
+    cfg = mmscconv.get_config(name)
+    assert Path(cfg.filename) == ROOT / 'configs' / 'cifar' / 'scconv_resnet56_cifar10.py'
+    assert cfg.model.backbone.conv_cfg.type == 'SCConv'
+
+
+def test_unknown_names_show_the_nearest():
+    with pytest.raises(
+        UserError, match=r"no config 'retinanet_sconv_r50_coco': did you mean .*\bretinanet_scconv_r50_coco\b"
+    ):
+        mmscconv.get_config('retinanet_sconv_r50_coco')
+    with pytest.raises(UserError, match=r"no config 'zzz': mmscconv.list_configs\(\) names them all"):
+        mmscconv.get_config('zzz')
+
+
+def test_inheriting_as_the_readme_says(tmp_path):
+    (line,) = {line for line in (ROOT / 'README.md').read_text().splitlines() if line.startswith('_base_ = __import__')}
+    (tmp_path / 'mine.py').write_text(f'{line}\nmodel = dict(bbox_head=dict(num_classes=3))\n')
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    assert cfg.model.bbox_head.num_classes == 3
+    assert cfg.model.backbone.type == 'SCConvResNet'
+
+
+def test_import_and_list_without_mmengine():
+    code = (
+        'import sys; sys.modules["mmengine"] = None\n'
+        'import mmscconv; mmscconv.list_configs()\n'
+        'try: mmscconv.get_config("scconv_resnet50_imagenet")\n'
+        'except Exception as e: print(type(e).__name__, e)\n'
+        'assert not [m for m in sys.modules if m.startswith(("mmcv", "mmdet", "mmengine."))]'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.startswith('UserError configs are read by mmengine, which cannot be imported')
+    assert 'pip install --no-build-isolation onedl-mmengine' in done.stdout

@@ -1,0 +1,51 @@
+#!/usr/bin/env python
+"""Make a checkpoint ready to hand out: weights and meta alone, and a part of its SHA-256 in the name.
+
+The result is named as mmdet's tool of this name does it, OUT-<8 hex digits>.pth, and
+can be read with torch.load(weights_only=True). With EMA, the averaged weights are the
+ones that mmengine has put into the checkpoint's state_dict.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
+
+from mmscconv.engine.environment import check_environment
+from mmscconv.engine.errors import UserError, run
+
+KEPT = ('meta', 'state_dict')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoint', type=Path, help='checkpoint of a training')
+    parser.add_argument('out', type=Path, help='file to write; the hash is put before .pth')
+    parser.add_argument(
+        '--trusted', action='store_true', help='load a checkpoint that holds other objects than weights'
+    )
+    args = parser.parse_args()
+    check_environment()
+    import torch
+
+    from mmscconv.engine.checkpoints import load_checkpoint
+
+    content = load_checkpoint(args.checkpoint, args.trusted)
+    if 'state_dict' not in content:
+        raise UserError(f'checkpoint has no state_dict: {args.checkpoint}')
+    unfinished = args.out.with_suffix('.tmp')
+    try:
+        torch.save({key: content[key] for key in KEPT if key in content}, unfinished)
+        digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()[:8]
+        published = args.out.with_name(f'{args.out.name.removesuffix(".pth")}-{digest}.pth')
+        unfinished.replace(published)
+    except (OSError, RuntimeError) as error:  # torch reports a missing folder as RuntimeError
+        raise UserError(f'cannot write {args.out}: {" ".join(str(error).split())}') from error
+    dropped = [key for key in content if key not in KEPT]
+    print(f'{published} (left out: {", ".join(dropped) or "nothing"})')
+
+
+if __name__ == '__main__':
+    sys.exit(run(main))
