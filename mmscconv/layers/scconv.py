@@ -139,6 +139,8 @@ class SCConv(Conv2dLike):
         """
         if norm is not None and not self.ends_in_cru:
             raise ValueError(f'SCConv({self.extra_repr()}) does not end in its CRU: no norm can be folded into it')
+        if self.sru is not None:
+            self.sru.switch_to_deploy()
         if isinstance(self.cru, CRU):
             self.cru = DeployedCRU(self.cru, norm)
         self.recompute = False

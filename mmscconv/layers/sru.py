@@ -88,6 +88,12 @@ class SRU(nn.Module):
         self.gn = nn.GroupNorm(math.gcd(num_groups, channels), channels, eps=eps)
         if gate == 'hard':
             self.gn.requires_grad_(False)
+        self.register_buffer('scale', None)
+        self.register_buffer('shift', None)
+
+    def switch_to_deploy(self) -> None:
+        """Keep the affine with Eq. 2's weights folded in, in place of computing it at each call."""
+        self.scale, self.shift = (t.detach() for t in self.affine(self.gn.weight.dtype))
 
     @property
     def logit_threshold(self) -> float:
@@ -99,9 +105,11 @@ class SRU(nn.Module):
     def affine(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return scale and shift of GN with Eq. 2's ``w`` folded in, w * gamma and w * beta, in at least fp32."""
         dtype = torch.promote_types(dtype, torch.float32)
+        if self.scale is not None:
+            return self.scale.to(dtype), self.shift.to(dtype)
         gamma, beta = self.gn.weight.to(dtype), self.gn.bias.to(dtype)
         total = gamma.sum()
-        floor = torch.full_like(total, self.gn.eps).copysign(total)
+        floor = torch.where(total < 0, -self.gn.eps, self.gn.eps)
         w = gamma / torch.where(total.abs() < self.gn.eps, floor, total)
         return w * gamma, w * beta
 

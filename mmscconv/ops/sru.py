@@ -54,15 +54,18 @@ def sru_plain(
 ) -> Tensor:
     """Return what :func:`sru` returns, by PyTorch operations: the definition of correct."""
     z = logit(x, scale, shift, num_groups, eps)
-    informative = z > threshold
+    # Products and differences, not torch.where, for which ONNX Runtime takes several times longer.
+    kept = (z > threshold) * x
+    less = x - kept
+    if not hard:
+        less = z.sigmoid() * less
+    kept_a, kept_b = kept.chunk(2, dim=1)
+    less_a, less_b = less.chunk(2, dim=1)
     if hard:
-        x1, x2 = x.masked_fill(~informative, 0), x.masked_fill(informative, 0)
-    else:
-        split = z.sigmoid() * x
-        x1, x2 = torch.where(informative, x, split), split.masked_fill(informative, 0)
-    x11, x12 = x1.chunk(2, dim=1)
-    x21, x22 = x2.chunk(2, dim=1)
-    return torch.cat((x11 + x22, x21 + x12), dim=1).to(x.dtype)
+        return torch.cat((kept_a + less_b, kept_b + less_a), dim=1)
+    # X1 holds what is less informative as well, so X11 + X22 and X21 + X12 share it.
+    shared = less_a + less_b
+    return torch.cat((kept_a + shared, kept_b + shared), dim=1).to(x.dtype)
 
 
 torch.library.define(
