@@ -35,12 +35,14 @@ def recomputed(function: Callable[[Tensor], T], x: Tensor, module: nn.Module | N
 
 @contextmanager
 def _statistics_kept(norms: list[_NormBase]) -> Iterator[None]:
-    tracking = [norm.track_running_stats for norm in norms]
+    # Momentum 0 and not "no statistics": checkpoint wants the same tensors kept as the first time.
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        # In training this only omits the update; in eval it would change the result.
-        norm.track_running_stats = norm.track_running_stats and not norm.training
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm, tracked in zip(norms, tracking, strict=True):
-            norm.track_running_stats = tracked
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

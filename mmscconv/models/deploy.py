@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from mmcv.cnn import ConvModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,7 +16,7 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
     """Bring ``model`` into its form for inference, in place, and return it.
 
     Every SCConv folds its inner norms. In ResNets of mmdet and mmpretrain, those of
-    this package among them, and in ``nn.Sequential``, each BN is folded into the
+    this package among them, in ``ConvModule`` and in ``nn.Sequential``, each BN is folded into the
     convolution or SCConv in front of it. Everything else stays as it is. The
     result equals the model in eval mode up to rounding; it cannot be trained or
     turned back, and takes a training checkpoint only before.
@@ -34,6 +35,8 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     """Return the names of children of which the second, a norm, takes the first's output and nothing else does."""
     if isinstance(module, nn.Sequential):
         return list(pairwise(module._modules))
+    if isinstance(module, ConvModule) and module.order[:2] == ('conv', 'norm') and module.with_norm:
+        return [('conv', module.norm_name)]
     # OpenMMLab's ResNets and their blocks: norm1 may be called bn1 or gn1, and norm1_name says so.
     numbered = ((f'conv{i}', getattr(module, f'norm{i}_name', None)) for i in (1, 2, 3))
     return [(conv, norm) for conv, norm in numbered if norm is not None]

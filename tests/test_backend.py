@@ -1,0 +1,121 @@
+"""Which backend runs, and what happens where it cannot."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from mmscconv import SRU, SCConv, ops
+from mmscconv.complexity.counting import count
+from mmscconv.ops import native
+from mmscconv.ops.backend import choose_backend
+
+X = torch.randn(2, 8, 5, 5)
+
+
+@pytest.fixture
+def broken_compiler(monkeypatch):
+    """No kernels: the compiler fails, and nothing is known of an earlier success."""
+    caches = (native.unavailable, native._build, native._library, ops.backend._warn_once)
+    for cache in caches:
+        cache.cache_clear()
+    monkeypatch.setenv('CC', 'false')
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def used(monkeypatch):
+    """Names of the kernels' functions that get called."""
+    calls = []
+    call = native._call
+    monkeypatch.setattr(native, '_call', lambda name, *arguments: (calls.append(name), call(name, *arguments)))
+    return calls
+
+
+def test_order_of_choice(monkeypatch):
+    assert choose_backend(X) == 'native'
+    monkeypatch.setenv('MMSCCONV_BACKEND', 'plain')
+    assert choose_backend(X) == 'plain'
+    assert choose_backend(X, 'native') == 'native'
+    monkeypatch.setenv('MMSCCONV_BACKEND', '')
+    assert choose_backend(X) == 'native'
+
+
+def test_layers_pass_it_on(monkeypatch):
+    calls = used(monkeypatch)
+    SCConv(8, 8, 3, padding=1, backend='plain')(X)
+    assert calls == []
+    SCConv(8, 8, 3, padding=1)(X)
+    assert calls == ['sru_forward', 'fuse_forward']
+
+
+def test_unknown_names(monkeypatch):
+    with pytest.raises(ValueError, match=r"backend must be one of \('plain', 'native', 'triton'\)"):
+        SCConv(8, 8, 3, backend='cuda')
+    monkeypatch.setenv('MMSCCONV_BACKEND', 'fast')
+    with pytest.raises(ValueError, match="got 'fast'"):
+        SRU(8)(X)
+
+
+def test_what_cannot_run_raises_if_asked_for_and_falls_back_otherwise(monkeypatch):
+    with pytest.raises(RuntimeError, match=r"backend 'native' cannot run: .* not torch.float64"):
+        SRU(8, backend='native').double()(X.double())
+    assert choose_backend(X.double()) == 'plain'
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    with pytest.raises(RuntimeError, match=r"backend 'triton' cannot run: .*(CUDA tensor|not installed)"):
+        SRU(8, backend='triton')(X)
+
+
+def test_without_a_compiler(broken_compiler, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"backend 'native' cannot run: .*false failed"):
+        choose_backend(X, 'native')
+    ops.backend._warn_once.cache_clear()
+    with pytest.warns(UserWarning, match='runs its plain PyTorch form on the CPU'):
+        assert choose_backend(X) == 'plain'
+    SCConv(8, 8, 3)(X)  # and says so once
+
+
+def test_cache_that_cannot_be_written(broken_compiler, monkeypatch, tmp_path):
+    monkeypatch.delenv('CC')
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('MMSCCONV_CACHE_DIR', str(tmp_path / 'file'))
+    assert 'MMSCCONV_CACHE_DIR' in native.unavailable()
+
+
+def test_compiled_once_and_kept(tmp_path):
+    code = 'from mmscconv.ops import native; assert native.unavailable() is None'
+    environment = {'MMSCCONV_CACHE_DIR': str(tmp_path), 'PATH': '/usr/bin:/bin', 'HOME': str(tmp_path)}
+    files = []
+    for _ in range(2):
+        subprocess.run([sys.executable, '-c', code], check=True, env=environment)
+        files.append({f: f.stat().st_mtime_ns for f in tmp_path.glob('*.so')})
+    assert len(files[0]) == 1 and files[0] == files[1]
+    assert list(tmp_path.iterdir()) == list(files[0])  # nothing is left beside it
+
+
+def test_export_and_counting_see_the_plain_form(monkeypatch):
+    model = SCConv(8, 8, 3, padding=1, backend='native').eval()
+    calls = used(monkeypatch)
+    for strict in (False, True):
+        names = {str(n.target) for n in torch.export.export(model, (X,), strict=strict).graph.nodes}
+        assert 'aten.group_norm.default' in names and not any('mmscconv' in name for name in names)
+    torch.jit.trace(model, X, check_trace=False)
+    count(nn.Sequential(nn.Conv2d(3, 8, 1), model), (8, 8))
+    assert calls == []
+
+
+def test_compile_keeps_the_graph_whole():
+    model = SCConv(8, 8, 3, padding=1)
+    graphs = []
+
+    def look(graph, example_inputs):
+        graphs.append({str(n.target) for n in graph.graph.nodes})
+        return graph
+
+    x = X.clone().requires_grad_()
+    out = torch.compile(model, backend=look, fullgraph=True)(x)
+    torch.testing.assert_close(out, model(x))
+    assert any('mmscconv.sru' in name for name in graphs[0]) and any('mmscconv.fuse' in name for name in graphs[0])

@@ -1,0 +1,151 @@
+"""The deploy form equals the training form in eval mode."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+import mmscconv.models
+from mmscconv import CRU, SRU, SCConv, ops
+from mmscconv.models import switch_to_deploy
+
+SETTINGS = [
+    {},
+    {'stride': 2},
+    {'inner_norm': True},
+    {'inner_norm': True, 'stride': 2, 'low_squeeze': 'output'},
+    {'alpha': 0, 'inner_norm': True},
+    {'alpha': 1, 'inner_norm': True},
+    {'alpha': 0.75},
+    {'alpha': 0.25, 'squeeze_ratio': 1, 'inner_norm': True},  # X_low has all of Y2's channels
+    {'gate': 'hard', 'threshold': 0.48},
+    {'dilation': 2},
+    {'arrangement': 'C'},
+    {'arrangement': 'C+S'},
+    {'arrangement': 'C&S', 'inner_norm': True},
+    {'arrangement': 'S'},
+    {'bias': True},
+]
+
+
+def trained(model):
+    """Give norms the weights and statistics that training might."""
+    for m in model.modules():
+        if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm)):
+            nn.init.uniform_(m.weight, 0.3, 2.0)
+            nn.init.normal_(m.bias, 0, 0.3)
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.2)
+            m.running_var.uniform_(0.3, 3)
+    model.eval()
+    return model
+
+
+def relative(got, want):
+    return ((got - want).norm() / want.norm()).item()
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'channels-last'])
+@pytest.mark.parametrize('backend', ['plain', 'native'])
+@pytest.mark.parametrize('settings', SETTINGS, ids=str)
+def test_layer_and_the_norm_behind_it(settings, backend, layout):
+    conv = SCConv(32, 32, 3, **{'padding': 2 if settings.get('dilation') else 1, 'backend': backend, **settings})
+    model = trained(nn.Sequential(conv, nn.BatchNorm2d(32)))
+    reference = copy.deepcopy(model).double()
+    for m in reference.modules():
+        if isinstance(m, (SRU, CRU)):
+            m.backend = 'plain'
+    x = torch.randn(3, 32, 9, 7).contiguous(memory_format=layout)
+    switch_to_deploy(model)
+    folded = settings.get('arrangement', 'S+C') in ('S+C', 'C') and not settings.get('bias')
+    assert isinstance(model[1], nn.Identity if folded else nn.BatchNorm2d)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in conv.modules())
+    want = reference(x.double()).float()
+    with torch.no_grad():
+        assert relative(model(x), want) < 1e-6
+        x.mul_(2)  # nothing of the first call is kept
+        assert relative(model(x), reference(x.double()).float()) < 1e-6
+    assert relative(model(x), reference(x.double()).float()) < 1e-6  # gradients recorded: the other composition
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 7), (5, 5), (31, 29)], ids=str)
+@pytest.mark.parametrize('channels', [8, 24, 136])
+@pytest.mark.parametrize('n', [1, 3])
+def test_kernels_over_the_pointwise_convolutions(size, channels, n):
+    # Rows that are no multiple of a tile, columns of a panel, positions of a block; poisoned outputs.
+    conv = trained(SCConv(channels, channels, 3, padding=1, backend='native'))
+    x = torch.randn(n, channels, *size).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        want = conv(x)
+        conv.switch_to_deploy()
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        torch.use_deterministic_algorithms(True)
+        try:
+            got = [conv(x) for _ in range(2)]
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert torch.equal(*got)
+    assert got[0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got[0], want, rtol=1e-5, atol=1e-5)
+
+
+def test_inference_ops_are_registered_right():
+    x = torch.randn(2, 8, 4, 3).contiguous(memory_format=torch.channels_last)
+    affine, weight = torch.rand(8), torch.randn(2, 4, 1, 1)
+    arguments = (x, affine, affine, 4, 1e-5, 0.0, False, weight, weight)
+    up, low = ops.sru_squeeze(*arguments)
+    torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, arguments)
+    arguments = (x.clone(), up, low, torch.randn(8, 2, 1, 1), torch.randn(6, 2, 1, 1), None, affine, affine)
+    torch.library.opcheck(torch.ops.mmscconv.fuse_pointwise.default, arguments)
+
+
+@pytest.mark.parametrize('scconv', [{}, {'inner_norm': True, 'alpha': 0.75, 'low_squeeze': 'output'}], ids=str)
+def test_backbone(scconv):
+    model = MODELS.build(dict(type='SCConvResNet', depth=50, base_channels=16, norm_eval=False, scconv=scconv))
+    trained(model)
+    x = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        want = model(x)
+        model.switch_to_deploy()
+        got = model(x)
+    assert max(map(relative, got, want)) < 1e-5
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert not any(p.requires_grad for m in model.modules() if isinstance(m, SCConv) for p in m.parameters())
+
+
+@pytest.mark.parametrize('config', ['mmdet.ResNet', 'mmpretrain.ResNet', 'CIFARResNet'])
+def test_other_resnets(config):
+    settings = dict(depth=20) if config == 'CIFARResNet' else dict(depth=50, deep_stem=True, avg_down=True)
+    model = trained(MODELS.build(dict(type=config, **settings)))
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        want = model(x)
+        got = switch_to_deploy(model)(x)
+    assert max(map(relative, got, want)) < 1e-5
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+def test_rivals_keep_norms_that_do_not_follow_one_convolution():
+    model = trained(nn.Sequential(mmscconv.layers.rivals.SPConv(16, 16, 3, padding=1), nn.BatchNorm2d(16)))
+    x = torch.randn(2, 16, 5, 5)
+    want = model(x)
+    torch.testing.assert_close(switch_to_deploy(model)(x), want)
+
+
+def test_what_cannot_be_folded():
+    with pytest.raises(ValueError, match='only a BN with running statistics can be folded, got GroupNorm'):
+        SCConv(8, 8, 3).switch_to_deploy(nn.GroupNorm(2, 8))
+    with pytest.raises(ValueError, match='only a BN with running statistics'):
+        SCConv(8, 8, 3).switch_to_deploy(nn.BatchNorm2d(8, track_running_stats=False))
+    with pytest.raises(ValueError, match='does not end in its CRU'):
+        SCConv(8, 8, 3, arrangement='C+S').switch_to_deploy(nn.BatchNorm2d(8))
+
+
+def test_it_is_not_for_training():
+    conv = SCConv(8, 8, 3, padding=1, backend='native')
+    conv.switch_to_deploy(nn.BatchNorm2d(8))
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r'train the model before switch_to_deploy\(\)'):
+        conv(x).sum().backward()
