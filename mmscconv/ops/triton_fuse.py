@@ -20,6 +20,7 @@ from mmscconv.ops.triton_tiles import (
     REDUCED,
     aligned,
     distances,
+    empty,
     inner_aligned,
     places,
     sizes,
@@ -213,11 +214,11 @@ def _means(
     """Return (N, C), fp32: the means of [factor *] (first [+ second] - Y2) over the positions, or their sigmoids."""
     n, c, p = sizes(first)
     tiles = tiling(n, c, p, layout, values)
-    sums = torch.empty(n, tiles.chunks, c, device=first.device)
+    sums = empty(first, n, tiles.chunks, c)
     _sums[tiles.grid](
         first, second, factor, y2.made, y2.low, sums, c, p, *y2.extents, **tiles.constants(layout, *y2.extents)
     )
-    out = torch.empty(n, c, device=first.device)
+    out = empty(first, n, c)
     block_c, block_chunks = min(32, triton.next_power_of_2(c)), min(128, triton.next_power_of_2(tiles.chunks))
     _finish_sums[(n * triton.cdiv(c, block_c),)](
         sums, out, c, tiles.chunks, float(p), sigmoid, block_c=block_c, block_chunks=block_chunks
