@@ -5,7 +5,7 @@ scale * (x - mean) * rstd + shift. Channel c pairs with channel c + C/2; a tile 
 kernels that need both covers a block of the lower half and its partners.
 """
 
-# ruff: noqa: ANN202  (Triton's helpers return what Triton infers)
+# ruff: noqa: ANN201, ANN202  (Triton's helpers return what Triton infers)
 from __future__ import annotations
 
 import triton
