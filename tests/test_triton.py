@@ -17,8 +17,9 @@ from conftest import ROOT
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
 
 
-def run_apart(name, **environment):
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', f'tests/ops/triton_{name}.py']
+def run_apart(*names, **environment):
+    files = [f'tests/ops/triton_{name}.py' for name in names]
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--durations=5', *files]
     env = {k: v for k, v in os.environ.items() if not k.startswith(('TRITON_', 'MMSCCONV_'))}
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env={**env, **environment}, timeout=400
@@ -27,9 +28,8 @@ def run_apart(name, **environment):
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize('name', ['tiles', 'sru', 'fuse'])
-def test_kernels(name):
-    run_apart(name, **({} if torch.cuda.is_available() else {'TRITON_INTERPRET': '1'}))
+def test_kernels():
+    run_apart('tiles', 'sru', 'fuse', **({} if torch.cuda.is_available() else {'TRITON_INTERPRET': '1'}))
 
 
 def test_kernels_compile_for_an_h100(tmp_path):
