@@ -5,7 +5,17 @@ import triton
 import triton.language as tl
 from triton_tools import DEVICE
 
-from mmscconv.ops.triton_tiles import LEAST, MAPPED, MULTIPROCESSORS, REDUCED, places, sigmoid, tiling, width_of
+from mmscconv.ops.triton_tiles import (
+    LEAST,
+    MAPPED,
+    MULTIPROCESSORS,
+    REDUCED,
+    places,
+    sigmoid,
+    tile_of,
+    tiling,
+    width_of,
+)
 
 
 def test_tiles_cover_the_map_and_fill_the_card():
@@ -30,6 +40,8 @@ def test_widths_waste_little():
 
 @triton.jit
 def _numbers(out, first, channels, positions, channels_last: tl.constexpr, x, y):
+    sample, chunk, _, _, _ = tile_of(channels, positions, 4, 8, True)
+    tl.static_assert(sample.dtype == tl.int64 and chunk.dtype == tl.int64)
     sample = (tl.program_id(0) + first).to(tl.int64)
     at = places(sample, tl.arange(0, 4), tl.arange(0, 8), channels, positions, channels_last)
     tl.store(out + tl.arange(0, 4)[:, None] * 8 + tl.arange(0, 8)[None, :], at)
@@ -39,8 +51,11 @@ def _numbers(out, first, channels, positions, channels_last: tl.constexpr, x, y)
 def test_places_beyond_32_bits_and_sigmoid_at_its_ends():
     c, p = torch.arange(4, device=DEVICE)[:, None], torch.arange(8, device=DEVICE)
     ends = torch.tensor([-1000.0, 0.0, 1000.0, float('nan')], device=DEVICE)
-    for channels_last in (False, True):
+    for channels_last, (first, channels, positions) in itertools.product(
+        (False, True), ((2**18, 100, 3001), (1, 2**30, 8), (1, 4, 2**30))
+    ):
         out, y = torch.empty(4, 8, dtype=torch.int64, device=DEVICE), torch.empty(4, device=DEVICE)
-        _numbers[(1,)](out, 2**18, 100, 3001, channels_last, ends, y)
-        assert torch.equal(out, 2**18 * 100 * 3001 + (p * 100 + c if channels_last else c * 3001 + p))
+        _numbers[(1,)](out, first, channels, positions, channels_last, ends, y)
+        inside = p * channels + c if channels_last else c * positions + p
+        assert torch.equal(out, first * channels * positions + inside)
         torch.testing.assert_close(y, ends.sigmoid(), equal_nan=True)
