@@ -29,7 +29,7 @@ from mmscconv.ops.triton_tiles import (
     values_at,
 )
 
-FREE = ['channels', 'positions', 'made_channels', 'low_sample', 'low_row', 'chunks']  # as in triton_sru
+FREE = ['channels', 'positions', 'made_channels', 'low_sample', 'low_row', 'chunks']  # as in triton_sru_kernels
 
 
 @triton.jit

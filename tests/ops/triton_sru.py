@@ -1,5 +1,3 @@
-import functools
-
 import pytest
 import reference
 import torch
@@ -112,9 +110,9 @@ def test_equals_the_paper_s_equations(gate, threshold):
     x = make((2, 6, 5, 7))
     arguments = [(w * t).float().to(DEVICE) for t in (gamma, beta)]
     out = sru(x, *arguments, 3, EPS, at, gate == 'hard', backend='triton')
-    numpy = (t.double().cpu().numpy() for t in (x, gamma, beta))
-    want = torch.from_numpy(functools.partial(reference.sru, threshold=threshold, gate=gate)(next(numpy), 3, *numpy))
-    torch.testing.assert_close(out.double().cpu(), want, **tolerance(torch.float32))
+    values, gamma, beta = (t.double().cpu().numpy() for t in (x, gamma, beta))
+    want = reference.sru(values, 3, gamma, beta, threshold, gate)
+    torch.testing.assert_close(out.double().cpu(), torch.from_numpy(want), **tolerance(torch.float32))
 
 
 def test_same_bits_twice():
