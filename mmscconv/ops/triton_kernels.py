@@ -1,0 +1,11 @@
+"""The kernels for CUDA devices, written in Triton: the functions of :mod:`mmscconv.ops.native` under the same names.
+
+They read fp32, bf16 or fp16, NCHW or channels last, where it lies, and work in
+fp32. No atomics: programs write partial sums, which are added up in a fixed
+order, so that the same input gives the same bits.
+"""
+
+from mmscconv.ops.triton_fuse import fuse_backward, fuse_forward
+from mmscconv.ops.triton_sru import sru_backward, sru_forward
+
+__all__ = ['fuse_backward', 'fuse_forward', 'sru_backward', 'sru_forward']

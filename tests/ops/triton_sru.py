@@ -1,0 +1,146 @@
+import pytest
+import reference
+import torch
+from triton_tools import DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401
+
+from mmscconv.ops import sru
+from mmscconv.ops.sru import logit, sru_plain
+
+EPS = 1e-5
+# (N, C, H, W) and groups.
+CASES = [
+    ((5, 6, 5, 7), 3),  # the middle group straddles the halves
+    ((1, 2, 1, 1), 1),
+    ((2, 8, 1, 1), 8),  # nothing varies
+    ((2, 8, 3, 5), 8),
+    ((1, 14, 11, 13), 7),
+    ((1, 96, 7, 9), 2),
+    ((1, 6, 23, 29), 1),  # several blocks of positions
+    ((1, 300, 2, 3), 4),  # several blocks of channels
+    ((1, 32, 5, 8), 4),  # aligned
+]
+
+
+def settled(shape, groups, threshold, layout='nchw', dtype=torch.float32, margin=1e-5, **kwargs):
+    """Random arguments that no rounding of fp32 carries over the threshold."""
+    while True:
+        x = make(shape, layout, dtype, **kwargs).requires_grad_()
+        scale, shift = (torch.empty(2, shape[1], device=DEVICE).uniform_(-1.5, 1.5) + 0.1).requires_grad_().unbind()
+        z = logit(x.double(), scale.double(), shift.double(), groups, EPS)
+        if not ((z - threshold).abs() < margin).any():
+            return x, scale.detach().requires_grad_(), shift.detach().requires_grad_()
+
+
+def check(shape, groups, threshold=-0.2, hard=False, grad_layout='nchw', scale=1.0, **kwargs):
+    arguments = settled(shape, groups, threshold, **kwargs)
+    x = arguments[0]
+    out = sru(*arguments, groups, EPS, threshold, hard, backend='triton')
+    upstream = make(shape, grad_layout, x.dtype, mean=0.1)
+    leaves = doubled(*arguments)
+    want = sru_plain(*leaves, groups, EPS, threshold, hard)
+    assert out.dtype == x.dtype and out.shape == x.shape
+    torch.testing.assert_close(out.double(), want, **tolerance(x.dtype, scale))
+    got_grads = torch.autograd.grad(out, arguments, upstream)
+    want_grads = torch.autograd.grad(want, leaves, upstream.double(), allow_unused=True, materialize_grads=True)
+    for got, expected in zip(got_grads, want_grads, strict=True):
+        # What is summed over all positions cancels.
+        size = 1.0 if got.dim() == 4 else max(1.0, x.numel() / shape[1] / 10)
+        torch.testing.assert_close(got.double(), expected, **tolerance(got.dtype, scale * size))
+
+
+@pytest.mark.parametrize('layout', ['nchw', 'channels_last'])
+@pytest.mark.parametrize(('shape', 'groups'), CASES, ids=str)
+def test_sizes(shape, groups, layout):
+    # Where a group has one value, its rstd is 1 / sqrt(eps), and what that multiplies cancels.
+    check(shape, groups, layout=layout, grad_layout=layout, scale=20.0 if groups == shape[1] else 1.0)
+
+
+@pytest.mark.parametrize(('shape', 'groups'), [((1, 6, 37, 29), 1), ((3, 34, 9, 11), 2)], ids=str)
+def test_full_tiles(shape, groups, full_tiles):  # noqa: F811
+    check(shape, groups, layout='channels_last', grad_layout='channels_last')
+    check(shape, groups)
+
+
+@pytest.mark.parametrize('hard', [False, True], ids=['soft', 'hard'])
+@pytest.mark.parametrize('threshold', [0.0, -0.2, 0.6, float('-inf'), float('inf')])
+def test_gates(threshold, hard):
+    check((2, 6, 5, 3), 3, threshold, hard, layout='channels_last')
+
+
+@pytest.mark.parametrize('layout', LAYOUTS[2:])
+def test_layouts(layout):
+    check((2, 6, 5, 4), 2, layout=layout, grad_layout='expanded')
+    check((2, 4, 3, 4), 1, grad_layout=layout)
+    check((2, 4, 3, 4), 1, layout='channels_last', grad_layout=layout)
+
+
+@pytest.mark.parametrize(('dtype', 'layout'), [(torch.bfloat16, 'channels_last'), (torch.float16, 'nchw')], ids=str)
+@pytest.mark.parametrize('hard', [False, True], ids=['soft', 'hard'])
+def test_low_precision(dtype, layout, hard):
+    check((2, 6, 5, 7), 3, hard=hard, layout=layout, dtype=dtype)
+
+
+@pytest.mark.parametrize('layout', ['nchw', 'channels_last'])
+def test_large_mean(layout):
+    # One ulp of the mean is 6e-5.
+    check((1, 6, 17, 23), 3, layout=layout, mean=1000.0, margin=5e-4, scale=2000.0)
+    x, scale, shift = settled((1, 6, 17, 23), 3, 0.0, layout, mean=1000.0)
+    _, mean, rstd = torch.ops.mmscconv.sru(x, scale, shift, 3, EPS, 0.0, False, 'triton')
+    groups = x.detach().double().reshape(1, 3, -1)
+    torch.testing.assert_close(mean.double(), groups.mean(2), rtol=2e-7, atol=0)
+    torch.testing.assert_close(rstd.double(), (groups.var(2, correction=0) + EPS).rsqrt(), rtol=1e-5, atol=0)
+
+
+def test_mean_of_a_far_first_value():
+    # What is taken as the origin of the sums may be an outlier.
+    x = make((1, 2, 40, 40), mean=1000.0)
+    x[..., 0, :] = 0
+    ones = torch.ones(2, device=DEVICE)
+    _, mean, rstd = torch.ops.mmscconv.sru(x, ones, ones, 1, EPS, 0.0, False, 'triton')
+    torch.testing.assert_close(mean.double().squeeze(), x.double().mean(), rtol=2e-7, atol=0)
+    torch.testing.assert_close(rstd.double().squeeze(), x.double().var(correction=0).rsqrt(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('threshold', [0.5, 0.45])
+@pytest.mark.parametrize('gate', ['soft', 'hard'])
+def test_equals_the_paper_s_equations(gate, threshold):
+    gamma, beta = torch.tensor([0.5, 1.5, 1.0, 2.0, 0.7, 1.2]), torch.tensor([0.1, -0.2, 0.3, 0.0, -0.4, 0.2])
+    w = gamma.double() / gamma.double().sum()
+    at = torch.tensor(threshold, dtype=torch.float64).logit().item()
+    x = make((2, 6, 5, 7))
+    arguments = [(w * t).float().to(DEVICE) for t in (gamma, beta)]
+    out = sru(x, *arguments, 3, EPS, at, gate == 'hard', backend='triton')
+    values, gamma, beta = (t.double().cpu().numpy() for t in (x, gamma, beta))
+    want = reference.sru(values, 3, gamma, beta, threshold, gate)
+    torch.testing.assert_close(out.double().cpu(), torch.from_numpy(want), **tolerance(torch.float32))
+
+
+def test_same_bits_twice():
+    arguments = settled((1, 14, 11, 13), 7, 0.1)
+    outs = [sru(*arguments, 7, EPS, 0.1, False, backend='triton') for _ in range(2)]
+    grads = [torch.autograd.grad(out, arguments, torch.ones_like(out).cumsum(1)) for out in outs]
+    assert torch.equal(*outs)
+    assert all(map(torch.equal, *grads))
+
+
+def test_nan_stays_within_its_group():
+    x = make((2, 8, 3, 5))
+    x[1, 3, 1, 1] = float('nan')
+    ones = torch.ones(8, device=DEVICE)
+    out = sru(x, ones, ones, 4, EPS, 0.0, False, backend='triton')
+    want = sru_plain(x, ones, ones, 4, EPS, 0.0, False)
+    torch.testing.assert_close(out, want, equal_nan=True, rtol=1e-5, atol=1e-6)
+    assert want.isnan().any() and not want[0].isnan().any()
+
+
+def test_opcheck(monkeypatch):
+    monkeypatch.undo()  # the fakes are not to be filled
+    arguments = settled((2, 6, 3, 5), 3, 0.1, 'channels_last')
+    torch.library.opcheck(torch.ops.mmscconv.sru.default, (*arguments, 3, EPS, 0.1, False, 'triton'))
+    with torch.no_grad():
+        out, mean, rstd = torch.ops.mmscconv.sru(*arguments, 3, EPS, 0.1, False, 'triton')
+    detached = [t.detach() for t in arguments]
+    for hard in (False, True):
+        torch.library.opcheck(
+            torch.ops.mmscconv.sru_backward.default, (out, *detached, mean, rstd, 0.1, hard, 'triton')
+        )

@@ -1,0 +1,59 @@
+"""What the tests of the Triton kernels share."""
+
+import pytest
+import torch
+
+from mmscconv.ops import triton_tiles
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+LAYOUTS = ('nchw', 'channels_last', 'sliced', 'sliced_channels_last', 'strided', 'expanded', 'permuted')
+
+
+def make(shape, layout='nchw', dtype=torch.float32, mean=0.3, std=1.0):
+    """Random values in a layout."""
+    n, c, h, w = shape
+
+    def values(*size):
+        return (torch.randn(size, device=DEVICE) * std + mean).to(dtype)
+
+    if layout == 'nchw':
+        return values(*shape)
+    if layout == 'channels_last':
+        return values(*shape).contiguous(memory_format=torch.channels_last)
+    if layout == 'sliced':
+        return values(n, c + 5, h, w)[:, 3 : 3 + c]
+    if layout == 'sliced_channels_last':
+        return values(n, c + 5, h, w).contiguous(memory_format=torch.channels_last)[:, 3 : 3 + c]
+    if layout == 'strided':
+        return values(n, c, 2 * h, w + 1)[:, :, ::2, 1:]
+    if layout == 'expanded':
+        return values(n, c, h, 1).expand(shape)
+    assert layout == 'permuted'
+    return values(w, c, n, h).permute(2, 1, 3, 0)
+
+
+def tolerance(dtype, scale=1.0):
+    """Rounding to the dtype, which Triton's interpreter does by truncation where it is bf16; and fp32 before that."""
+    return dict(rtol=max(torch.finfo(dtype).eps, 2e-5), atol=5e-6 * scale)
+
+
+def doubled(*tensors):
+    """Leaves in float64 with the values given."""
+    return [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch):
+    """Fill what is allocated uninitialized with NaN."""
+
+    def poisoning(make):
+        return lambda *args, **kwargs: make(*args, **kwargs).fill_(float('nan'))
+
+    for name in ('empty', 'empty_like'):
+        monkeypatch.setattr(torch, name, poisoning(getattr(torch, name)))
+
+
+@pytest.fixture
+def full_tiles(monkeypatch):
+    """Leave the tiles of small maps as they are for large ones: cut up for no multiprocessor."""
+    monkeypatch.setattr(triton_tiles, 'MULTIPROCESSORS', 0)
