@@ -71,7 +71,9 @@ def test_gradients_and_statistics_equal_the_plain_form(settings, layout):
         results.append([out, inputs.grad, *(p.grad for p in model.parameters()), *model.buffers()])
     for result in results[1:]:
         for got, want in zip(result, results[0], strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                got, want, rtol=1e-4, atol=1e-4
+            )  # biases before a norm: gradient 0 but for rounding
 
 
 def test_an_activation_in_place_behind_it():

@@ -18,18 +18,30 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mmscconv.ops import native
 
+F = TypeVar('F', bound=Callable[..., Any])
 BACKENDS = ('plain', 'native', 'triton')
 VARIABLE = 'MMSCCONV_BACKEND'
 _forced_plain = 0
+
+
+def _constant_when_traced(function: F) -> F:
+    """Let torch.compile call ``function`` and take its answer as a constant.
+
+    It is what torch.compiler.assume_constant_result does, which imports all of
+    torch._dynamo: one and a half seconds for those who only want a layer.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def check_backend(backend: str | None) -> None:
@@ -94,8 +106,8 @@ def interpreting() -> bool:
     return os.environ.get('TRITON_INTERPRET') == '1'
 
 
-# torch.compile takes the answer as it is and does not trace the compiler's call.
-@torch.compiler.assume_constant_result
+# The compiler's call is not traced.
+@_constant_when_traced
 def _native_unavailable() -> str | None:
     reason = native.unavailable()
     if reason:
@@ -109,7 +121,7 @@ def _warn_once(message: str) -> None:
 
 
 # Called for real while torch.compile traces, which otherwise takes every compilation for an export.
-@torch.compiler.assume_constant_result
+@_constant_when_traced
 def _exporting() -> bool:
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return True

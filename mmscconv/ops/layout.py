@@ -25,10 +25,17 @@ def as_rows(x: Tensor, layout: torch.memory_format) -> Tensor:
     """
     _, c, h, w = x.shape
     if layout is torch.channels_last:
-        sliced = x.stride(1) == 1 and x.stride(2) == w * x.stride(3) and x.stride(3) >= c
+        sliced = (c == 1 or x.stride(1) == 1) and (1 in (h, w) or x.stride(2) == w * x.stride(3))
     else:
         sliced = x.stride(3) == 1 and x.stride(2) == w and x.stride(1) == h * w
     return x if sliced else as_dense(x, layout)
+
+
+def row_stride(x: Tensor, layout: torch.memory_format) -> int:
+    """Return the distance between the rows of what :func:`as_rows` returned."""
+    if layout is not torch.channels_last:
+        return x.stride(1)
+    return x.stride(3) if x.shape[3] > 1 else x.stride(2)  # the stride of an axis of size 1 means nothing
 
 
 def empty_like_dense(x: Tensor) -> Tensor:

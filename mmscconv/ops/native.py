@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmscconv.ops.layout import as_dense, as_rows, layout_of
+from mmscconv.ops.layout import as_dense, as_rows, layout_of, row_stride
 
 SOURCES = Path(__file__).parent / 'csrc'
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -132,9 +132,9 @@ def sru_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.sru.sru`."""
     layout = layout_of(x)
-    values = as_dense(x.float(), layout)
+    values, scale, shift = as_dense(x.float(), layout), scale.contiguous(), shift.contiguous()
     out = torch.empty_like(values)
-    mean, rstd = (torch.empty(len(x), num_groups) for _ in range(2))
+    mean, rstd = (torch.empty(len(x), num_groups, dtype=torch.float32) for _ in range(2))
     _call(
         'sru_forward', values, scale, shift, *_size(x), layout is torch.channels_last, num_groups, eps, threshold,
         hard, torch.get_num_threads(), out, mean, rstd,
@@ -148,6 +148,7 @@ def sru_backward(
     """See :func:`mmscconv.ops.sru.sru`."""
     layout = layout_of(x)
     values, upstream = as_dense(x.float(), layout), as_dense(grad.float(), layout)
+    scale, shift = scale.contiguous(), shift.contiguous()
     grad_x = torch.empty_like(values)
     grad_scale, grad_shift = torch.empty(2, x.shape[1], dtype=torch.float64)
     _call(
@@ -171,7 +172,7 @@ def fuse_forward(
     first_, second_, made_ = (None if t is None else as_dense(t.float(), layout) for t in (first, second, made))
     low_ = as_rows(low.float(), layout)
     out = first_ if overwrite else torch.empty_like(first_)
-    beta1 = torch.empty(first.shape[:2])
+    beta1 = torch.empty(first.shape[:2], dtype=torch.float32)
     _call(
         'fuse_forward', first_, second_, made_, low_, scale, shift, *_size(first), layout is torch.channels_last,
         *_rows(low_, layout), torch.get_num_threads(), out, beta1,
@@ -189,7 +190,8 @@ def fuse_backward(
     grad1 = torch.empty_like(reference_)
     n, c, h, w = grad.shape
     grad_made, grad_low = (
-        torch.empty(n, channels, h, w, memory_format=layout) for channels in (c - low.shape[1], low.shape[1])
+        torch.empty(n, channels, h, w, dtype=torch.float32, memory_format=layout)
+        for channels in (c - low.shape[1], low.shape[1])
     )
     _call(
         'fuse_backward', grad_, reference_, is_output, made_, low_, beta1, *_size(grad),
@@ -201,7 +203,7 @@ def fuse_backward(
 
 def _rows(low: Tensor, layout: torch.memory_format) -> tuple[int, int, int]:
     """Return the channels of ``low``, and its strides from sample to sample and from row to row."""
-    return low.shape[1], low.stride(0), low.stride(3 if layout is torch.channels_last else 1)
+    return low.shape[1], low.stride(0), row_stride(low, layout)
 
 
 def sru_squeeze(
@@ -218,7 +220,9 @@ def sru_squeeze(
     """See :func:`mmscconv.ops.inference.sru_squeeze`."""
     values = as_dense(x, torch.channels_last)
     n, _, h, w = x.shape
-    x_up, x_low = (torch.empty(n, len(up), h, w, memory_format=torch.channels_last) for _ in range(2))
+    x_up, x_low = (
+        torch.empty(n, len(up), h, w, dtype=torch.float32, memory_format=torch.channels_last) for _ in range(2)
+    )
     _call(
         'sru_squeeze', values, scale, shift, up.contiguous(), low.contiguous(), *_size(x), num_groups, eps,
         threshold, hard, len(up), torch.get_num_threads(), x_up, x_low,

@@ -3,7 +3,7 @@ import itertools
 import torch
 import triton
 import triton.language as tl
-from triton_tools import DEVICE
+from kernel_tools import DEVICE
 
 from mmscconv.ops.triton_tiles import (
     LEAST,

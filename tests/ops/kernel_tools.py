@@ -1,11 +1,14 @@
-"""What the tests of the Triton kernels share."""
+"""What the tests of the kernels share; TESTED_BACKEND says whose."""
+
+import os
 
 import pytest
 import torch
 
 from mmscconv.ops import triton_tiles
 
-DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+BACKEND = os.environ.get('TESTED_BACKEND', 'triton')
+DEVICE = 'cuda' if BACKEND == 'triton' and torch.cuda.is_available() else 'cpu'
 LAYOUTS = ('nchw', 'channels_last', 'sliced', 'sliced_channels_last', 'strided', 'expanded', 'permuted')
 
 

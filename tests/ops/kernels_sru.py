@@ -1,7 +1,7 @@
 import pytest
 import reference
 import torch
-from triton_tools import DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401
+from kernel_tools import BACKEND, DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401
 
 from mmscconv.ops import sru
 from mmscconv.ops.sru import logit, sru_plain
@@ -34,7 +34,7 @@ def settled(shape, groups, threshold, layout='nchw', dtype=torch.float32, margin
 def check(shape, groups, threshold=-0.2, hard=False, grad_layout='nchw', scale=1.0, **kwargs):
     arguments = settled(shape, groups, threshold, **kwargs)
     x = arguments[0]
-    out = sru(*arguments, groups, EPS, threshold, hard, backend='triton')
+    out = sru(*arguments, groups, EPS, threshold, hard, backend=BACKEND)
     upstream = make(shape, grad_layout, x.dtype, mean=0.1)
     leaves = doubled(*arguments)
     want = sru_plain(*leaves, groups, EPS, threshold, hard)
@@ -85,7 +85,7 @@ def test_large_mean(layout):
     # One ulp of the mean is 6e-5.
     check((1, 6, 17, 23), 3, layout=layout, mean=1000.0, margin=5e-4, scale=2000.0)
     x, scale, shift = settled((1, 6, 17, 23), 3, 0.0, layout, mean=1000.0)
-    _, mean, rstd = torch.ops.mmscconv.sru(x, scale, shift, 3, EPS, 0.0, False, 'triton')
+    _, mean, rstd = torch.ops.mmscconv.sru(x, scale, shift, 3, EPS, 0.0, False, BACKEND)
     groups = x.detach().double().reshape(1, 3, -1)
     torch.testing.assert_close(mean.double(), groups.mean(2), rtol=2e-7, atol=0)
     torch.testing.assert_close(rstd.double(), (groups.var(2, correction=0) + EPS).rsqrt(), rtol=1e-5, atol=0)
@@ -96,7 +96,7 @@ def test_mean_of_a_far_first_value():
     x = make((1, 2, 40, 40), mean=1000.0)
     x[..., 0, :] = 0
     ones = torch.ones(2, device=DEVICE)
-    _, mean, rstd = torch.ops.mmscconv.sru(x, ones, ones, 1, EPS, 0.0, False, 'triton')
+    _, mean, rstd = torch.ops.mmscconv.sru(x, ones, ones, 1, EPS, 0.0, False, BACKEND)
     torch.testing.assert_close(mean.double().squeeze(), x.double().mean(), rtol=2e-7, atol=0)
     torch.testing.assert_close(rstd.double().squeeze(), x.double().var(correction=0).rsqrt(), rtol=1e-6, atol=0)
 
@@ -109,7 +109,7 @@ def test_equals_the_paper_s_equations(gate, threshold):
     at = torch.tensor(threshold, dtype=torch.float64).logit().item()
     x = make((2, 6, 5, 7))
     arguments = [(w * t).float().to(DEVICE) for t in (gamma, beta)]
-    out = sru(x, *arguments, 3, EPS, at, gate == 'hard', backend='triton')
+    out = sru(x, *arguments, 3, EPS, at, gate == 'hard', backend=BACKEND)
     values, gamma, beta = (t.double().cpu().numpy() for t in (x, gamma, beta))
     want = reference.sru(values, 3, gamma, beta, threshold, gate)
     torch.testing.assert_close(out.double().cpu(), torch.from_numpy(want), **tolerance(torch.float32))
@@ -117,7 +117,7 @@ def test_equals_the_paper_s_equations(gate, threshold):
 
 def test_same_bits_twice():
     arguments = settled((1, 14, 11, 13), 7, 0.1)
-    outs = [sru(*arguments, 7, EPS, 0.1, False, backend='triton') for _ in range(2)]
+    outs = [sru(*arguments, 7, EPS, 0.1, False, backend=BACKEND) for _ in range(2)]
     grads = [torch.autograd.grad(out, arguments, torch.ones_like(out).cumsum(1)) for out in outs]
     assert torch.equal(*outs)
     assert all(map(torch.equal, *grads))
@@ -127,7 +127,7 @@ def test_nan_stays_within_its_group():
     x = make((2, 8, 3, 5))
     x[1, 3, 1, 1] = float('nan')
     ones = torch.ones(8, device=DEVICE)
-    out = sru(x, ones, ones, 4, EPS, 0.0, False, backend='triton')
+    out = sru(x, ones, ones, 4, EPS, 0.0, False, backend=BACKEND)
     want = sru_plain(x, ones, ones, 4, EPS, 0.0, False)
     torch.testing.assert_close(out, want, equal_nan=True, rtol=1e-5, atol=1e-6)
     assert want.isnan().any() and not want[0].isnan().any()
@@ -136,11 +136,9 @@ def test_nan_stays_within_its_group():
 def test_opcheck(monkeypatch):
     monkeypatch.undo()  # the fakes are not to be filled
     arguments = settled((2, 6, 3, 5), 3, 0.1, 'channels_last')
-    torch.library.opcheck(torch.ops.mmscconv.sru.default, (*arguments, 3, EPS, 0.1, False, 'triton'))
+    torch.library.opcheck(torch.ops.mmscconv.sru.default, (*arguments, 3, EPS, 0.1, False, BACKEND))
     with torch.no_grad():
-        out, mean, rstd = torch.ops.mmscconv.sru(*arguments, 3, EPS, 0.1, False, 'triton')
+        out, mean, rstd = torch.ops.mmscconv.sru(*arguments, 3, EPS, 0.1, False, BACKEND)
     detached = [t.detach() for t in arguments]
     for hard in (False, True):
-        torch.library.opcheck(
-            torch.ops.mmscconv.sru_backward.default, (out, *detached, mean, rstd, 0.1, hard, 'triton')
-        )
+        torch.library.opcheck(torch.ops.mmscconv.sru_backward.default, (out, *detached, mean, rstd, 0.1, hard, BACKEND))

@@ -1,4 +1,4 @@
-"""Runs tests/ops/triton_*.py in processes of their own.
+"""Runs the tests of tests/ops/ for every backend, in processes of their own.
 
 Triton decides when it is imported whether it interprets, and torch's compiler
 imports it: the variable must be set before anything else runs. Without a CUDA
@@ -14,11 +14,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
+needs_triton = pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
 
 
 def run_apart(*names, **environment):
-    files = [f'tests/ops/triton_{name}.py' for name in names]
+    files = [f'tests/ops/{name}.py' for name in names]
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--durations=5', *files]
     env = {k: v for k, v in os.environ.items() if not k.startswith(('TRITON_', 'MMSCCONV_'))}
     done = subprocess.run(
@@ -28,14 +28,26 @@ def run_apart(*names, **environment):
     assert done.returncode == 0
 
 
-def test_kernels():
-    run_apart('tiles', 'sru', 'fuse', **({} if torch.cuda.is_available() else {'TRITON_INTERPRET': '1'}))
+def test_native_kernels():
+    run_apart('kernels_sru', 'kernels_fuse', TESTED_BACKEND='native')
 
 
-def test_kernels_compile_for_an_h100(tmp_path):
-    run_apart('compiled', TRITON_CACHE_DIR=str(tmp_path))
+@needs_triton
+def test_triton_kernels():
+    run_apart(
+        'triton_tiles',
+        'kernels_sru',
+        'kernels_fuse',
+        **({} if torch.cuda.is_available() else {'TRITON_INTERPRET': '1'}),
+    )
 
 
+@needs_triton
+def test_triton_kernels_compile_for_an_h100(tmp_path):
+    run_apart('triton_compiled', TRITON_CACHE_DIR=str(tmp_path))
+
+
+@needs_triton
 def test_interpreted_backend_is_refused_without_the_variable(monkeypatch):
     from mmscconv.ops import choose_backend
 

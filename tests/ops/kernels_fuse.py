@@ -1,6 +1,6 @@
 import pytest
 import torch
-from triton_tools import DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401
+from kernel_tools import BACKEND, DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401
 
 from mmscconv.ops import fuse
 from mmscconv.ops.fuse import fuse_plain
@@ -31,7 +31,7 @@ def inputs(shape, low, parts=1, layouts=('nchw',) * 4, dtype=torch.float32, **kw
 
 def check(arguments, output_is_kept=False, grad_layout='nchw', scale=1.0):
     first = arguments[0]
-    out = fuse(*arguments, output_is_kept=output_is_kept, backend='triton')
+    out = fuse(*arguments, output_is_kept=output_is_kept, backend=BACKEND)
     leaves = doubled(*arguments)
     want = fuse_plain(*leaves)
     assert out.dtype == first.dtype and out.shape == first.shape
@@ -79,7 +79,7 @@ def test_layouts(layout):
 def test_columns_with_channels_last():
     # The stride of an axis of size 1 means nothing.
     first, low = (torch.randn(2, 5, c, device=DEVICE).mT.unsqueeze(-1) for c in (6, 6))
-    torch.testing.assert_close(fuse(first, low, backend='triton'), fuse_plain(first, low), **tolerance(torch.float32))
+    torch.testing.assert_close(fuse(first, low, backend=BACKEND), fuse_plain(first, low), **tolerance(torch.float32))
 
 
 @pytest.mark.parametrize('layout', ['nchw', 'channels_last'])
@@ -88,7 +88,7 @@ def test_scale_and_shift(parts, layout):
     arguments = inputs((2, 6, 5, 7), 2, parts, [layout] * 4)
     affine = torch.randn(2, 6, device=DEVICE)
     with torch.no_grad():
-        out = fuse(*arguments, *affine, backend='triton')
+        out = fuse(*arguments, *affine, backend=BACKEND)
         want = fuse_plain(*doubled(*arguments), *affine.double())
     torch.testing.assert_close(out.double(), want, **tolerance(torch.float32))
 
@@ -101,12 +101,12 @@ def test_large_mean(layout):
 def test_weights_at_their_ends():
     first, low = make((1, 2, 3, 3)), make((1, 2, 3, 3))
     for distance in (-500.0, 500.0):
-        torch.testing.assert_close(fuse(first + distance, low, backend='triton'), fuse_plain(first + distance, low))
+        torch.testing.assert_close(fuse(first + distance, low, backend=BACKEND), fuse_plain(first + distance, low))
 
 
 def test_same_bits_twice():
     arguments = inputs((1, 13, 11, 13), 5)
-    outs = [fuse(*arguments, backend='triton') for _ in range(2)]
+    outs = [fuse(*arguments, backend=BACKEND) for _ in range(2)]
     given = [t for t in arguments if t is not None]
     grads = [torch.autograd.grad(out, given, torch.ones_like(out).cumsum(1)) for out in outs]
     assert torch.equal(*outs)
@@ -116,11 +116,11 @@ def test_same_bits_twice():
 def test_opcheck(monkeypatch):
     monkeypatch.undo()  # the fakes are not to be filled
     arguments = inputs((2, 6, 3, 5), 2, 2, ['channels_last'] * 4)
-    torch.library.opcheck(torch.ops.mmscconv.fuse.default, (*arguments, None, None, True, 'triton'))
+    torch.library.opcheck(torch.ops.mmscconv.fuse.default, (*arguments, None, None, True, BACKEND))
     detached = [t.detach() for t in arguments]
-    out, beta1 = torch.ops.mmscconv.fuse(*detached, None, None, True, 'triton')
+    out, beta1 = torch.ops.mmscconv.fuse(*detached, None, None, True, BACKEND)
     _, low, _, made = detached
     for is_output in (False, True):
         torch.library.opcheck(
-            torch.ops.mmscconv.fuse_backward.default, (out, detached[0], is_output, low, made, beta1, 'triton')
+            torch.ops.mmscconv.fuse_backward.default, (out, detached[0], is_output, low, made, beta1, BACKEND)
         )
