@@ -33,13 +33,14 @@ def _unchanged(layer: SCConv) -> nn.Module:
     return layer
 
 
-def plain(layer: SCConv) -> nn.Module:
-    """Bring an SCConv to its plain form, the definition of correct, and return it."""
-    layer.recompute = False
-    for module in layer.modules():
+def plain(model: nn.Module) -> nn.Module:
+    """Bring the layers in ``model`` to their plain form, the definition of correct, and return it."""
+    for module in model.modules():
         if isinstance(module, SRU | CRU | DeployedCRU):
             module.backend = 'plain'
-    return layer
+        elif isinstance(module, SCConv):
+            module.recompute = False
+    return model
 
 
 def _cru_alone(layer: SCConv) -> nn.Module:
@@ -79,7 +80,5 @@ def edit_scconvs(model: nn.Module, edit: Callable[[SCConv], nn.Module]) -> int:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` with the same weights whose SCConvs are in their plain form."""
-    model = copy.deepcopy(model)
-    edit_scconvs(model, plain)
-    return model
+    """Return a copy of ``model`` with the same weights in its plain form."""
+    return plain(copy.deepcopy(model))

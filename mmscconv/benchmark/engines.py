@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmscconv.benchmark import onnx
-from mmscconv.benchmark.jobs import DTYPES, LAYOUTS, Job, Setting
+from mmscconv.benchmark.jobs import BEST, DTYPES, LAYOUTS, Job, Setting
 from mmscconv.engine.errors import UserError
 
 ENGINES = ('eager', 'compile', 'onnxruntime')
@@ -37,7 +37,7 @@ def layouts(setting: Setting) -> tuple[str, ...]:
     """Return the memory formats to try."""
     if setting.runner.startswith('onnxruntime'):
         return ('nchw',)
-    return tuple(LAYOUTS) if setting.memory_format == 'best' else (setting.memory_format,)
+    return tuple(LAYOUTS) if setting.memory_format == BEST else (setting.memory_format,)
 
 
 def prepare(model: nn.Module, x: Tensor, setting: Setting, layout: str, *, deployed: bool, graph_is_whole: bool) -> Job:
@@ -71,7 +71,6 @@ def prepare(model: nn.Module, x: Tensor, setting: Setting, layout: str, *, deplo
 def _compiled(model: nn.Module, x: Tensor, setting: Setting, graph_is_whole: bool) -> Job:
     # Every candidate and layout compiles the same code: beyond the limit dynamo would silently run it eagerly.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
-    # Compiled by form, not instance: what another setting has left must not count.
     network: Callable[[Tensor], object] = torch.compile(model, fullgraph=graph_is_whole, dynamic=False)
     job = Job(model, x, DTYPES[setting.dtype], setting.training, network)
     try:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 LAYOUTS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
+BEST = 'best'
 MODES = ('forward', 'train')
 
 

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def saved_activations(forward: Callable[[], object], given: Iterable[Tensor], kept: Iterable[Tensor]) -> int:
@@ -14,7 +14,8 @@ def saved_activations(forward: Callable[[], object], given: Iterable[Tensor], ke
 
     Args:
         forward: Computes with gradients; its result is held until all is counted.
-        given: Parameters and buffers, which are there anyway and do not count.
+        given: Parameters and buffers, which are there anyway and do not count, nor do
+            autocast's copies of them.
         kept: Inputs, which count in any case: the one in front of a layer that
             recomputes is kept by the layer and not by autograd.
     """
@@ -23,13 +24,23 @@ def saved_activations(forward: Callable[[], object], given: Iterable[Tensor], ke
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
+        if not _is_cast_parameter(tensor):
+            storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
     del result
     return sum(size for pointer, size in storages.items() if pointer not in excluded)
+
+
+def _is_cast_parameter(tensor: Tensor) -> bool:
+    """Whether a tensor is a parameter's copy in another dtype."""
+    made_by = tensor.grad_fn
+    if made_by is None or made_by.name() != 'ToCopyBackward0':
+        return False
+    source = getattr(made_by.next_functions[0][0], 'variable', None)
+    return isinstance(source, nn.Parameter)
 
 
 class DevicePeak:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,15 +102,31 @@ class Report:
                 (*shared, c.name, c.layout, number, f'{c.times[number]:.9f}', c.saved, c.peak) for c in competitors
             )
 
-    def add_setting(self, setting: Setting, competitors: Sequence[Competitor]) -> str:
-        """Rewrite Markdown and plot with a finished setting; return its table."""
+    def add_setting(
+        self,
+        setting: Setting,
+        competitors: Sequence[Competitor],
+        heading: str | None = None,
+        make_table: Callable[[Sequence[Summary]], Table] | None = None,
+    ) -> str:
+        """Rewrite Markdown and plot with a finished setting; return its section.
+
+        Args:
+            setting: That was measured.
+            competitors: With their times.
+            heading: None for the setting in words.
+            make_table: None for :func:`setting_table`.
+        """
         summaries = summarize(competitors)
-        text = f'## {setting}\n\n{setting_table(summaries).markdown()}'
+        text = f'## {heading or setting}\n\n{(make_table or setting_table)(summaries).markdown()}'
         self.tables.append(text)
         self.summaries.append((setting, summaries))
         self._write_markdown()
         plot(self.summaries).savefig(self.plot_file, dpi=120)
         return text
+
+    def __str__(self) -> str:
+        return ', '.join(str(f) for f in (self.csv_file, self.markdown_file, self.plot_file))
 
     def _write_markdown(self) -> None:
         self.markdown_file.write_text('\n'.join([self.head, *self.tables]))
@@ -122,10 +138,10 @@ def setting_table(summaries: Sequence[Summary]) -> Table:
     columns = {
         'candidate': [s.name for s in summaries],
         'memory format': [s.layout for s in summaries],
-        'median, ms': [_ms(s.time.median) for s in summaries],
-        'quartiles, ms': [f'{_ms(s.time.first)} - {_ms(s.time.third)}' for s in summaries],
-        f'times faster than {baseline}': [_spread(s.faster) for s in summaries],
-        f'times faster than {baseline}{DEPLOY}': [_spread(s.faster_than_folded) for s in summaries],
+        'median, ms': [milliseconds(s.time.median) for s in summaries],
+        'quartiles, ms': [f'{milliseconds(s.time.first)} - {milliseconds(s.time.third)}' for s in summaries],
+        f'times faster than {baseline}': [spread(s.faster) for s in summaries],
+        f'times faster than {baseline}{DEPLOY}': [spread(s.faster_than_folded) for s in summaries],
         'saved activations, MB': [_mb(s.saved) for s in summaries],
         f'of those of {baseline}': [f'{s.saved_share:.3f}' if s.saved_share else '' for s in summaries],
         'peak device memory, MB': [_mb(s.peak) for s in summaries],
@@ -156,11 +172,13 @@ def plot(results: Sequence[tuple[Setting, Sequence[Summary]]]) -> Any:
     return figure
 
 
-def _ms(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Return seconds as text in ms."""
     return f'{seconds * 1e3:.4g}'
 
 
-def _spread(quartiles: Quartiles | None) -> str:
+def spread(quartiles: Quartiles | None) -> str:
+    """Return median and quartiles as text."""
     return f'{quartiles.median:.3f} ({quartiles.first:.3f} - {quartiles.third:.3f})' if quartiles else ''
 
 

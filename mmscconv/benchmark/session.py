@@ -16,7 +16,7 @@ from mmscconv.benchmark.engines import DEPLOY, layouts, prepare, refusal
 from mmscconv.benchmark.jobs import Job, Setting
 from mmscconv.benchmark.memory import DevicePeak, saved_activations
 from mmscconv.benchmark.subjects import Subject
-from mmscconv.benchmark.timing import alternate, warm_up
+from mmscconv.benchmark.timing import Run, alternate, warm_up
 from mmscconv.engine.errors import UserError
 
 # Rounds from which each candidate's better memory format is chosen; the reported ones come after.
@@ -30,7 +30,7 @@ class Competitor:
     Args:
         name: The candidate's, with '+deploy' in the deploy form.
         layout: Memory format, chosen or given.
-        job: What is timed.
+        run: What is timed.
         saved: Bytes kept for backward; None without training.
         peak: Bytes of device memory; None off CUDA.
         times: Seconds, one per round.
@@ -38,7 +38,7 @@ class Competitor:
 
     name: str
     layout: str
-    job: Job
+    run: Run
     saved: int | None = None
     peak: int | None = None
     times: list[float] = field(default_factory=list)
@@ -105,11 +105,11 @@ def measure(
     """
     torch._dynamo.reset()
     variants = [_prepared(subject, setting, plan, *entry) for entry in lineup(plan.candidates, setting.runner)]
-    runs = {f'{i} {v.layout}': v.job.run for i, group in enumerate(variants) for v in group}
+    runs = {f'{i} {v.layout}': v.run for i, group in enumerate(variants) for v in group}
     warm_up(runs, plan.warmup, plan.device)
     competitors = list(_better_layouts(variants, plan))
     variants.clear()
-    runs = {competitor.name: competitor.job.run for competitor in competitors}
+    runs = {competitor.name: competitor.run for competitor in competitors}
     for number, times in enumerate(alternate(runs, plan.rounds, plan.device, plan.repeats)):
         for competitor in competitors:
             competitor.times.append(times[competitor.name])
@@ -128,7 +128,7 @@ def _prepared(subject: Subject, setting: Setting, plan: Plan, name: str, deploye
         job = prepare(model, x, setting, layout, deployed=deployed, graph_is_whole=subject.graph_is_whole)
         saved, peak = _memory(job, device_peak)
         _check(model, job, setting, f'{label} in {setting.runner}, {setting.dtype}, {layout}')
-        competitors.append(Competitor(label, layout, job, saved, peak))
+        competitors.append(Competitor(label, layout, job.run, saved, peak))
     return competitors
 
 
@@ -153,6 +153,6 @@ def _better_layouts(variants: Sequence[Sequence[Competitor]], plan: Plan) -> Ite
         if len(group) == 1:
             yield group[0]
             continue
-        runs = {variant.layout: variant.job.run for variant in group}
+        runs = {variant.layout: variant.run for variant in group}
         trials = list(alternate(runs, TRIALS, plan.device, plan.repeats))
         yield min(group, key=lambda variant: statistics.median(t[variant.layout] for t in trials))

@@ -75,7 +75,6 @@ def warm_up(runs: Mapping[str, Run], rounds: int, device: torch.device) -> None:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    gc.collect()
     gc.disable()
     try:
         yield
