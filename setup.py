@@ -19,7 +19,8 @@ ONEDL = [
 ]
 OFFICIAL = ['torchvision', 'mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0', 'mmpretrain==1.2.0', 'numpy<2']
 DEMO = ['scikit-learn', 'matplotlib']
-DEV = [*DEMO, 'pytest', 'ruff', 'timm']
+EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
+DEV = [*DEMO, *EXPORT, 'pytest', 'ruff', 'timm']
 
 
 class BuildWithMim(build_py):
@@ -49,6 +50,6 @@ setup(
     package_data={'mmscconv': ['*.yaml']},
     # Nothing of OpenMMLab: a hard mmdet would be installed over the forks.
     install_requires=['torch>=2.4'],
-    extras_require={'onedl': ONEDL, 'official': OFFICIAL, 'demo': DEMO, 'dev': DEV},
+    extras_require={'onedl': ONEDL, 'official': OFFICIAL, 'demo': DEMO, 'export': EXPORT, 'dev': DEV},
     cmdclass={'build_py': BuildWithMim},
 )

@@ -1,0 +1,84 @@
+"""The forms of a subject that are compared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from mmscconv.benchmark.unofficial import unofficial_like
+from mmscconv.layers import CRU, SRU, SCConv
+from mmscconv.layers.deploy import DeployedCRU
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What stands in the place of the convolutions.
+
+    Args:
+        name: On the command line and in the tables.
+        description: For the report.
+        edit: Makes of each SCConv what the candidate has there; None for the
+            network with plain convolutions.
+    """
+
+    name: str
+    description: str
+    edit: Callable[[SCConv], nn.Module] | None
+
+
+def _unchanged(layer: SCConv) -> nn.Module:
+    return layer
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Bring the layers in ``model`` to their plain form, the definition of correct, and return it."""
+    for module in model.modules():
+        if isinstance(module, SRU | CRU | DeployedCRU):
+            module.backend = 'plain'
+        elif isinstance(module, SCConv):
+            module.recompute = False
+    return model
+
+
+def _cru_alone(layer: SCConv) -> nn.Module:
+    layer.sru, layer.arrangement = None, 'C'
+    return layer
+
+
+def _recomputing(layer: SCConv) -> nn.Module:
+    layer.recompute = True
+    return layer
+
+
+CANDIDATES = {
+    candidate.name: candidate
+    for candidate in (
+        Candidate('conv', 'the network with its plain convolutions', None),
+        Candidate('scconv', 'SCConv, the fastest backend that runs', _unchanged),
+        Candidate('scconv-plain', "SCConv, backend='plain'", plain),
+        Candidate('cru', "CRU alone, arrangement='C', the fastest backend that runs", _cru_alone),
+        Candidate('scconv-recompute', 'SCConv with recompute=True', _recomputing),
+        Candidate(
+            'unofficial',
+            'our re-composition of the popular unofficial ScConv module, with AvgPool2d(2) in front where the '
+            'convolution is strided: the module has no stride, and this choice costs it least',
+            unofficial_like,
+        ),
+    )
+}
+
+
+def edit_scconvs(model: nn.Module, edit: Callable[[SCConv], nn.Module]) -> int:
+    """Put what ``edit`` makes of each SCConv inside ``model`` in its place; return how many there were."""
+    places = [(m, name, c) for m in model.modules() for name, c in m.named_children() if isinstance(c, SCConv)]
+    for parent, name, layer in places:
+        setattr(parent, name, edit(layer))
+    return len(places)
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model`` with the same weights in its plain form."""
+    return plain(copy.deepcopy(model))

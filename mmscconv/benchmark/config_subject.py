@@ -1,0 +1,117 @@
+"""The whole model of a config as a subject."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+from mmscconv.benchmark.subjects import Size, Subject
+from mmscconv.complexity.configs import read_config
+from mmscconv.engine.cli import explained
+from mmscconv.engine.errors import UserError
+
+# Boxes per image of the synthetic ground truth: COCO's mean.
+BOXES = 7
+
+
+class ConfigSubject(Subject):
+    """A config's model beside its twin's: tensors from images; in training the loss on synthetic ground truth.
+
+    Left out is what is not the network's: reading and normalizing images, NMS.
+
+    Args:
+        config: Config file with SCConv in its model.
+        twin: The same with plain convolutions.
+        overrides: Settings for both, as ``--cfg-options`` takes them.
+
+    Raises:
+        UserError: One that is missing or wrong, or has no model.
+    """
+
+    name = 'config'
+    graph_is_whole = False
+
+    def __init__(self, config: str, twin: str, overrides: dict[str, Any] | None = None) -> None:
+        self.title = f'{config} beside {twin}'
+        self.configs = {True: read_config(config), False: read_config(twin)}
+        for cfg in self.configs.values():
+            with explained(f'config {cfg.filename}'):
+                cfg.merge_from_dict(overrides or {})
+            if 'model' not in cfg:
+                raise UserError(f'config has no model: {cfg.filename}')
+
+    def network(self, scconv: bool) -> nn.Module:
+        cfg = self.configs[scconv]
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        with explained(f'cannot build the model of {cfg.filename}'):
+            return WholeModel(MODELS.build(cfg.model), cfg)
+
+
+class WholeModel(nn.Module):
+    """Gives a model of mmdet or mmpretrain the form of a network.
+
+    Shape:
+        (N, 3, H, W) to a nest of tensors in eval mode, to the scalar loss in training.
+    """
+
+    def __init__(self, model: nn.Module, cfg: Config) -> None:
+        super().__init__()
+        self.model = model
+        self.classifier = cfg.get('default_scope') == 'mmpretrain'
+        self.classes = number_of_classes(cfg.model)
+        self._samples: dict[Any, Sequence[Any]] = {}
+
+    def forward(self, x: Tensor) -> Any:
+        samples = self.samples(x)
+        if not self.training:
+            return self.model(x, samples, mode='tensor')
+        return self.model.parse_losses(self.model(x, samples, mode='loss'))[0]
+
+    @torch.compiler.disable
+    def samples(self, x: Tensor) -> Sequence[Any]:
+        """Return synthetic ground truth for a batch like ``x``; the same every time."""
+        key = (*x.shape, x.device)
+        if key not in self._samples:
+            make = classification_samples if self.classifier else detection_samples
+            self._samples[key] = make(len(x), tuple(x.shape[2:]), self.classes, x.device)
+        return self._samples[key]
+
+
+def detection_samples(batch: int, size: Size, classes: int, device: torch.device) -> Sequence[Any]:
+    """Return mmdet's samples with random boxes."""
+    from mmdet.testing import demo_mm_inputs
+
+    samples = demo_mm_inputs(batch, (3, *size), num_items=[BOXES] * batch, num_classes=classes, device=device)
+    samples = samples['data_samples']
+    for sample in samples:
+        sample.set_metainfo(dict(batch_input_shape=size, pad_shape=size))
+    return samples
+
+
+def classification_samples(batch: int, size: Size, classes: int, device: torch.device) -> Sequence[Any]:
+    """Return mmpretrain's samples with one label each."""
+    from mmpretrain.structures import DataSample
+
+    return [DataSample().set_gt_label(i % classes).to(device) for i in range(batch)]
+
+
+def number_of_classes(model: dict[str, Any]) -> int:
+    """Return the least ``num_classes`` anywhere in a model's config; 2 where there is none."""
+    found: list[int] = []
+
+    def look(node: Any) -> None:
+        if isinstance(node, dict):
+            found.extend(v for k, v in node.items() if k == 'num_classes' and isinstance(v, int))
+            for value in node.values():
+                look(value)
+        elif isinstance(node, list | tuple):
+            for value in node:
+                look(value)
+
+    look(model)
+    return min(found, default=2)

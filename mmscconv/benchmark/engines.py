@@ -1,0 +1,84 @@
+"""What runs a candidate: eager PyTorch, torch.compile or ONNX Runtime, each also in the deploy form."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mmscconv.benchmark import onnx
+from mmscconv.benchmark.jobs import BEST, DTYPES, LAYOUTS, Job, Setting
+from mmscconv.engine.errors import UserError
+
+ENGINES = ('eager', 'compile', 'onnxruntime')
+DEPLOY = '+deploy'
+RUNNERS = tuple(engine + form for engine in ENGINES for form in ('', DEPLOY))
+
+
+def refusal(setting: Setting) -> str | None:
+    """Return why ``setting`` cannot be run, or None."""
+    engine = setting.runner.removesuffix(DEPLOY)
+    if setting.training and setting.runner.endswith(DEPLOY):
+        return 'the deploy form cannot be trained'
+    if engine != 'onnxruntime':
+        return None
+    if setting.training:
+        return 'ONNX Runtime does not train'
+    if setting.dtype != 'fp32':
+        return 'autocast is not exported, ONNX Runtime runs fp32'
+    if setting.memory_format == 'channels_last':
+        return 'ONNX knows NCHW alone'
+    return None
+
+
+def layouts(setting: Setting) -> tuple[str, ...]:
+    """Return the memory formats to try."""
+    if setting.runner.startswith('onnxruntime'):
+        return ('nchw',)
+    return tuple(LAYOUTS) if setting.memory_format == BEST else (setting.memory_format,)
+
+
+def prepare(model: nn.Module, x: Tensor, setting: Setting, layout: str, *, deployed: bool, graph_is_whole: bool) -> Job:
+    """Return a job on a copy of ``model``; compiled or exported here, not in the first timed call.
+
+    Args:
+        model: In training form.
+        x: (N, C, H, W).
+        setting: Names engine, dtype and mode.
+        layout: ``'nchw'`` or ``'channels_last'``.
+        deployed: Whether to bring the copy to its deploy form.
+        graph_is_whole: Whether a graph break of torch.compile is an error.
+    """
+    engine = setting.runner.removesuffix(DEPLOY)
+    model = copy.deepcopy(model)
+    model.train(setting.training)
+    if deployed:
+        from mmscconv.models import switch_to_deploy
+
+        switch_to_deploy(model)
+    needs_grad = x.requires_grad and setting.training
+    x = x.detach().clone(memory_format=LAYOUTS[layout]).requires_grad_(needs_grad)
+    model.to(memory_format=LAYOUTS[layout])
+    if engine == 'onnxruntime':
+        return Job(model, x, DTYPES[setting.dtype], False, onnx.session_of(model, x))
+    if engine == 'eager':
+        return Job(model, x, DTYPES[setting.dtype], setting.training)
+    return _compiled(model, x, setting, graph_is_whole)
+
+
+def _compiled(model: nn.Module, x: Tensor, setting: Setting, graph_is_whole: bool) -> Job:
+    # Every candidate and layout compiles the same code: beyond the limit dynamo would silently run it eagerly.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
+    network: Callable[[Tensor], object] = torch.compile(model, fullgraph=graph_is_whole, dynamic=False)
+    job = Job(model, x, DTYPES[setting.dtype], setting.training, network)
+    try:
+        if setting.training:
+            job.gradients()
+        else:
+            with torch._inductor.config.patch(freezing=True):
+                job.forward()
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise UserError(f'torch.compile cannot take this network: {str(error).strip().splitlines()[0]}') from error
+    return job

@@ -1,0 +1,57 @@
+"""Where and with what a measurement was made."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+VARIABLES = ('MALLOC_', 'OMP_', 'KMP_', 'GOMP_', 'LD_PRELOAD', 'MMSCCONV_', 'TORCHINDUCTOR_', 'TRITON_')
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Return label -> text for the head of a report."""
+    facts = {
+        'command': shlex.join(['python', *_without_folder(sys.argv)]),
+        'date': datetime.datetime.now().astimezone().isoformat(timespec='minutes'),
+        'CPU': f'{_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used',
+        'RAM': _ram(),
+        'GPU': torch.cuda.get_device_name(device) if device.type == 'cuda' else 'not used',
+        'Python': platform.python_version(),
+        'torch': torch.__version__,
+    }
+    if device.type == 'cuda':
+        facts['CUDA, cuDNN'] = f'{torch.version.cuda}, {torch.backends.cudnn.version()}'
+        facts['TF32'] = f'matmul {torch.backends.cuda.matmul.allow_tf32}, cuDNN {torch.backends.cudnn.allow_tf32}'
+    for package in ('onnxruntime', 'triton'):
+        facts[package] = version(package) if importlib.util.find_spec(package) else 'not installed'
+    variables = [f'{k}={v}' for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)]
+    facts['variables'] = ' '.join(variables) or f'none of {", ".join(f"{v}*" for v in VARIABLES)}'
+    return facts
+
+
+def _without_folder(argv: list[str]) -> list[str]:
+    """Return the command line with the tool's path as it is in the repository."""
+    return [str(Path('tools') / Path(argv[0]).name), *argv[1:]]
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')), platform.machine())
+
+
+def _ram() -> str:
+    try:
+        return f'{os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30:.0f} GiB'
+    except (OSError, ValueError):
+        return 'unknown'

@@ -1,0 +1,76 @@
+"""ONNX Runtime: export and session."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from mmscconv.engine.errors import UserError
+
+PACKAGES = ('onnx', 'onnxruntime')
+REMEDY = "pip install 'mmscconv[export]'"
+
+
+def check_installed() -> None:
+    """Raise UserError where what the runner needs is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'runner onnxruntime needs {" and ".join(missing)}: {REMEDY}')
+
+
+def session_of(model: nn.Module, x: Tensor) -> Callable[[Tensor], list[Tensor]]:
+    """Return a function that runs ``model``, exported for the shape of ``x``, on ``x`` in ONNX Runtime.
+
+    Raises:
+        UserError: A model that cannot be exported, or a GPU without a CUDA provider.
+    """
+    import onnxruntime
+
+    providers = ['CPUExecutionProvider']
+    if x.device.type == 'cuda':
+        if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
+            raise UserError('this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu, or --device cpu')
+        providers.insert(0, 'CUDAExecutionProvider')
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Sessions take turns here: one whose threads go on spinning would slow down the next.
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    model.eval()
+    with torch.no_grad():
+        outputs = [torch.empty_like(y).contiguous() for y in tree_leaves(model(x))]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        file = str(Path(folder) / 'model.onnx')
+        try:
+            torch.onnx.export(model, (x,), file, dynamo=False, input_names=['x'])
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            raise UserError(f'torch.onnx cannot export this network: {str(error).strip().splitlines()[0]}') from error
+        session = onnxruntime.InferenceSession(file, options, providers=providers)
+    return _Bound(session, x, outputs)
+
+
+class _Bound:
+    """A session that reads and writes tensors where they lie: no run copies anything to or from the device."""
+
+    def __init__(self, session: Any, x: Tensor, outputs: list[Tensor]) -> None:
+        self.session, self.outputs = session, outputs
+        self.binding = session.io_binding()
+        self._bind(self.binding.bind_input, 'x', x)
+        for description, y in zip(session.get_outputs(), outputs, strict=True):
+            self._bind(self.binding.bind_output, description.name, y)
+
+    @staticmethod
+    def _bind(bind: Callable[..., None], name: str, tensor: Tensor) -> None:
+        bind(name, tensor.device.type, tensor.device.index or 0, 'float32', tuple(tensor.shape), tensor.data_ptr())
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        self.session.run_with_iobinding(self.binding)
+        return self.outputs

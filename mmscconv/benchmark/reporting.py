@@ -1,0 +1,186 @@
+"""CSV, Markdown and plot of a benchmark, written while it runs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmscconv.benchmark.engines import DEPLOY
+from mmscconv.benchmark.jobs import Setting
+from mmscconv.benchmark.session import Competitor
+from mmscconv.benchmark.timing import Quartiles, ratios
+from mmscconv.complexity.report import Table
+from mmscconv.engine.errors import UserError
+
+COLUMNS = (
+    'subject', 'runner', 'dtype', 'mode', 'batch', 'height', 'width', 'candidate', 'memory_format', 'round', 'seconds',
+    'saved_bytes', 'peak_bytes',
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A competitor in one setting.
+
+    Args:
+        name, layout: Its own.
+        time: Seconds.
+        faster: Than the first of the setting, the baseline; round by round.
+        faster_than_folded: Than the baseline in deploy form, where there is one.
+        saved, peak: Bytes.
+        saved_share: Of the baseline's.
+    """
+
+    name: str
+    layout: str
+    time: Quartiles
+    faster: Quartiles
+    faster_than_folded: Quartiles | None
+    saved: int | None
+    saved_share: float | None
+    peak: int | None
+
+
+def summarize(competitors: Sequence[Competitor]) -> list[Summary]:
+    """Return what the rounds amount to; the first competitor is the baseline."""
+    baseline = competitors[0]
+    folded = next((c for c in competitors if c.name == baseline.name + DEPLOY), None)
+    return [
+        Summary(
+            c.name,
+            c.layout,
+            Quartiles.of(c.times),
+            Quartiles.of(ratios(baseline.times, c.times)),
+            folded and Quartiles.of(ratios(folded.times, c.times)),
+            c.saved,
+            c.saved / baseline.saved if c.saved and baseline.saved else None,
+            c.peak,
+        )
+        for c in competitors
+    ]
+
+
+class Report:
+    """The three files of a run, ``<folder>/<name>.csv``, ``.md`` and ``.png``; those of an earlier run are replaced.
+
+    Args:
+        folder: Made where it is missing.
+        name: Of the subject.
+        title: Of the report.
+        facts: Label -> text, the environment.
+        notes: Lines behind it.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, name: str, title: str, facts: Mapping[str, str], notes: Sequence[str]) -> None:
+        self.csv_file, self.markdown_file, self.plot_file = (folder / f'{name}.{e}' for e in ('csv', 'md', 'png'))
+        self.name = name
+        self.head = f'# {title}\n\n' + ''.join(f'- {k}: {v}\n' for k, v in facts.items())
+        self.head += ''.join(f'\n{note}\n' for note in notes)
+        self.tables: list[str] = []
+        self.summaries: list[tuple[Setting, list[Summary]]] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self.csv_file.open('w', newline='') as file:
+                file.writelines(f'# {k}: {v}\n' for k, v in facts.items())
+                csv.writer(file, lineterminator='\n').writerow(COLUMNS)
+            self.plot_file.unlink(missing_ok=True)
+            self._write_markdown()
+        except OSError as error:
+            raise UserError(f'cannot write to {folder}: {error.strerror} (pass --out)') from error
+
+    def add_round(self, setting: Setting, competitors: Sequence[Competitor], number: int) -> None:
+        """Append the times of a round to the CSV file."""
+        shared = (self.name, setting.runner, setting.dtype, setting.mode, setting.batch, *setting.size)
+        with self.csv_file.open('a', newline='') as file:
+            csv.writer(file, lineterminator='\n').writerows(
+                (*shared, c.name, c.layout, number, f'{c.times[number]:.9f}', c.saved, c.peak) for c in competitors
+            )
+
+    def add_setting(
+        self,
+        setting: Setting,
+        competitors: Sequence[Competitor],
+        heading: str | None = None,
+        make_table: Callable[[Sequence[Summary]], Table] | None = None,
+    ) -> str:
+        """Rewrite Markdown and plot with a finished setting; return its section.
+
+        Args:
+            setting: That was measured.
+            competitors: With their times.
+            heading: None for the setting in words.
+            make_table: None for :func:`setting_table`.
+        """
+        summaries = summarize(competitors)
+        text = f'## {heading or setting}\n\n{(make_table or setting_table)(summaries).markdown()}'
+        self.tables.append(text)
+        self.summaries.append((setting, summaries))
+        self._write_markdown()
+        plot(self.summaries).savefig(self.plot_file, dpi=120)
+        return text
+
+    def __str__(self) -> str:
+        return ', '.join(str(f) for f in (self.csv_file, self.markdown_file, self.plot_file))
+
+    def _write_markdown(self) -> None:
+        self.markdown_file.write_text('\n'.join([self.head, *self.tables]))
+
+
+def setting_table(summaries: Sequence[Summary]) -> Table:
+    """Return one line per competitor; columns that nobody fills are left out."""
+    baseline = summaries[0].name
+    columns = {
+        'candidate': [s.name for s in summaries],
+        'memory format': [s.layout for s in summaries],
+        'median, ms': [milliseconds(s.time.median) for s in summaries],
+        'quartiles, ms': [f'{milliseconds(s.time.first)} - {milliseconds(s.time.third)}' for s in summaries],
+        f'times faster than {baseline}': [spread(s.faster) for s in summaries],
+        f'times faster than {baseline}{DEPLOY}': [spread(s.faster_than_folded) for s in summaries],
+        'saved activations, MB': [_mb(s.saved) for s in summaries],
+        f'of those of {baseline}': [f'{s.saved_share:.3f}' if s.saved_share else '' for s in summaries],
+        'peak device memory, MB': [_mb(s.peak) for s in summaries],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    return Table(tuple(columns), list(zip(*columns.values(), strict=True)))
+
+
+def plot(results: Sequence[tuple[Setting, Sequence[Summary]]]) -> Any:
+    """Return a figure: times faster than the baseline against batch and size, a panel per runner, dtype and mode."""
+    from matplotlib.figure import Figure
+
+    panels: dict[str, list[tuple[Setting, Sequence[Summary]]]] = {}
+    for setting, summaries in results:
+        panels.setdefault(f'{setting.runner}, {setting.dtype}, {setting.mode}', []).append((setting, summaries))
+    figure = Figure(figsize=(max(5, 4.5 * len(panels)), 4.5), layout='constrained')
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for panel, (title, content) in zip(axes, panels.items(), strict=True):
+        places = [setting.shape for setting, _ in content]
+        for number, summary in enumerate(content[0][1]):
+            curve = [summaries[number].faster for _, summaries in content]
+            errors = [[q.median - q.first for q in curve], [q.third - q.median for q in curve]]
+            panel.errorbar(places, [q.median for q in curve], errors, label=summary.name, marker='o', capsize=3)
+        panel.set(title=title, xlabel='batch x height x width', ylabel=f'times faster than {content[0][1][0].name}')
+        panel.tick_params(axis='x', rotation=30)
+        panel.grid(alpha=0.3)
+        panel.legend()
+    return figure
+
+
+def milliseconds(seconds: float) -> str:
+    """Return seconds as text in ms."""
+    return f'{seconds * 1e3:.4g}'
+
+
+def spread(quartiles: Quartiles | None) -> str:
+    """Return median and quartiles as text."""
+    return f'{quartiles.median:.3f} ({quartiles.first:.3f} - {quartiles.third:.3f})' if quartiles else ''
+
+
+def _mb(size: int | None) -> str:
+    return '' if size is None else f'{size / 1e6:.1f}'

@@ -1,0 +1,158 @@
+"""One setting after the other: build, check, warm up, choose layouts, take turns."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from mmscconv.benchmark.candidates import CANDIDATES
+from mmscconv.benchmark.checking import check_layers, check_network, reference_of
+from mmscconv.benchmark.engines import DEPLOY, layouts, prepare, refusal
+from mmscconv.benchmark.jobs import Job, Setting
+from mmscconv.benchmark.memory import DevicePeak, saved_activations
+from mmscconv.benchmark.subjects import Subject
+from mmscconv.benchmark.timing import Run, alternate, warm_up
+from mmscconv.engine.errors import UserError
+
+# Rounds from which each candidate's better memory format is chosen; the reported ones come after.
+TRIALS = 3
+
+
+@dataclass
+class Competitor:
+    """A candidate in one form, checked and ready.
+
+    Args:
+        name: The candidate's, with '+deploy' in the deploy form.
+        layout: Memory format, chosen or given.
+        run: What is timed.
+        saved: Bytes kept for backward; None without training.
+        peak: Bytes of device memory; None off CUDA.
+        times: Seconds, one per round.
+    """
+
+    name: str
+    layout: str
+    run: Run
+    saved: int | None = None
+    peak: int | None = None
+    times: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure.
+
+    Args:
+        candidates: Names; the first is the baseline.
+        rounds, warmup: Rounds that count, and those before them.
+        repeats: Calls in a row per candidate and round.
+        device: Where.
+    """
+
+    candidates: Sequence[str]
+    rounds: int
+    warmup: int
+    repeats: int
+    device: torch.device
+
+
+def settings_of(**lists: Sequence[object]) -> tuple[list[Setting], list[str]]:
+    """Return all combinations that can be run, and a line for each that cannot.
+
+    Raises:
+        UserError: None can.
+    """
+    possible, left_out = [], []
+    for values in itertools.product(*lists.values()):
+        setting = Setting(**dict(zip(lists, values, strict=True)))
+        reason = refusal(setting)
+        if reason is None:
+            possible.append(setting)
+        else:
+            left_out.append(f'{setting}: {reason}')
+    if not possible:
+        raise UserError(f'nothing is left to measure: {left_out[0]}')
+    return possible, left_out
+
+
+def lineup(candidates: Sequence[str], runner: str) -> list[tuple[str, bool]]:
+    """Return (candidate, deployed) pairs: for a deploy runner all deployed, behind the baseline as it is."""
+    if not runner.endswith(DEPLOY):
+        return [(name, False) for name in candidates]
+    return [(candidates[0], False), *((name, True) for name in candidates)]
+
+
+def measure(
+    subject: Subject, setting: Setting, plan: Plan, on_round: Callable[[Sequence[Competitor], int], None]
+) -> list[Competitor]:
+    """Return the competitors with their times; the baseline is the first.
+
+    Args:
+        subject: What is measured.
+        setting: Under which circumstances.
+        plan: How.
+        on_round: Called after each round with the competitors and the round's number.
+
+    Raises:
+        UserError: One of them does not compute what the plain form computes; nothing
+            has been timed then.
+    """
+    torch._dynamo.reset()
+    variants = [_prepared(subject, setting, plan, *entry) for entry in lineup(plan.candidates, setting.runner)]
+    runs = {f'{i} {v.layout}': v.run for i, group in enumerate(variants) for v in group}
+    warm_up(runs, plan.warmup, plan.device)
+    competitors = list(_better_layouts(variants, plan))
+    variants.clear()
+    runs = {competitor.name: competitor.run for competitor in competitors}
+    for number, times in enumerate(alternate(runs, plan.rounds, plan.device, plan.repeats)):
+        for competitor in competitors:
+            competitor.times.append(times[competitor.name])
+        on_round(competitors, number)
+    return competitors
+
+
+def _prepared(subject: Subject, setting: Setting, plan: Plan, name: str, deployed: bool) -> list[Competitor]:
+    """Return the candidate in each layout that is to be tried, checked, its memory measured."""
+    label = name + (DEPLOY if deployed else '')
+    model = subject.build(CANDIDATES[name], plan.device)
+    x = subject.input(setting.batch, setting.size, plan.device).requires_grad_(subject.input_requires_grad)
+    competitors = []
+    for layout in layouts(setting):
+        device_peak = DevicePeak(plan.device)
+        job = prepare(model, x, setting, layout, deployed=deployed, graph_is_whole=subject.graph_is_whole)
+        saved, peak = _memory(job, device_peak)
+        _check(model, job, setting, f'{label} in {setting.runner}, {setting.dtype}, {layout}')
+        competitors.append(Competitor(label, layout, job.run, saved, peak))
+    return competitors
+
+
+def _check(model: nn.Module, job: Job, setting: Setting, what: str) -> None:
+    reference = reference_of(model, job)
+    if setting.runner == 'eager':
+        check_layers(job, reference, what)
+    check_network(job, reference, what)
+
+
+def _memory(job: Job, device_peak: DevicePeak) -> tuple[int | None, int | None]:
+    job.run()
+    peak = device_peak.during(job.run)
+    if not job.training:
+        return None, peak
+    given = [*job.model.parameters(), *job.model.buffers()]
+    return saved_activations(job.forward, given, [job.x]), peak
+
+
+def _better_layouts(variants: Sequence[Sequence[Competitor]], plan: Plan) -> Iterator[Competitor]:
+    for group in variants:
+        if len(group) == 1:
+            yield group[0]
+            continue
+        runs = {variant.layout: variant.run for variant in group}
+        trials = list(alternate(runs, TRIALS, plan.device, plan.repeats))
+        yield min(group, key=lambda variant: statistics.median(t[variant.layout] for t in trials))

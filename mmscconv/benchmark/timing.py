@@ -1,0 +1,82 @@
+"""Times of competitors that take turns, and the ratios between them."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """Median and quartiles of some numbers."""
+
+    median: float
+    first: float
+    third: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        first, median, third = statistics.quantiles(values, n=4, method='inclusive')
+        return cls(median, first, third)
+
+
+def ratios(baseline: Sequence[float], times: Sequence[float]) -> list[float]:
+    """Return how many times faster than the baseline each round was: its time over that of the same round."""
+    return [b / t for b, t in zip(baseline, times, strict=True)]
+
+
+def seconds(run: Run, device: torch.device, repeats: int = 1) -> float:
+    """Return the time of one of ``repeats`` calls in a row, on the device's own clock where it is a GPU."""
+    if device.type == 'cuda':
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(end) / 1e3 / repeats
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - begin) / repeats
+
+
+def alternate(
+    runs: Mapping[str, Run], rounds: int, device: torch.device, repeats: int = 1
+) -> Iterator[dict[str, float]]:
+    """Yield the seconds of each competitor, round by round.
+
+    Each round starts with another one, so that none always follows the same.
+    """
+    names = list(runs)
+    for number in range(rounds):
+        first = number % len(names)
+        with _without_collector():
+            times = {name: seconds(runs[name], device, repeats) for name in names[first:] + names[:first]}
+        yield {name: times[name] for name in names}
+
+
+def warm_up(runs: Mapping[str, Run], rounds: int, device: torch.device) -> None:
+    """Let every competitor run ``rounds`` times."""
+    for _ in alternate(runs, rounds, device):
+        pass
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
