@@ -1,16 +1,20 @@
 """The deploy form equals the training form in eval mode."""
 
 import copy
+import pickle
 
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.registry import MODELS
+from tools import ONE_WORKER, run_tool
 from torch import nn
 
 import mmscconv.models
 from mmscconv import CRU, SRU, SCConv, ops
 from mmscconv.models import switch_to_deploy
 
+CONFIGS = ROOT / 'configs'
 SETTINGS = [
     {},
     {'stride': 2},
@@ -149,3 +153,18 @@ def test_it_is_not_for_training():
     x = torch.randn(2, 8, 4, 4, requires_grad=True)
     with pytest.raises(RuntimeError, match=r'train the model before switch_to_deploy\(\)'):
         conv(x).sum().backward()
+
+
+def test_test_tool_in_deploy_form(digits, digits_run, tmp_path):
+    found = []
+    for flags in ([], ['--deploy']):
+        out = tmp_path / f'results{len(flags)}.pkl'
+        run_tool(
+            'test.py', CONFIGS / 'retinanet_scconv_r18_digits.py', digits_run / 'epoch_1.pth', '--data-root', digits,
+            '--work-dir', tmp_path, '--out', out, *flags, options=[*ONE_WORKER, 'model.test_cfg.score_thr=0.0'],
+        )  # fmt: skip
+        found.append([r['pred_instances']['scores'] for r in pickle.loads(out.read_bytes())])
+    assert len(found[0]) == 4
+    for plain, deployed in zip(*found, strict=True):
+        torch.testing.assert_close(deployed, plain, rtol=1e-3, atol=1e-4)
+        assert not torch.equal(deployed, plain)  # it was another computation

@@ -21,6 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='draw predictions into this folder, under the work dir unless absolute')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown images')
+    parser.add_argument('--deploy', action='store_true', help='fold norms into convolutions and SCConvs first')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     add_common_arguments(parser)
     return parser.parse_args()
@@ -31,7 +32,7 @@ def main() -> None:
     args = parse_args()
 
     from mmscconv.engine.cli import broken_annotations_named, build_runner, innermost_dataset, load_config
-    from mmscconv.engine.hooks import RequireMatchingCheckpoint
+    from mmscconv.engine.hooks import DeployForm, RequireMatchingCheckpoint
     from mmscconv.engine.preflight import check_checkpoints, check_data
 
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
@@ -49,6 +50,8 @@ def main() -> None:
     check_checkpoints(cfg)
     runner = build_runner(cfg)
     runner.register_hook(RequireMatchingCheckpoint())
+    if args.deploy:
+        runner.register_hook(DeployForm())
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
     with broken_annotations_named(cfg):

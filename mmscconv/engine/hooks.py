@@ -69,3 +69,12 @@ class RequireMatchingCheckpoint(Hook):
             lists = [('missing', missing), ('of another shape', mismatched), ('not in the model', unexpected)]
             found = '; '.join(f'{len(keys)} {what}, first {keys[0]}' for what, keys in lists if keys)
             raise UserError(f'the checkpoint is not of this model (other depth, alpha or config?): {found}')
+
+
+class DeployForm(Hook):
+    """Tests a model in its deploy form, into which it is brought once its checkpoint is loaded."""
+
+    def before_test(self, runner: Runner) -> None:
+        from mmscconv.models import switch_to_deploy
+
+        switch_to_deploy(runner.model)
