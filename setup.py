@@ -47,7 +47,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmscconv', 'mmscconv.*']),
-    package_data={'mmscconv': ['*.yaml']},
+    package_data={'mmscconv': ['*.yaml', 'ops/csrc/*.c', 'ops/csrc/*.h']},
     # Nothing of OpenMMLab: a hard mmdet would be installed over the forks.
     install_requires=['torch>=2.4'],
     extras_require={'onedl': ONEDL, 'official': OFFICIAL, 'demo': DEMO, 'export': EXPORT, 'dev': DEV},

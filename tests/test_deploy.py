@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.registry import MODELS
-from tools import ONE_WORKER, run_tool
 from torch import nn
 
 import mmscconv.models
 from mmscconv import CRU, SRU, SCConv, ops
 from mmscconv.models import switch_to_deploy
+from tools import ONE_WORKER, run_tool
 
 CONFIGS = ROOT / 'configs'
 SETTINGS = [
