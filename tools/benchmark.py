@@ -118,6 +118,7 @@ def main() -> None:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads or threads)
+    torch.backends.cudnn.benchmark = True  # shapes are fixed: each convolution gets its fastest algorithm
     try:
         candidates = getattr(args, 'candidates', [])
         if len(set(candidates)) < len(candidates):

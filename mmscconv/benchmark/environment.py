@@ -29,6 +29,7 @@ def environment(device: torch.device) -> dict[str, str]:
     }
     if device.type == 'cuda':
         facts['CUDA, cuDNN'] = f'{torch.version.cuda}, {torch.backends.cudnn.version()}'
+        facts['cuDNN benchmark'] = str(torch.backends.cudnn.benchmark)
         facts['TF32'] = f'matmul {torch.backends.cuda.matmul.allow_tf32}, cuDNN {torch.backends.cudnn.allow_tf32}'
     for package in ('onnxruntime', 'triton'):
         facts[package] = version(package) if importlib.util.find_spec(package) else 'not installed'

@@ -68,7 +68,7 @@ def _passes(sru: SRU, x: Tensor, backend: str) -> tuple[Callable[[], object], Ca
     x = x.detach().requires_grad_()
 
     def forward() -> Tensor:
-        return ops.sru(x, *sru.affine(x.dtype), sru.gn.num_groups, sru.gn.eps, sru.logit_threshold, False, backend)
+        return ops.sru(x, *sru.op_arguments(x.dtype), backend=backend)
 
     y = forward()
     upstream, wanted = random_upstream([y]), [x, *sru.gn.parameters()]
