@@ -107,8 +107,9 @@ def test_export_and_counting_see_the_plain_form(monkeypatch):
     assert calls == []
 
 
-def test_compile_keeps_the_graph_whole():
-    model = SCConv(8, 8, 3, padding=1)
+@pytest.mark.parametrize('backend', ['native', None])
+def test_compile_keeps_the_graph_whole(backend):
+    model = SCConv(8, 8, 3, padding=1, backend=backend)
     graphs = []
 
     def look(graph, example_inputs):
@@ -118,4 +119,22 @@ def test_compile_keeps_the_graph_whole():
     x = X.clone().requires_grad_()
     out = torch.compile(model, backend=look, fullgraph=True)(x)
     torch.testing.assert_close(out, model(x))
-    assert any('mmscconv.sru' in name for name in graphs[0]) and any('mmscconv.fuse' in name for name in graphs[0])
+    # By itself, it leaves to inductor what inductor fuses as well.
+    assert {'sru', 'fuse'} & {name.removeprefix('mmscconv.') for name in graphs[0]} == (
+        {'sru', 'fuse'} if backend else set()
+    )
+
+
+def test_compiled_deploy_form_keeps_the_kernels_that_reach_further():
+    model = SCConv(8, 8, 3, padding=1).eval()
+    model.switch_to_deploy()
+    names = set()
+
+    def look(graph, example_inputs):
+        names.update(str(n.target) for n in graph.graph.nodes)
+        return graph
+
+    x = X.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, backend=look, fullgraph=True)(x), model(x))
+    assert {'mmscconv.sru_squeeze', 'mmscconv.fuse_pointwise'} <= names

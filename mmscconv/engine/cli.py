@@ -109,6 +109,10 @@ def _raised_by_a_dataset(error: Exception) -> bool:
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner with the hooks that every run gets."""
+    # A config that inherits ours and sets custom_imports for itself replaces the list that names these.
+    import mmscconv.hooks
+    import mmscconv.models  # noqa: F401
+
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's own start and wrapping ask for a CUDA device.
         torch.distributed.init_process_group('gloo')

@@ -60,7 +60,7 @@ class DeployedCRU(nn.Module):
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return the CRU's output of (N, C1, H, W), or of ``before(x)``."""
         backend = ops.choose_backend(x, self.backend)
-        if isinstance(before, SRU) and self.alike and ops.runs_on(x, backend):
+        if isinstance(before, SRU) and self.alike and ops.runs_on(x, self.backend):
             return self._fused(x, before)
         x_up, x_low = self._squeezed(x if before is None else before(x))
         first = second = made = None

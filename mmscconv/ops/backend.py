@@ -50,8 +50,12 @@ def check_backend(backend: str | None) -> None:
         raise ValueError(f'backend must be one of {BACKENDS}, or None for the best that runs, got {backend!r}')
 
 
-def choose_backend(x: Tensor, explicit: str | None = None) -> str:
+def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool = False) -> str:
     """Return the backend for an input like ``x``.
+
+    Under torch.compile on the CPU the automatic choice is ``plain``, whose passes
+    inductor fuses as well as the kernels do, unless ``beyond_fusion`` says that
+    the kernels in question do what it cannot fuse.
 
     Raises:
         RuntimeError: ``explicit`` or MMSCCONV_BACKEND names one that cannot run here.
@@ -67,6 +71,8 @@ def choose_backend(x: Tensor, explicit: str | None = None) -> str:
             raise RuntimeError(f'backend {wanted!r} cannot run: {reason}')
         return wanted
     fitting = 'triton' if x.device.type == 'cuda' else 'native'
+    if fitting == 'native' and torch.compiler.is_compiling() and not beyond_fusion:
+        return 'plain'
     return 'plain' if _refusal(fitting, x) else fitting
 
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops import native
+from mmscconv.ops.backend import choose_backend
 from mmscconv.ops.layout import layout_of
 
 
-def runs_on(x: Tensor, backend: str) -> bool:
-    """Return whether the ops of this module take an input like ``x``."""
+def runs_on(x: Tensor, backend: str | None) -> bool:
+    """Return whether the ops of this module take an input like ``x``; ``backend`` as chosen by hand, or None."""
     return (
-        backend == 'native'
+        choose_backend(x, backend, beyond_fusion=True) == 'native'
         and not torch.is_grad_enabled()
         and x.dtype is torch.float32
         and layout_of(x) is torch.channels_last
