@@ -95,6 +95,31 @@ def test_kernels_over_the_pointwise_convolutions(size, channels, n):
     torch.testing.assert_close(got[0], want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('deployed', [False, True])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'channels-last'])
+def test_same_bits_with_any_number_of_threads(layout, deployed):
+    conv = trained(SCConv(32, 32, 3, padding=1, backend='native'))
+    x = torch.randn(2, 32, 37, 29).contiguous(memory_format=layout)
+    with torch.no_grad():
+        y = conv.sru(x)
+    conv.switch_to_deploy()
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            with torch.no_grad():
+                if deployed:
+                    squeezes = (conv.cru.squeeze_up.weight, conv.cru.squeeze_low.weight)
+                    up, low = ops.sru_squeeze(x, *conv.sru.op_arguments(x.dtype), *squeezes)
+                    weights = (conv.cru.pwc1.weight, conv.cru.pwc2.weight)
+                    found.append(ops.fuse_pointwise(y.clone(), up, low, *weights, None, None, None))
+                else:
+                    found.append(ops.fuse(conv.sru(x), y, backend='native'))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_inference_ops_are_registered_right():
     x = torch.randn(2, 8, 4, 3).contiguous(memory_format=torch.channels_last)
     affine, weight = torch.rand(8), torch.randn(2, 4, 1, 1)
