@@ -164,6 +164,7 @@ def fuse_forward(
     made: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
     layout = layout_of(first)
@@ -174,7 +175,7 @@ def fuse_forward(
     with torch.cuda.device_of(first):
         beta1 = _means(first_, second_, None, y2, layout, REDUCED, sigmoid=True)
         tiles = tiling(n, c, p, layout, MAPPED)
-        out = empty_like_dense(first)
+        out = first_ if overwrite else empty_like_dense(first)  # a program reads all that it writes over before
         _lerp[tiles.grid](
             first_, second_, y2.made, y2.low, scale, shift, beta1, out, c, p, *y2.extents,
             **tiles.constants(layout, *y2.extents),

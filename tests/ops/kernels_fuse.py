@@ -90,7 +90,10 @@ def test_scale_and_shift(parts, layout):
     with torch.no_grad():
         out = fuse(*arguments, *affine, backend=BACKEND)
         want = fuse_plain(*doubled(*arguments), *affine.double())
-    torch.testing.assert_close(out.double(), want, **tolerance(torch.float32))
+        torch.testing.assert_close(out.double(), want, **tolerance(torch.float32))
+        over = fuse(*arguments, *affine, overwrite=True, backend=BACKEND)
+    assert torch.equal(over, out)
+    assert over.data_ptr() == arguments[0].data_ptr()
 
 
 @pytest.mark.parametrize('layout', ['nchw', 'channels_last'])
