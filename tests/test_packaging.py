@@ -79,8 +79,8 @@ def test_config_and_tool_work_installed(installed, tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith('error: data folder for train is not there: data/coco')
     code = (
         'import mmscconv.models, mmscconv.paper\n'
-        'from mmscconv.complexity.paper import CONFIGS\n'
-        'assert all((CONFIGS / row.config).is_file() for row in mmscconv.paper.paper_rows() if row.config)\n'
+        'from mmscconv.shipped import configs_folder\n'
+        'assert all((configs_folder() / row.config).is_file() for row in mmscconv.paper.paper_rows() if row.config)\n'
         'assert ".mim" in mmscconv.get_config("retinanet_scconv_r50_coco").filename\n'
         'print(mmscconv.__file__)'
     )

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from mmscconv.complexity.configs import count_config, read_config
 from mmscconv.complexity.counting import Complexity
 from mmscconv.paper import PaperRow, printed
-
-PACKAGE = Path(__file__).resolve().parents[1]
-# The wheel carries the configs inside of the package; a checkout has them beside it.
-CONFIGS = next(p for p in (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs') if p.is_dir())
+from mmscconv.shipped import configs_folder
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ def error(ours: int, number: str) -> float:
 
 @cache
 def _count(config: str, classes: int | None) -> Complexity:
-    return count_config(read_config(CONFIGS / config), classes)
+    return count_config(read_config(configs_folder() / config), classes)
 
 
 def compare(row: PaperRow) -> Comparison | None:
