@@ -138,3 +138,12 @@ def test_compiled_deploy_form_keeps_the_kernels_that_reach_further():
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, backend=look, fullgraph=True)(x), model(x))
     assert {'mmscconv.sru_squeeze', 'mmscconv.fuse_pointwise'} <= names
+
+
+def test_tools_show_one_line(tool, monkeypatch, tmp_path):
+    monkeypatch.setenv('MMSCCONV_BACKEND', 'triton')
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    layer = ('layer', '--channels', '16', '--sizes', '8', '--rounds', '1', '--device', 'cpu')
+    status, _, err = tool('benchmark', *layer, '--out', tmp_path)
+    assert status == 2
+    assert err.splitlines()[-1].startswith("error: backend 'triton' cannot run: ")

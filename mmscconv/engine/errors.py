@@ -7,6 +7,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from mmscconv.ops.backend import BackendUnavailableError
+
 TRACEBACK_VARIABLE = 'MMSCCONV_TRACEBACK'
 
 
@@ -14,17 +16,17 @@ class UserError(Exception):
     """A problem outside of the program; the message names the thing and the way out."""
 
 
-def one_line(error: UserError) -> str:
+def one_line(error: Exception) -> str:
     """Return the message alone, also where a data-loader worker wrapped it in its traceback."""
     text = str(error).strip()
     return text.splitlines()[-1].split(f'{UserError.__name__}: ', 1)[-1] if text else repr(error)
 
 
 def run(main: Callable[[], None]) -> int:
-    """Call ``main``; print a :class:`UserError` as one line. Return the exit status."""
+    """Call ``main``; print what is the user's to mend as one line. Return the exit status."""
     try:
         main()
-    except UserError as error:
+    except (UserError, BackendUnavailableError) as error:
         if os.environ.get(TRACEBACK_VARIABLE) == '1':
             traceback.print_exc()
         print(f'error: {one_line(error)}', file=sys.stderr)

@@ -34,6 +34,10 @@ VARIABLE = 'MMSCCONV_BACKEND'
 _forced_plain = 0
 
 
+class BackendUnavailableError(RuntimeError):
+    """A backend that was chosen by hand cannot run; the message says why."""
+
+
 def _constant_when_traced(function: F) -> F:
     """Let torch.compile call ``function`` and take its answer as a constant.
 
@@ -58,7 +62,7 @@ def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool =
     the kernels in question do what it cannot fuse.
 
     Raises:
-        RuntimeError: ``explicit`` or MMSCCONV_BACKEND names one that cannot run here.
+        BackendUnavailableError: ``explicit`` or MMSCCONV_BACKEND names one that cannot run here.
         ValueError: MMSCCONV_BACKEND names none.
     """
     if _forced_plain or _exporting():
@@ -68,7 +72,7 @@ def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool =
         check_backend(wanted)
         reason = _refusal(wanted, x)
         if reason:
-            raise RuntimeError(f'backend {wanted!r} cannot run: {reason}')
+            raise BackendUnavailableError(f'backend {wanted!r} cannot run: {reason}')
         return wanted
     fitting = 'triton' if x.device.type == 'cuda' else 'native'
     if fitting == 'native' and torch.compiler.is_compiling() and not beyond_fusion:
