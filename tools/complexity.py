@@ -72,7 +72,7 @@ def main() -> None:
         if args.out.suffix == '.csv':
             text = table.csv()
         else:
-            text = f'    python tools/complexity.py {" ".join(sys.argv[1:])}\n\n{text}'
+            text = f'# Complexity\n\n    python tools/complexity.py {" ".join(sys.argv[1:])}\n\n{text}'
         try:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(text)
