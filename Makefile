@@ -1,25 +1,29 @@
-# make demo | make test | make lint; everything is installed into .venv first.
+# make demo | make test | make lint | make docs; everything is installed into .venv first.
+# STACK=official takes OpenMMLab's last releases in place of the onedl forks, in an environment of its own.
 PYTHON ?= python3.11
-VENV ?= .venv
+STACK ?= onedl
+VENV ?= $(if $(filter official,$(STACK)),.venv-official,.venv)
 BIN := $(VENV)/bin
 DIGITS ?= data/digits
 DEMO_DIR ?= work_dirs/retinanet_scconv_r18_digits
 TORCH := torch==2.11.0 torchvision==0.26.0
-STACK := onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmdetection==3.5.1 onedl-mmpretrain==1.3.6
+onedl := onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmdetection==3.5.1 onedl-mmpretrain==1.3.6
+official := mmengine==0.10.7 mmcv==2.1.0 mmdet==3.3.0 mmpretrain==1.2.0 'numpy<2'
+$(if $(filter onedl official,$(STACK)),,$(error STACK is onedl or official, not $(STACK)))
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint docs clean
 
 setup: $(VENV)/ready
 
-# torch first and without isolation: onedl-mmcv compiles its ops against it, or silently leaves them out.
+# torch first and without isolation: mmcv compiles its ops against it, or silently leaves them out.
 $(VENV)/ready: setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip 'setuptools<81' wheel ninja packaging
 	@echo 'Installing torch (several GB) ...'
 	$(BIN)/pip install -q $(TORCH)
 	@echo 'Installing the OpenMMLab stack; compiling mmcv takes about 12 minutes on two cores ...'
-	CFLAGS='-g0 -O2' MAX_JOBS=$${MAX_JOBS:-$$(nproc)} $(BIN)/pip install --no-build-isolation $(STACK)
-	$(BIN)/pip install -q --no-build-isolation -e '.[onedl,dev]'
+	CFLAGS='-g0 -O2' MAX_JOBS=$${MAX_JOBS:-$$(nproc)} $(BIN)/pip install --no-build-isolation $($(STACK))
+	$(BIN)/pip install -q --no-build-isolation -e '.[$(STACK),dev]'
 	$(BIN)/python -c 'from mmscconv.engine.environment import check_environment; check_environment()'
 	touch $@
 
@@ -34,11 +38,16 @@ demo: setup $(DIGITS)/annotations/val.json
 	@echo "detections: $$(ls -d $(DEMO_DIR)/*/drawn | tail -n 1)"
 
 test: setup
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --durations=10 --cov
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo 'docs/_build/index.html'
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info

@@ -20,7 +20,8 @@ ONEDL = [
 OFFICIAL = ['torchvision', 'mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0', 'mmpretrain==1.2.0', 'numpy<2']
 DEMO = ['scikit-learn', 'matplotlib']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
-DEV = [*DEMO, *EXPORT, 'pytest', 'ruff', 'timm']
+DOCS = ['sphinx', 'furo', 'myst-parser']
+DEV = [*DEMO, *EXPORT, *DOCS, 'hypothesis', 'mypy', 'pytest', 'pytest-cov', 'ruff', 'timm']
 
 
 class BuildWithMim(build_py):
@@ -50,6 +51,6 @@ setup(
     package_data={'mmscconv': ['*.yaml', 'ops/csrc/*.c', 'ops/csrc/*.h']},
     # Nothing of OpenMMLab: a hard mmdet would be installed over the forks.
     install_requires=['torch>=2.4'],
-    extras_require={'onedl': ONEDL, 'official': OFFICIAL, 'demo': DEMO, 'export': EXPORT, 'dev': DEV},
+    extras_require={'onedl': ONEDL, 'official': OFFICIAL, 'demo': DEMO, 'export': EXPORT, 'docs': DOCS, 'dev': DEV},
     cmdclass={'build_py': BuildWithMim},
 )
