@@ -14,7 +14,7 @@ from mmscconv.engine import environment
 from mmscconv.engine.errors import UserError
 
 IGNORED = shutil.ignore_patterns(
-    '.git', '.venv*', 'build', 'dist', '*.egg-info', '__pycache__', 'work_dirs', '.*_cache'
+    '.git', '.venv*', '_build', 'build', 'dist', '*.egg-info', '__pycache__', 'work_dirs', '.*_cache'
 )
 
 
