@@ -15,7 +15,8 @@ def warnings(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('wrong', 'right'), [('optm_wrapper', 'optim_wrapper'), ('train_dataloder', 'train_dataloader'), ('modle', 'model')]
+    ('wrong', 'right'),
+    [('optm_wrapper', 'optim_wrapper'), ('train_dataloder', 'train_dataloader'), ('custom_hook', 'custom_hooks')],
 )
 def test_a_misspelt_key_of_a_config_is_a_warning(wrong, right, warnings):
     check_keys({'model': {}, wrong: {}}, (), 'a.py')
@@ -31,8 +32,17 @@ def test_a_misspelt_option_is_an_error(warnings):
 
 def test_names_on_purpose_pass_in_silence(warnings):
     options = ['model.backbone.init_cfg.type', 'default_hooks.gates.type', 'load_from', 'randomness.seed', 'compile']
-    for name in (*mmscconv.list_configs('*_r*'), 'scconv_resnet50_imagenet', 'cifar/scconv_resnet56_cifar10_folder'):
+    for name in ('retinanet_scconv_r50_voc', 'retinanet_r18_digits', 'cifar/scconv_resnet56_cifar10_folder'):
         check_keys(mmscconv.get_config(name), options, name)
-    helpers = ('train_pipeline', 'test_pipeline', 'val_pipeline', 'model_cfg', 'train_dataset', 'optimizer', 'data')
+    helpers = (
+        'train_pipeline',
+        'test_pipeline',
+        'val_pipeline',
+        'model_cfg',
+        'train_dataset',
+        'optimizer',
+        'data',
+        'train_dataloader2',
+    )
     check_keys(dict.fromkeys(helpers), (), 'a.py')
     assert not warnings

@@ -7,7 +7,9 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from math import isfinite
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +20,7 @@ from mmengine.logging import print_log
 from mmscconv.engine.errors import UserError
 from mmscconv.engine.preflight import DATA_ADVICE, datasets, join
 
+KEYS = ('id', 'image_id', 'category_id', 'area', 'bbox')
 SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
@@ -130,13 +133,13 @@ def check_coco(content: Mapping[str, Any], path: str, folder: str | None) -> Non
         require_images([image['file_name'] for image in images], folder, path)
     if not annotations:
         return
-    ids = [annotation.get('id') for annotation in annotations]
-    _require_unique(ids, 'annotation', path)
     try:
-        boxes = np.array([annotation['bbox'] for annotation in annotations], float).reshape(len(ids), 4)
-        area = np.array([annotation['area'] for annotation in annotations], float)
+        ids, image_ids, category_ids, area, boxes = zip(*map(itemgetter(*KEYS), annotations), strict=True)
+        boxes = np.fromiter(chain.from_iterable(boxes), float).reshape(len(ids), 4)
+        area = np.array(area, float)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(_format_problem(path) or f'annotation file cannot be read: {path} ({error})') from error
+    _require_unique(ids, 'annotation', path)
     finite = np.isfinite(boxes).all(1) & np.isfinite(area)
     if not finite.all():
         bad = annotations[int(np.argmin(finite))]
@@ -144,14 +147,14 @@ def check_coco(content: Mapping[str, Any], path: str, folder: str | None) -> Non
             f'annotation {bad["id"]} has bbox {bad["bbox"]} and area {bad["area"]}, which must be finite: {path}'
         )
     categories = {category['id'] for category in content['categories']}
-    used = {annotation['category_id'] for annotation in annotations}
-    if not used <= categories:
+    if not categories.issuperset(category_ids):
         bad = next(a for a in annotations if a['category_id'] not in categories)
         raise UserError(f'annotation {bad["id"]} has category_id {bad["category_id"]}, which is not listed: {path}')
 
-    sizes = {image['id']: (image['width'], image['height']) for image in images}
-    limits = np.array([sizes.get(annotation['image_id'], (np.nan, np.nan)) for annotation in annotations], float)
-    unlisted = np.isnan(limits[:, 0])
+    places = {image['id']: place for place, image in enumerate(images)}
+    sizes = np.array([(image['width'], image['height']) for image in images] + [(0, 0)], float)
+    place = np.fromiter((places.get(image_id, -1) for image_id in image_ids), int, len(ids))
+    limits, unlisted = sizes[place], place < 0
     small = (boxes[:, 2:] < 1).any(1) | (area <= 0)  # mmdet leaves out what is narrower than a pixel
     outside = ((boxes[:, :2] + boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits)).any(1) & ~small & ~unlisted
     for found, what in (

@@ -18,7 +18,7 @@ OTHERS = (
     'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'find_unused_parameters',
     'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline',
 )  # fmt: skip
-LIKE = 0.9
+LIKE = 0.88
 
 
 def known_keys() -> set[str]:
@@ -56,10 +56,10 @@ def check_keys(config: Mapping[str, Any], set_keys: Iterable[str], name: str) ->
 
 def _meant(key: str, known: set[str]) -> str | None:
     """Return the known key that ``key`` is like, None for a known key."""
-    # Words in the plural, numbered or continued are names on purpose.
-    if key in known or any(key.startswith(k) or k.startswith(key) for k in known):
+    if key in known or key[-1].isdigit():  # a numbered name is one on purpose
         return None
-    return next(iter(difflib.get_close_matches(key, known, 1, LIKE)), None)
+    likely = [name for name in known if not name.startswith('tta_')]  # test_pipeline is almost tta_pipeline
+    return next(iter(difflib.get_close_matches(key, likely, 1, LIKE)), None)
 
 
 def _warn(text: str) -> None:
