@@ -20,7 +20,6 @@ from mmengine.logging import print_log
 from mmscconv.engine.errors import UserError
 from mmscconv.engine.preflight import DATA_ADVICE, datasets, join
 
-KEYS = ('id', 'image_id', 'category_id', 'area', 'bbox')
 SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
@@ -134,9 +133,12 @@ def check_coco(content: Mapping[str, Any], path: str, folder: str | None) -> Non
     if not annotations:
         return
     try:
-        ids, image_ids, category_ids, area, boxes = zip(*map(itemgetter(*KEYS), annotations), strict=True)
-        boxes = np.fromiter(chain.from_iterable(boxes), float).reshape(len(ids), 4)
-        area = np.array(area, float)
+        # No tuples or arrays per annotation: with millions of objects around, making them wakes the garbage collector.
+        ids, image_ids, category_ids = ([a[key] for a in annotations] for key in ('id', 'image_id', 'category_id'))
+        boxes = np.fromiter(chain.from_iterable(map(itemgetter('bbox'), annotations)), float).reshape(-1, 4)
+        area = np.fromiter((annotation['area'] for annotation in annotations), float)
+        if len(boxes) != len(ids):
+            raise ValueError('boxes of other lengths')
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(_format_problem(path) or f'annotation file cannot be read: {path} ({error})') from error
     _require_unique(ids, 'annotation', path)
