@@ -14,6 +14,7 @@ from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.runner import Runner
 
 import mmscconv
+from mmscconv.engine.checkpoints import load_safely
 from mmscconv.engine.cli import move_data_root
 
 OUT = Path(sys.argv[1] if len(sys.argv) > 1 else 'work_dirs/quickstart')
@@ -44,6 +45,8 @@ def main() -> None:
     cfg.log_level = 'WARNING'
     Runner.from_cfg(cfg).train()
     checkpoint = str(OUT / 'run' / 'epoch_3.pth')
+
+    load_safely()  # for mmdet's interfaces, too: a checkpoint of someone else cannot run code
 
     # 4. Detections: of an image, a folder or an array, drawn into OUT/drawn/vis.
     inferencer = DetInferencer(cfg, checkpoint, device='cpu', show_progress=False)

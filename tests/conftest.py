@@ -80,12 +80,15 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def digits_run(digits, tmp_path_factory):
-    """Work dir of one epoch of the demo on the tiny digits, with its checkpoint."""
+    """Work dir of one epoch of the demo on the tiny digits, run from the folder cwd beside it, with home as HOME."""
     from tools import DIGITS, run_tool
 
-    work_dir = tmp_path_factory.mktemp('digits_run')
+    folder = tmp_path_factory.mktemp('digits_run')
+    for name in ('cwd', 'home'):
+        (folder / name).mkdir()
+    work_dir = folder / 'run'
     run_tool(
         'train.py', ROOT / 'configs' / 'retinanet_scconv_r18_digits.py', '--data-root', digits, '--work-dir', work_dir,
-        options=[*DIGITS, 'default_hooks.logger.interval=1'],
+        options=[*DIGITS, 'default_hooks.logger.interval=1'], cwd=folder / 'cwd', HOME=str(folder / 'home'),
     )  # fmt: skip
     return work_dir

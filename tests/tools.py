@@ -36,11 +36,11 @@ DIGITS = [
 SMALL_TEST = [f'{stage}_dataloader.dataset.indices=3' for stage in ('val', 'test')]
 
 
-def run_tool(name, *args, options=(), cwd=None, check=True, launcher=(sys.executable,)):
+def run_tool(name, *args, options=(), cwd=None, check=True, launcher=(sys.executable,), **variables):
     command = [*launcher, str(ROOT / 'tools' / name), *map(str, args)]
     if options:
         command += ['--cfg-options', *options]
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable}
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, **variables}
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=400)
     done.text = done.stdout + done.stderr
     assert not check or done.returncode == 0, done.text[-4000:]

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from mmscconv.engine.environment import check_environment
 from mmscconv.engine.errors import UserError, run
+from mmscconv.engine.files import replacing
 
 PAPER_NOTE = (
     "Tables 4 and 5 print an ImageNet classifier's parameters beside a backbone's FLOPs; "
@@ -75,7 +76,8 @@ def main() -> None:
             text = f'# Complexity\n\n    python tools/complexity.py {" ".join(sys.argv[1:])}\n\n{text}'
         try:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(text)
+            with replacing(args.out) as path:
+                path.write_text(text)
         except OSError as error:
             raise UserError(f'cannot write {args.out}: {error.strerror}') from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv.engine.errors import UserError, run
+from mmscconv.engine.files import replacing
 
 CANVAS = 128
 SIZES = (24, 64)  # pixels of a pasted 8x8 scan
@@ -47,7 +48,8 @@ def main() -> None:
         content = write_images(folder, split[i], split[i + 2], count, np.random.default_rng([args.seed, i]))
         annotations = out / 'annotations'
         annotations.mkdir(exist_ok=True)
-        (annotations / f'{name}.json').write_text(json.dumps(content))
+        with replacing(annotations / f'{name}.json') as path:
+            path.write_text(json.dumps(content))
     print(f'{args.train} + {args.val} images in {out}')
 
 

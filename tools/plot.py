@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv.engine.errors import UserError, run
+from mmscconv.engine.files import replacing
 from mmscconv.engine.results import METRICS, pick_metric, read_log
 from mmscconv.paper import PaperRow, paper_rows, printed
 
@@ -59,7 +60,8 @@ def main() -> None:
     figure = {'curves': curves, 'figure4': figure4, 'figure6': figure6}[args.command](args)
     try:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out, dpi=120)
+        with replacing(args.out) as path:
+            figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
         raise UserError(f'cannot write {args.out}: {error}') from error
     print(f'{args.command}: {args.out}')

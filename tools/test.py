@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
@@ -31,7 +32,10 @@ def main() -> None:
     check_environment()
     args = parse_args()
 
+    from mmscconv.engine.annotations import check_voc
+    from mmscconv.engine.checkpoints import load_safely
     from mmscconv.engine.cli import broken_annotations_named, build_runner, innermost_dataset, load_config
+    from mmscconv.engine.files import replacing
     from mmscconv.engine.hooks import DeployForm, RequireMatchingCheckpoint
     from mmscconv.engine.preflight import check_checkpoints, check_data
 
@@ -46,15 +50,19 @@ def main() -> None:
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
     if args.show or args.show_dir:
         draw(cfg, args)
+    load_safely(args.trusted)
     check_data(cfg, ('test',))
+    check_voc(cfg, ('test',))
     check_checkpoints(cfg)
     runner = build_runner(cfg)
-    runner.register_hook(RequireMatchingCheckpoint())
+    runner.register_hook(RequireMatchingCheckpoint('test'))
     if args.deploy:
         runner.register_hook(DeployForm())
-    if args.out:
-        runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
-    with broken_annotations_named(cfg):
+    with ExitStack() as stack:
+        if args.out:
+            out = stack.enter_context(replacing(args.out))
+            runner.test_evaluator.metrics.append(dump_metric(cfg, str(out)))
+        stack.enter_context(broken_annotations_named(cfg))
         runner.test()
 
 

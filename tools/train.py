@@ -36,7 +36,10 @@ def main() -> None:
     from mmengine.dist import get_world_size
     from mmengine.logging import print_log
 
+    from mmscconv.engine.annotations import check_voc
+    from mmscconv.engine.checkpoints import check_pretrained, load_safely
     from mmscconv.engine.cli import broken_annotations_named, build_runner, load_config
+    from mmscconv.engine.hooks import RequireMatchingCheckpoint
     from mmscconv.engine.preflight import check_checkpoints, check_data
 
     cfg = load_config(args)
@@ -54,9 +57,13 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
 
+    load_safely(args.trusted)
     check_data(cfg, ('train', 'val'))
+    check_voc(cfg, ('train', 'val'))
     check_checkpoints(cfg)
     runner = build_runner(cfg)
+    runner.register_hook(RequireMatchingCheckpoint('resume' if cfg.get('resume') else 'start'))
+    check_pretrained(runner.model, args.trusted)
     batch = (cfg.train_dataloader.get('batch_size') or 1) * get_world_size()
     batch *= cfg.optim_wrapper.get('accumulative_counts', 1)
     if base_batch and batch != base_batch and not args.auto_scale_lr:

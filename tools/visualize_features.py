@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from mmscconv.engine.environment import check_environment
 from mmscconv.engine.errors import UserError, run
+from mmscconv.engine.files import replacing
+from mmscconv.engine.images import truncation
 
 RANDOM = 'random'
 COLOURS = ('tab:blue', 'tab:red')
@@ -48,6 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--channels', type=int, default=64, help='feature maps to show (default: %(default)s)')
     parser.add_argument('--size', type=int, default=224, help='shorter side of the input (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of random weights (default: %(default)s)')
+    parser.add_argument('--trusted', action='store_true', help='load checkpoints that hold other objects than weights')
     parser.add_argument('--out-dir', default='features', help='folder for the images (default: %(default)s)')
     return parser.parse_args()
 
@@ -59,15 +62,18 @@ def main() -> None:
         raise UserError('--stage, --channels and --size must be positive')
     image = read_image(args.image, args.size)
     names = args.names or [Path(config).stem for config in args.configs]
-    models = [measure(image, *source, args.seed) for source in zip(names, args.configs, args.checkpoints, strict=True)]
+    sources = zip(names, args.configs, args.checkpoints, strict=True)
+    models = [measure(image, *source, args.seed, args.trusted) for source in sources]
     for model in models:
         if args.stage > len(model.stages):
             raise UserError(f'--stage {args.stage}: {model.title} has the stages {", ".join(model.stages)}')
     out = Path(args.out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        draw_features(image, models, args.stage, args.channels).savefig(out / 'features.png', dpi=110)
-        draw_statistics(models).savefig(out / 'statistics.png', dpi=110)
+        with replacing(out / 'features.png') as path:
+            draw_features(image, models, args.stage, args.channels).savefig(path, dpi=110)
+        with replacing(out / 'statistics.png') as path:
+            draw_statistics(models).savefig(path, dpi=110)
     except OSError as error:
         raise UserError(f'cannot write to {out}: {error.strerror}') from error
     for model in models:
@@ -86,19 +92,20 @@ def read_image(path: str, size: int) -> Any:
     import cv2
 
     image = cv2.imread(path)
-    if image is None:
-        raise UserError(f'cannot read an image from {path}')
+    problem = truncation(path)
+    if image is None or problem:
+        raise UserError(f'cannot read an image from {path}{f": {problem}" if problem else ""}')
     scale = size / min(image.shape[:2])
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def measure(image: Any, name: str, config: str, checkpoint: str, seed: int) -> Measured:
+def measure(image: Any, name: str, config: str, checkpoint: str, seed: int, trusted: bool) -> Measured:
     """Run one model's backbone on the image."""
     import torch
 
     from mmscconv.measure import channel_redundancy, record_gate_shares, record_outputs
 
-    model = build(config, checkpoint, seed)
+    model = build(config, checkpoint, seed, trusted)
     stages = stages_of(model.backbone, config)
     pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous()
     with torch.no_grad(), record_gate_shares(model.backbone) as gates, record_outputs(stages) as outputs:
@@ -109,13 +116,13 @@ def measure(image: Any, name: str, config: str, checkpoint: str, seed: int) -> M
     return Measured(f'{name} ({weights})', outputs, redundancy, gates)
 
 
-def build(config: str, checkpoint: str, seed: int) -> Any:
+def build(config: str, checkpoint: str, seed: int, trusted: bool) -> Any:
     """Build the config's model in eval mode, its backbone filled from the checkpoint."""
     import torch
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
-    from mmengine.runner import CheckpointLoader
 
+    from mmscconv.engine.checkpoints import load_checkpoint
     from mmscconv.engine.cli import explained
 
     if not Path(config).is_file():
@@ -129,9 +136,7 @@ def build(config: str, checkpoint: str, seed: int) -> Any:
         if not hasattr(model, 'backbone') or not hasattr(model, 'data_preprocessor'):
             raise ValueError(f'a {type(model).__name__} has no backbone and data_preprocessor')
     if checkpoint != RANDOM:
-        if not Path(checkpoint).is_file():
-            raise UserError(f'checkpoint is not there: {checkpoint}')
-        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+        content = load_checkpoint(checkpoint, trusted)
         fill(model.backbone, content.get('state_dict', content), checkpoint)
     return model
 

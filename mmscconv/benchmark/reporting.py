@@ -14,6 +14,7 @@ from mmscconv.benchmark.session import Competitor
 from mmscconv.benchmark.timing import Quartiles, ratios
 from mmscconv.complexity.report import Table
 from mmscconv.engine.errors import UserError
+from mmscconv.engine.files import replacing
 
 COLUMNS = (
     'subject', 'runner', 'dtype', 'mode', 'batch', 'height', 'width', 'candidate', 'memory_format', 'round', 'seconds',
@@ -122,14 +123,16 @@ class Report:
         self.tables.append(text)
         self.summaries.append((setting, summaries))
         self._write_markdown()
-        plot(self.summaries).savefig(self.plot_file, dpi=120)
+        with replacing(self.plot_file) as path:
+            plot(self.summaries).savefig(path, dpi=120)
         return text
 
     def __str__(self) -> str:
         return ', '.join(str(f) for f in (self.csv_file, self.markdown_file, self.plot_file))
 
     def _write_markdown(self) -> None:
-        self.markdown_file.write_text('\n'.join([self.head, *self.tables]))
+        with replacing(self.markdown_file) as path:
+            path.write_text('\n'.join([self.head, *self.tables]))
 
 
 def setting_table(summaries: Sequence[Summary]) -> Table:

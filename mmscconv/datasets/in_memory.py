@@ -16,6 +16,8 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmscconv.engine.images import name_broken_files
+
 
 @DATASETS.register_module()
 class ImagesInMemory(Dataset):
@@ -39,6 +41,7 @@ class ImagesInMemory(Dataset):
 
     Raises:
         ValueError: Images of different sizes, with the first two.
+        UserError: An image that cannot be loaded, with its path.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class ImagesInMemory(Dataset):
         if device == 'auto':
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
         inner = MMPRETRAIN_DATASETS.build(dataset)
+        name_broken_files(inner)
         self.metainfo = inner.metainfo
         items = [inner[i] for i in range(0, len(inner), every)]
         for item in items:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import torch
 
 from mmscconv.engine.errors import UserError
 
+ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+ANYTHING = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
-def load_checkpoint(path: str | Path, trusted: bool = False) -> dict[str, Any]:
-    """Read a checkpoint to the CPU, with ``weights_only=True`` unless it is ``trusted``.
+
+def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Read a checkpoint, with ``weights_only=True`` unless it is ``trusted``.
 
     Allowed besides tensors is what mmengine keeps of a training's state: its history
     of losses, and numpy's scalars and arrays. torch allows none of that by itself.
@@ -24,7 +29,7 @@ def load_checkpoint(path: str | Path, trusted: bool = False) -> dict[str, Any]:
         raise UserError(f'checkpoint is not there: {path}')
     torch.serialization.add_safe_globals(_training_state())
     try:
-        content = torch.load(path, map_location='cpu', weights_only=not trusted)
+        content = torch.load(path, map_location=map_location, weights_only=not trusted)
     except pickle.UnpicklingError as error:
         found = [line for line in str(error).splitlines() if 'GLOBAL' in line]
         if not found or trusted:
@@ -47,8 +52,78 @@ def _training_state() -> list[Any]:
 
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     types = [type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'uint32')]
-    # HistoryBuffer keeps bound methods, which pickle writes as getattr.
-    return [HistoryBuffer, getattr, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *types]
+    return [HistoryBuffer, getattr_of_history, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *types]
+
+
+def getattr_of_history(owner: Any, name: str) -> Callable:
+    """Return a statistic of mmengine's HistoryBuffer, for whose functions pickle writes ``getattr``.
+
+    It takes the place of the builtin while a checkpoint is read: with that one, a
+    file could reach ``builtins`` and change it.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr on {owner} is not allowed')
+    return getattr(owner, name)
+
+
+# The name by which torch finds it; a list of pairs (object, name) would need torch 2.6.
+getattr_of_history.__module__, getattr_of_history.__name__ = 'builtins', 'getattr'
+getattr_of_history.__qualname__ = 'getattr'
+
+
+def load_safely(trusted: bool = False) -> None:
+    """Make mmengine load every checkpoint of this process by :func:`load_checkpoint`, also on torch before 2.6.
+
+    What is fetched, because a config names ``http://...`` or ``torchvision://...``, is
+    covered by torch's own switch. A checkpoint's ``meta.config`` is left out, as
+    mmengine would run it as a config when it resumes.
+    """
+    from mmengine.runner import CheckpointLoader
+
+    def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+        content = load_checkpoint(Path(filename).expanduser(), trusted, map_location)
+        if not trusted and isinstance(content.get('meta'), dict):
+            content['meta'].pop('config', None)
+        return content
+
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    os.environ.pop(ONLY_WEIGHTS, None)
+    if not trusted:
+        os.environ.pop(ANYTHING, None)
+        os.environ[ONLY_WEIGHTS] = '1'
+        torch.serialization.add_safe_globals(_training_state())
+
+
+def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights of a checkpoint, or of a state dict alone, without the prefix of a model wrapper."""
+    state = checkpoint.get('state_dict', checkpoint)
+    return {key.removeprefix('module.'): value for key, value in state.items()}
+
+
+def check_pretrained(model: torch.nn.Module, trusted: bool = False) -> None:
+    """Raise UserError if a local ``init_cfg=dict(type='Pretrained')`` shares no weight with its module."""
+    for name, module in model.named_modules():
+        inits = getattr(module, 'init_cfg', None)
+        for init in [inits] if isinstance(inits, Mapping) else inits or []:
+            path = init.get('checkpoint') or ''
+            if init.get('type') != 'Pretrained' or '://' in path:
+                continue
+            have = weights_of(load_checkpoint(path, trusted))
+            prefix = f'{init["prefix"].rstrip(".")}.' if init.get('prefix') else ''
+            shapes = {key.removeprefix(prefix): shape_of(v) for key, v in have.items() if key.startswith(prefix)}
+            want = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+            if not any(shapes.get(key) == shape for key, shape in want.items()):
+                raise UserError(
+                    f'pretrained checkpoint shares no weight with model.{name}: {path} has {next(iter(have), "none")}, '
+                    f'the module has {next(iter(want))} (check init_cfg.prefix, {prefix!r} here, and the model)'
+                )
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """Return the shape of a tensor, None of anything else."""
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def last_good_checkpoint(folder: str | Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmscconv.engine.annotations import find_broken_annotation
+from mmscconv.engine.annotations import coco_files_checked, find_broken_annotation
 from mmscconv.engine.errors import UserError
-from mmscconv.engine.hooks import NameBrokenFiles
+from mmscconv.engine.options import check_keys
+from mmscconv.engine.preflight import datasets
+from mmscconv.engine.runner import CheckedRunner
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help='settings to override, nested ones as a.b.c=value, lists as key="[a,b]" without white space',
     )
     parser.add_argument('--data-root', help="folder of the data, in place of the config's data_root wherever it stands")
+    parser.add_argument('--download', action='store_true', help='let a data set that can (CIFAR) fetch what is missing')
+    parser.add_argument(
+        '--trusted',
+        action='store_true',
+        help='load checkpoints that hold other objects than weights (may run any code)',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     # torch.distributed.launch passes the rank as an argument, torchrun as a variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -43,10 +52,16 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UserError(f'config is not there: {args.config}')
     with explained(f'config {args.config}'):
         cfg = Config.fromfile(args.config)
+        check_keys(cfg, args.cfg_options or (), args.config)
         if args.data_root:
             move_data_root(cfg, args.data_root)
         if args.cfg_options:
             cfg.merge_from_dict(args.cfg_options)
+    if args.download:
+        for stage in ('train', 'val', 'test'):
+            for dataset in datasets(cfg.get(f'{stage}_dataloader')):
+                if 'download' in dataset:
+                    dataset['download'] = True
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     try:
@@ -88,15 +103,21 @@ def explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def broken_annotations_named(cfg: Config) -> Iterator[None]:
-    """Where building or reading a data set fails, look for the file that is to blame."""
+    """Check annotation files as they are read; where building or reading fails, say what is to blame."""
     try:
-        yield
+        with coco_files_checked(cfg):
+            yield
     except UserError:
         raise
     except Exception as error:
         problem = find_broken_annotation(cfg)
-        if problem is None and isinstance(error, AssertionError) and _raised_by_a_dataset(error):
+        if isinstance(error, pickle.UnpicklingError):
+            problem = f'a fetched checkpoint may run code when loaded: {str(error).splitlines()[0]} (pass --trusted)'
+        elif problem is None and isinstance(error, AssertionError | RuntimeError) and _raised_by_a_dataset(error):
             problem = ' '.join(str(error).split())
+            problem += ' (pass --download)' if 'download=True' in problem else ''
+        if problem is None and _raised_by_building(error):
+            problem = f'cannot build what the config asks for: {" ".join(str(error).split())}'
         if not problem:
             raise
         raise UserError(problem) from error
@@ -105,6 +126,12 @@ def broken_annotations_named(cfg: Config) -> Iterator[None]:
 def _raised_by_a_dataset(error: Exception) -> bool:
     """Whether OpenMMLab's data sets refused what they found; their assertions are messages to the user."""
     return 'datasets' in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+
+
+def _raised_by_building(error: Exception) -> bool:
+    """Whether a setting of the config was refused: mmengine builds data sets and optimizers when a run begins."""
+    calls = {Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)[-2:]}
+    return isinstance(error, KeyError | TypeError | ValueError) and 'build_functions.py' in calls
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -118,9 +145,7 @@ def build_runner(cfg: Config) -> Runner:
         torch.distributed.init_process_group('gloo')
         cfg.setdefault('model_wrapper_cfg', {'type': 'MMDistributedDataParallel', 'device_ids': None})
     with explained('cannot build what the config asks for'):
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.register_hook(NameBrokenFiles())
-    return runner
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else CheckedRunner.from_cfg(cfg)
 
 
 def innermost_dataset(dataset: ConfigDict) -> ConfigDict:

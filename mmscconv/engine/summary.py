@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from mmscconv.engine.files import replacing
 from mmscconv.engine.results import pick_metric, read_log
 
 
@@ -59,7 +60,7 @@ def in_percent(metric: str, value: float) -> float:
 def write_table(folder: Path, rows: Sequence[Summary]) -> None:
     """Write ``table.csv`` with full precision and ``table.md`` with two digits into ``folder``."""
     records = [asdict(row) for row in rows]
-    with (folder / 'table.csv').open('w', newline='') as file:
+    with replacing(folder / 'table.csv') as path, path.open('w', newline='') as file:
         writer = csv.DictWriter(file, list(records[0]))
         writer.writeheader()
         writer.writerows(records)
@@ -68,7 +69,8 @@ def write_table(folder: Path, rows: Sequence[Summary]) -> None:
         last = _number(row.last) + (f' ± {row.std:.2f}' if row.std is not None else '')
         cells = (row.config, row.seeds, row.metric, last, _number(row.best), _number(row.paper))
         lines.append(f'| {" | ".join(cells)} |')
-    (folder / 'table.md').write_text('\n'.join(lines) + '\n')
+    with replacing(folder / 'table.md') as path:
+        path.write_text('\n'.join(lines) + '\n')
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,6 @@
-"""CIFAR-10, padded by 4, cropped and flipped (section 3.1); mmpretrain downloads it into an existing data_root.
+"""CIFAR-10, padded by 4, cropped and flipped (section 3.1).
+
+tools/train.py --download fetches it into an existing data_root.
 
 The images are decoded once and kept in memory, on the GPU where there is one
 (``device``); augmentation is done there, a batch at a time.
@@ -15,7 +17,7 @@ train_dataloader = dict(
         type='ImagesInMemory',
         crop_padding=4,
         flip_prob=0.5,
-        dataset=dict(type='CIFAR10', data_root=data_root, split='train', pipeline=[]),
+        dataset=dict(type='CIFAR10', data_root=data_root, split='train', pipeline=[], download=False),
     ),
 )
 val_dataloader = dict(
@@ -23,7 +25,7 @@ val_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='ImagesInMemory',
-        dataset=dict(type='CIFAR10', data_root=data_root, split='test', pipeline=[]),
+        dataset=dict(type='CIFAR10', data_root=data_root, split='test', pipeline=[], download=False),
     ),
 )
 test_dataloader = val_dataloader

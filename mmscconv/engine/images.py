@@ -1,0 +1,106 @@
+"""Names the image that cannot be loaded, or that is not the image its annotation describes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mmscconv.engine.errors import UserError
+
+# How a file of each format begins and ends. Within the data of a JPEG, FF is never followed by D9.
+ENDS = {b'\xff\xd8\xff': b'\xff\xd9', b'\x89PNG': b'IEND\xaeB`\x82'}
+
+
+def truncation(path: str | Path) -> str | None:
+    """Return why a file is an incomplete JPEG or PNG, or None; older versions of OpenCV fill what is missing with grey.
+
+    It costs two short reads. Only where a file does not end as its format does,
+    which is also so with bytes appended to a whole image, Pillow decodes it.
+    """
+    try:
+        with Path(path).open('rb') as file:
+            head = file.read(4)
+            size = file.seek(0, os.SEEK_END)
+            end = next((end for start, end in ENDS.items() if head.startswith(start)), None)
+            if size == 0:
+                return 'the file is empty'
+            if end is None:
+                return None
+            file.seek(max(0, size - len(end)))
+            if file.read() == end:
+                return None
+        return _pillow_complaint(path)
+    except OSError:
+        return None  # not a local file, or gone: whoever loads it says so
+
+
+def _pillow_complaint(path: str | Path) -> str | None:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except UnidentifiedImageError:
+        return 'the file is no image'
+    except (OSError, SyntaxError) as error:  # Pillow's own for a broken PNG
+        return f'the file is cut short ({error})'
+    return None
+
+
+class NamedTransform:
+    """A transform of a pipeline that names the image when the transform it wraps fails.
+
+    After an image is loaded, it is checked to be whole, and to have the size that
+    its annotation gives, if that gives one.
+    """
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    def __call__(self, results: dict) -> dict | None:
+        path = results.get('img_path')
+        annotated = results.get('height'), results.get('width')
+        loads = type(self.transform).__name__.startswith('Load')
+        try:
+            results = self.transform(results)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = (loads and path and truncation(path)) or ' '.join(str(error).split()) or type(error).__name__
+            if not loads:
+                raise UserError(f'cannot transform {path} ({type(self.transform).__name__}): {reason}') from error
+            raise UserError(
+                f'cannot load {path}: {reason} (restore the file, or take it out of the annotations)'
+            ) from error
+        if loads and path and type(self.transform).__name__ == 'LoadImageFromFile' and results is not None:
+            _check(path, tuple(results['img'].shape[:2]), annotated)
+        return results
+
+    def __repr__(self) -> str:
+        return repr(self.transform)
+
+
+def _check(path: str, shape: tuple[int, int], annotated: tuple[int | None, int | None]) -> None:
+    """Raise UserError if the image is cut short or has another (height, width) than its annotation says."""
+    problem = truncation(path)
+    if problem:
+        raise UserError(f'cannot load {path}: {problem} (restore the file, or take it out of the annotations)')
+    if not all(annotated) or shape == annotated:  # some tools write 0 for a size that they do not know
+        return
+    sizes = f'{path} is {shape[1]}x{shape[0]} once loaded, but its annotation says {annotated[1]}x{annotated[0]}'
+    if shape == annotated[::-1]:
+        raise UserError(
+            f'{sizes}: its EXIF data rotate it, but not its boxes '
+            "(set color_type='color_ignore_orientation' in LoadImageFromFile, or rotate the file itself)"
+        )
+    raise UserError(f'{sizes}: the boxes belong to another image (restore the file, or correct the annotation)')
+
+
+def name_broken_files(dataset: Any) -> None:
+    """Wrap the transforms of a data set, and of those inside of it, in :class:`NamedTransform`."""
+    for inner in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
+        if inner is not None:
+            name_broken_files(inner)
+    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])
+    transforms[:] = [t if isinstance(t, NamedTransform) else NamedTransform(t) for t in transforms]

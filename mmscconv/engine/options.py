@@ -1,0 +1,66 @@
+"""Finds settings that nobody reads: mmengine ignores a misspelt key at the top of a config."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from mmscconv.engine.errors import UserError
+
+# What mmengine and mmdet read from the top of a config besides the runner's arguments.
+OTHERS = (
+    'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'find_unused_parameters',
+    'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline',
+)  # fmt: skip
+LIKE = 0.88
+
+
+def known_keys() -> set[str]:
+    """Return the keys at the top of a config that have a meaning of their own."""
+    return {*inspect.signature(Runner.__init__).parameters, *OTHERS} - {'self', 'cfg'}
+
+
+def check_keys(config: Mapping[str, Any], set_keys: Iterable[str], name: str) -> None:
+    """Look for misspelt keys at the top of a config and of ``--cfg-options``; deeper ones fail when they are used.
+
+    A config may hold variables of its own, so one that is only like a known key is a
+    warning. An option that the config does not have has no effect at all.
+
+    Args:
+        config: As read from its file.
+        set_keys: Of ``--cfg-options``, in dotted form.
+        name: Of the config's file.
+
+    Raises:
+        UserError: An option is like a known key, but is none.
+    """
+    known = known_keys()
+    for key in config:
+        meant = _meant(key, known)
+        if meant and not key.startswith('_'):
+            _warn(f'{name} sets {key!r}, which nothing reads: did you mean {meant!r}?')
+    for key in {key.split('.')[0]: None for key in set_keys}:
+        if key in config or key in known:
+            continue
+        meant = _meant(key, known | set(config))
+        if meant:
+            raise UserError(f'--cfg-options sets {key!r}, which nothing reads: did you mean {meant!r}?')
+        _warn(f'--cfg-options sets {key!r}, which is neither in {name} nor known to mmengine')
+
+
+def _meant(key: str, known: set[str]) -> str | None:
+    """Return the known key that ``key`` is like, None for a known key."""
+    if key in known or key[-1].isdigit():  # a numbered name is one on purpose
+        return None
+    likely = [name for name in known if not name.startswith('tta_')]  # test_pipeline is almost tta_pipeline
+    return next(iter(difflib.get_close_matches(key, likely, 1, LIKE)), None)
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)
