@@ -107,7 +107,10 @@ def test_other_settings_are_refused(tool, root, tmp_path):
 
 
 def test_keyboard_interrupt(tool, root, tmp_path, monkeypatch):
-    def interrupt(*args, **kwargs):
+    commands = []
+
+    def interrupt(command, **kwargs):
+        commands.append(command)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, 'run', interrupt)
@@ -115,6 +118,10 @@ def test_keyboard_interrupt(tool, root, tmp_path, monkeypatch):
     status, _, error = tool('sweep', config, '--work-dir', tmp_path)
     assert status == 2 and 'interrupted in retinanet_r18_digits seed 0; the same command goes on' in error
     assert not json.loads((tmp_path / config.stem / 'seed0' / 'sweep.json').read_text())['finished']
+    # Unlike the settings, the permission to fetch data may change between the calls.
+    status, _, error = tool('sweep', config, '--work-dir', tmp_path, '--download')
+    assert status == 2 and 'interrupted' in error
+    assert ['--download' in command for command in commands] == [False, True]
 
 
 def test_run_without_metric_is_named(tool, root, tmp_path, monkeypatch):

@@ -37,6 +37,7 @@ class Run:
     seed: int
     folder: Path
     settings: dict[str, Any]
+    download: bool = False
 
     @property
     def name(self) -> str:
@@ -58,6 +59,7 @@ class Run:
         command += ['--cfg-options', *settings['cfg_options'], f'{SEED}={self.seed}']
         command += ['--data-root', settings['data_root']] if settings['data_root'] else []
         command += ['--amp'] if settings['amp'] else []
+        command += ['--download'] if self.download else []
         # Without a checkpoint, --resume would only make train.py forget the config's load_from.
         return [*command, '--resume'] if (self.folder / 'last_checkpoint').is_file() else command
 
@@ -70,6 +72,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed to tools/train.py')
     parser.add_argument('--data-root', help='passed to tools/train.py')
     parser.add_argument('--amp', action='store_true', help='passed to tools/train.py')
+    parser.add_argument('--download', action='store_true', help='passed to tools/train.py')
     parser.add_argument('--metric', help=f'metric of the table (default: the first found of {", ".join(METRICS)})')
     parser.add_argument(
         '--paper',
@@ -116,7 +119,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
         raise UserError(f'{SEED} is set by --seeds, leave it out of --cfg-options')
     settings = {'cfg_options': args.cfg_options, 'data_root': args.data_root, 'amp': args.amp}
     runs = [
-        Run(config, seed, Path(args.work_dir) / stem / f'seed{seed}', settings)
+        Run(config, seed, Path(args.work_dir) / stem / f'seed{seed}', settings, args.download)
         for config, stem in zip(args.configs, stems, strict=True)
         for seed in args.seeds
     ]
