@@ -1,8 +1,10 @@
+import copy
 import inspect
 import itertools
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -163,6 +165,31 @@ def test_bad_arguments(kwargs, message):
 def test_bad_input(layer):
     with pytest.raises(ValueError, match=r'got shape \(2, 4, 6, 6\)'):
         layer(torch.zeros(2, 4, 6, 6))
+
+
+@pytest.mark.parametrize('settings', [{}, {'alpha': 1}, {'arrangement': 'S'}, {'arrangement': 'C&S'}], ids=str)
+def test_window_larger_than_the_input(settings):
+    layer = SCConv(8, 8, 5, padding=1, **settings)
+    deployed = copy.deepcopy(layer)
+    deployed.switch_to_deploy()
+    for form in (layer, deployed):
+        with pytest.raises(ValueError, match=r'window \(5, 5\) .* is larger than the input \(2, 9\)'):
+            form(torch.zeros(1, 8, 2, 9))
+
+
+@pytest.mark.parametrize('layer', [SCConv(8, 8, 3), CRU(8), SRU(8)], ids=lambda layer: type(layer).__name__)
+def test_input_that_is_no_image(layer):
+    with pytest.raises(ValueError, match=r'at least one position, got shape \(2, 8, 0, 6\)'):
+        layer(torch.zeros(2, 8, 0, 6))
+    with pytest.raises(ValueError, match=r'got torch.uint8: convert with .float\(\)'):
+        layer(torch.zeros(2, 8, 6, 6, dtype=torch.uint8))
+
+
+def test_numpy_s_integers_are_integers():
+    eight, three = np.int64(8), np.int32(3)
+    layer = SCConv(eight, eight, three, padding=(np.int64(1), 1), gwc_groups=np.int64(2), num_groups=np.int64(4))
+    assert layer(torch.zeros(1, 8, 4, 4)).shape == (1, 8, 4, 4)
+    assert layer.kernel_size == (3, 3) and type(layer.kernel_size[0]) is int
 
 
 def test_layers_need_torch_alone():

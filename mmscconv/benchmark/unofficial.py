@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmscconv.layers import SCConv
 
 
+# Not made of LegacySCConv: that gives the same numbers by other operations, and what people run is to be timed.
 class UnofficialSRU(nn.Module):
     """SRU over a GN that is composed of mean, std and element-wise operations.
 

@@ -46,6 +46,35 @@ def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any =
     return content
 
 
+def weights_of(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Return the weights in a checkpoint's ``content``: under ``state_dict`` or ``model``, or all of it.
+
+    Raises:
+        UserError: What stands there is no dict of weights.
+    """
+    weights = content.get('state_dict', content.get('model', content))
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise UserError(
+            f'checkpoint holds a {type(weights).__name__} where its weights should be: {path} (save its state_dict())'
+        )
+    return weights
+
+
+def save_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write ``content`` at once: whatever happens, ``path`` is whole or as it was.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    unfinished = path.with_name(f'{path.name}.tmp')
+    try:
+        torch.save(content, unfinished)
+        unfinished.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a missing folder as RuntimeError
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f'cannot write {path}: {" ".join(str(error).split())}') from error
+
+
 def _training_state() -> list[Any]:
     import numpy as np
     from mmengine.logging import HistoryBuffer

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
 
-from mmscconv.layers.arguments import Size2d, padding_amounts, pair
+from mmscconv.layers.arguments import Size2d, check_window, padding_amounts, pair
 
 
 class AlignedAvgPool2d(nn.Module):
@@ -62,15 +62,11 @@ class AlignedAvgPool2d(nn.Module):
         if self._slack == [0, 0] and self._offset == [0, 0]:
             # Decided without looking at the size of x, which keeps dynamic export possible.
             return F.avg_pool2d(x, self.stride, ceil_mode=True)
+        check_window(x.shape[2:], self.kernel_size, self.padding, self.dilation)
         pads, shares = [], []
         for axis in (1, 0):  # F.pad starts with the last axis
             size, step, start = x.shape[axis + 2], self.stride[axis], self._offset[axis]
             out = (size + self._slack[axis] - 1) // step + 1
-            if out < 1:
-                raise ValueError(
-                    f'window {self.kernel_size} with dilation {self.dilation} is larger than the input '
-                    f'{tuple(x.shape[2:])} with padding {self.padding}'
-                )
             pads += [-start, start + out * step - size]
             starts = range(start, start + out * step, step)
             inside = [max(min(s + step, size) - max(s, 0), 0) for s in starts]

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from fractions import Fraction
+from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
 Size2d = int | Sequence[int]
+LARGEST = 2**31 - 1  # what every backend's index arithmetic takes
+
+
+def whole(name: str, value: Any, minimum: int = 1) -> int:
+    """Return ``value`` as an int; ValueError if it is none from ``minimum`` to 2^31 - 1."""
+    number = _index(value)
+    if number is None or not minimum <= number <= LARGEST:
+        raise ValueError(f'{name} must be an integer from {minimum} to {LARGEST}, got {name}={value!r}')
+    return number
+
+
+def check_real(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a real number, infinity included and NaN not."""
+    if not isinstance(value, Real) or value != value:
+        raise ValueError(f'{name} must be a number, got {name}={value!r}')
 
 
 def pair(name: str, value: Size2d, minimum: int) -> tuple[int, int]:
     """Return ``value`` as (height, width); ValueError if it is not one or two integers >= ``minimum``."""
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2 or not all(isinstance(v, int) and v >= minimum for v in values):
-        raise ValueError(f'{name} must be one or two integers >= {minimum}, got {value!r}')
-    return values
+    single = _index(value)
+    if single is not None:
+        values = [single, single]
+    else:
+        values = [_index(v) for v in value] if isinstance(value, Sequence) else []
+    if len(values) != 2 or not all(v is not None and minimum <= v <= LARGEST for v in values):
+        raise ValueError(f'{name} must be one or two integers from {minimum} to {LARGEST}, got {value!r}')
+    return values[0], values[1]
+
+
+def _index(value: Any) -> int | None:
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def share(ratio: float | Fraction, channels: int) -> int:
@@ -42,6 +71,26 @@ def padding_amounts(
 
 
 def check_input(layer: str, x: Tensor, channels: int) -> None:
-    """Raise ValueError unless ``x`` is (N, channels, H, W) or (channels, H, W)."""
+    """Raise ValueError unless ``x`` is floating, (N, channels, H, W) or (channels, H, W), with H and W not 0."""
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f'{layer} expects (N, {channels}, H, W) or ({channels}, H, W), got shape {tuple(x.shape)}')
+    if x.shape[-1] < 1 or x.shape[-2] < 1:
+        raise ValueError(f'{layer} needs at least one position, got shape {tuple(x.shape)}')
+    if not x.is_floating_point():
+        raise ValueError(f'{layer} computes with floating-point numbers, got {x.dtype}: convert with .float() before')
+
+
+def check_window(
+    size: Sequence[int],
+    kernel_size: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    dilation: tuple[int, int],
+) -> None:
+    """Raise ValueError if the window is larger than an input of ``size`` with ``padding`` as amounts."""
+    for length, k, zeros, d in zip(size, kernel_size, padding, dilation, strict=True):
+        # Where the padding alone holds all but one position the size is not looked at: dynamic export stays possible.
+        if sum(zeros) < d * (k - 1) and length + sum(zeros) <= d * (k - 1):
+            raise ValueError(
+                f'window {kernel_size} with dilation {dilation} is larger than the input '
+                f'{tuple(size)} with padding {padding}'
+            )

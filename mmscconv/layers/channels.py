@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from mmscconv.layers.arguments import share
+from mmscconv.layers.arguments import check_real, share, whole
 
+MOST = 1000  # values of one setting that are tried for an advice
 LOW_SQUEEZES = ('input', 'output')
 
 
@@ -70,18 +71,11 @@ class CRUChannels:
 
     def check(self) -> None:
         """Raise ValueError where a setting is out of range or the channels do not come out."""
-        if self.in_channels < 1 or self.out_channels < 1:
-            raise ValueError(
-                'in_channels and out_channels must be positive, '
-                f'got in_channels={self.in_channels}, out_channels={self.out_channels}'
-            )
+        for name in ('in_channels', 'out_channels', 'squeeze_ratio', 'groups'):
+            whole(name, getattr(self, name))
+        check_real('alpha', self.alpha)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f'alpha must lie in [0, 1], got alpha={self.alpha}')
-        if self.squeeze_ratio < 1 or self.groups < 1:
-            raise ValueError(
-                'squeeze_ratio and groups must be positive, '
-                f'got squeeze_ratio={self.squeeze_ratio}, groups={self.groups}'
-            )
         if self.low_squeeze not in LOW_SQUEEZES:
             raise ValueError(f'low_squeeze must be one of {LOW_SQUEEZES}, got low_squeeze={self.low_squeeze!r}')
         problem = self.problem()
@@ -90,13 +84,20 @@ class CRUChannels:
 
     def _advice(self) -> str:
         """Name, for one setting at a time, the nearest value that works."""
+        # Groups divide out_channels, and a ratio beyond in_channels leaves nothing.
+        groups, ratio = min(self.groups - 1, self.out_channels), min(self.squeeze_ratio - 1, self.in_channels)
+        asked = round(self.alpha * self.in_channels)
         near = {
-            'groups': range(self.groups - 1, 0, -1),
-            'squeeze_ratio': range(self.squeeze_ratio - 1, 0, -1),
+            'groups': range(groups, max(groups - MOST, 0), -1),
+            'squeeze_ratio': range(ratio, max(ratio - MOST, 0), -1),
             'alpha': sorted(
-                (Fraction(n, self.in_channels) for n in range(1, self.in_channels)), key=lambda a: abs(a - self.alpha)
+                (
+                    Fraction(n, self.in_channels)
+                    for n in range(max(asked - MOST // 2, 1), min(asked + MOST // 2, self.in_channels))
+                ),
+                key=lambda a: abs(a - self.alpha),
             ),
-            'in_channels': range(self.in_channels + 1, 2 * self.in_channels + 4 * self.squeeze_ratio * self.groups),
+            'in_channels': range(self.in_channels + 1, self.in_channels + 1 + MOST),
         }
         found = [f'{name}={value}' for name, values in near.items() if (value := self._first(name, values))]
         return (

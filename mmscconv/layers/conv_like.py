@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmscconv.layers.arguments import Size2d, check_input, pair
+from mmscconv.layers.arguments import Size2d, check_input, pair, whole
 
 
 class Conv2dLike(nn.Module):
@@ -77,10 +77,7 @@ class Conv2dLike(nn.Module):
 
 def check_dense(layer: str, in_channels: int, out_channels: int, groups: int) -> None:
     """Raise ValueError unless the arguments are those of a dense convolution."""
-    if in_channels < 1 or out_channels < 1:
-        raise ValueError(
-            f'{layer}: in_channels and out_channels must be positive, '
-            f'got in_channels={in_channels}, out_channels={out_channels}'
-        )
+    whole('in_channels', in_channels)
+    whole('out_channels', out_channels)
     if groups != 1:
         raise ValueError(f'{layer} is dense: groups must be 1, got {groups}')

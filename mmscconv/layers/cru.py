@@ -171,7 +171,8 @@ class CRU(nn.Module):
     def transform_up(self, x_up: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return two tensors whose sum is Y1 (Eq. 5), or Y1 and None, of the squeezed (N, u, H, W)."""
         x_up = _norm(self.norm_up, x_up)
-        gwc, pwc1 = self.gwc(x_up), self.pwc1(self.pool(x_up))
+        # The pool comes first: it says in words that a window is larger than the input.
+        pwc1, gwc = self.pwc1(self.pool(x_up)), self.gwc(x_up)
         return (gwc, pwc1) if self.norm1 is None else (self.norm1(gwc + pwc1), None)
 
     def transform_low(self, x_low: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -65,7 +65,7 @@ class DeployedCRU(nn.Module):
         x_up, x_low = self._squeezed(x if before is None else before(x))
         first = second = made = None
         if x_up is not None:
-            first, second = self.gwc(x_up), self.pwc1(self.pool(x_up))
+            second, first = self.pwc1(self.pool(x_up)), self.gwc(x_up)
         if x_low is not None:
             made = None if self.pwc2 is None else self.pwc2(x_low)
             low, made = (made, None) if self.makes_all else (x_low, made)

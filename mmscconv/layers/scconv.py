@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Size2d
+from mmscconv.layers.arguments import Size2d, check_window, padding_amounts
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.cru import CRU
 from mmscconv.layers.deploy import DeployedCRU
@@ -119,6 +119,8 @@ class SCConv(Conv2dLike):
         if self.arrangement == 'C&S':
             return self.cru(x) + self.pool(self.sru(x))
         if self.arrangement == 'S':
+            amounts = padding_amounts(self.padding, self.kernel_size, self.stride, self.dilation)
+            check_window(x.shape[2:], self.kernel_size, amounts, self.dilation)
             return self.conv(self.sru(x))
         return self.cru(x)
 

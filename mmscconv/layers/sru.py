@@ -13,12 +13,13 @@ What the paper leaves open, and the reading taken here:
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor, nn
 
 from mmscconv import ops
-from mmscconv.layers.arguments import check_input
+from mmscconv.layers.arguments import check_input, check_real, whole
 
 GATES = ('soft', 'hard')
 
@@ -58,7 +59,8 @@ class SRU(nn.Module):
 
     Raises:
         ValueError: Odd or non-positive ``channels``, unknown ``gate`` or
-            ``backend``, a ``threshold`` that is NaN, or an input of another shape.
+            ``backend``, a ``threshold`` that is NaN, an ``eps`` that is not positive,
+            or an input of another shape.
         RuntimeError: A ``backend`` that cannot run on the input.
     """
 
@@ -72,14 +74,15 @@ class SRU(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        if channels < 2 or channels % 2:
-            raise ValueError(f'SRU halves its channels: channels must be even and positive, got channels={channels}')
-        if num_groups < 1:
-            raise ValueError(f'num_groups must be positive, got num_groups={num_groups}')
+        if whole('channels', channels) % 2:
+            raise ValueError(f'SRU halves its channels: channels must be even, got channels={channels}')
+        whole('num_groups', num_groups)
         if gate not in GATES:
             raise ValueError(f'gate must be one of {GATES}, got gate={gate!r}')
-        if math.isnan(threshold):
-            raise ValueError('threshold must be a number, got threshold=nan')
+        check_real('threshold', threshold)
+        check_real('eps', eps)
+        if not 0 < eps <= sys.float_info.max:
+            raise ValueError(f'eps must be positive and finite, got eps={eps}')
         ops.check_backend(backend)
         self.backend = backend
         self.channels = channels

@@ -3,7 +3,7 @@
 from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, plain_only
 from mmscconv.ops.fuse import fuse
 from mmscconv.ops.inference import fuse_pointwise, runs_on, sru_squeeze
-from mmscconv.ops.sru import logit, sru
+from mmscconv.ops.sru import logit, separate_and_cross, sru
 
 __all__ = [
     'BACKENDS',
@@ -14,6 +14,7 @@ __all__ = [
     'logit',
     'plain_only',
     'runs_on',
+    'separate_and_cross',
     'sru',
     'sru_squeeze',
 ]

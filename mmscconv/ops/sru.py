@@ -54,14 +54,19 @@ def sru_plain(
 ) -> Tensor:
     """Return what :func:`sru` returns, by PyTorch operations: the definition of correct."""
     z = logit(x, scale, shift, num_groups, eps)
+    return separate_and_cross(x, z > threshold, None if hard else z.sigmoid())
+
+
+def separate_and_cross(x: Tensor, informative: Tensor, weights: Tensor | None) -> Tensor:
+    """Return X^w of Eq. 4 from the gate's decisions and W; None in the place of W is the hard gate."""
     # Products and differences, not torch.where, for which ONNX Runtime takes several times longer.
-    kept = (z > threshold) * x
+    kept = informative * x
     less = x - kept
-    if not hard:
-        less = z.sigmoid() * less
+    if weights is not None:
+        less = weights * less
     kept_a, kept_b = kept.chunk(2, dim=1)
     less_a, less_b = less.chunk(2, dim=1)
-    if hard:
+    if weights is None:
         return torch.cat((kept_a + less_b, kept_b + less_a), dim=1)
     # X1 holds what is less informative as well, so X11 + X22 and X21 + X12 share it.
     shared = less_a + less_b

@@ -1,0 +1,196 @@
+"""What the popular unofficial ScConv module computes, for checkpoints that were trained with it.
+
+Written from a description of that module. :class:`mmscconv.SCConv` follows the paper; here
+
+* the softmax of Eq. 8 runs over all 2C channels of both branches together, not
+  over the two branches per channel: outputs are about C times smaller;
+* the GWC is biased;
+* the gate compares W itself with the threshold, in at least fp32: where fp32
+  rounds W to 0.5 it differs from SCConv, which decides on the logit;
+* GN may be that module's own: divided by the unbiased standard deviation plus 1e-10.
+
+``mmscconv.convert_weights`` renames that module's weights for these layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmscconv import ops
+from mmscconv.layers.arguments import Size2d, check_input
+from mmscconv.layers.conv_like import Conv2dLike
+from mmscconv.layers.cru import CRU
+from mmscconv.layers.sru import SRU
+
+NUM_GROUPS = 4  # that module's default since its last change; 16 before
+
+
+class LegacySRU(SRU):
+    """SRU with the soft gate as the unofficial module computes it.
+
+    Args:
+        channels: C; even.
+        num_groups: That module's ``group_num``.
+        threshold: That module's ``gate_treshold``.
+        torch_gn: Whether it used ``nn.GroupNorm``, or its own norm, where a group is
+            C*H*W / num_groups values in a row and ``num_groups`` need not divide C.
+
+    Shape:
+        Input and output: (N, C, H, W) or (C, H, W).
+
+    Raises:
+        ValueError: What :class:`SRU` refuses; ``num_groups`` that does not divide C
+            (with ``torch_gn=False``: the values of an input), or leaves one value per
+            group, which has no unbiased deviation.
+    """
+
+    def __init__(
+        self, channels: int, num_groups: int = NUM_GROUPS, threshold: float = 0.5, torch_gn: bool = True
+    ) -> None:
+        super().__init__(channels, num_groups, threshold, eps=1e-5 if torch_gn else 1e-10, backend='plain')
+        if torch_gn and channels % num_groups:
+            raise ValueError(
+                f'num_groups={num_groups} does not divide channels={channels}: '
+                'give the group_num that the checkpoint was trained with'
+            )
+        self.num_groups = num_groups
+        self.torch_gn = torch_gn
+
+    def logit(self, x: Tensor) -> Tensor:
+        """Return ``w * GN(x)``, the argument of Eq. 3's sigmoid, in at least fp32."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        gamma, beta = self.gn.weight.to(x.dtype), self.gn.bias.to(x.dtype)
+        if self.torch_gn:
+            normalized = torch.group_norm(x, self.num_groups, gamma, beta, self.gn.eps)
+        else:
+            normalized = self._standardized(x) * gamma.view(-1, 1, 1) + beta.view(-1, 1, 1)
+        return normalized * (gamma / gamma.sum()).view(-1, 1, 1)
+
+    def _standardized(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        size, rest = divmod(c * h * w, self.num_groups)
+        if rest or size == 1:
+            raise ValueError(
+                f'{c} x {h} x {w} values cannot be normalized in num_groups={self.num_groups} groups '
+                'of two or more: give the group_num that the checkpoint was trained with, or a larger input'
+            )
+        groups = x.reshape(n, self.num_groups, size)
+        centred = groups - groups.mean(dim=2, keepdim=True)
+        return (centred / (groups.std(dim=2, keepdim=True) + self.gn.eps)).reshape(x.shape)
+
+    def informative(self, logit: Tensor) -> Tensor:
+        """Return the boolean mask W > threshold, decided on W."""
+        return logit.sigmoid() > self.threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input('LegacySRU', x, self.channels)
+        if x.dim() == 3:
+            return self(x.unsqueeze(0)).squeeze(0)
+        logit = self.logit(x)
+        return ops.separate_and_cross(x, self.informative(logit), logit.sigmoid())
+
+    def extra_repr(self) -> str:
+        return f'{self.channels}, num_groups={self.num_groups}, threshold={self.threshold}, torch_gn={self.torch_gn}'
+
+
+class LegacyCRU(CRU):
+    """CRU with a biased GWC and one softmax over the channels of both branches.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, alpha, squeeze_ratio, groups:
+            Of :class:`CRU`; ``alpha`` strictly between 0 and 1.
+
+    Shape:
+        As CRU's.
+
+    Raises:
+        ValueError: What CRU refuses, and an ``alpha`` that leaves one branch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size2d = 3,
+        stride: Size2d = 1,
+        padding: Size2d | str | None = None,
+        dilation: Size2d = 1,
+        alpha: float = 0.5,
+        squeeze_ratio: int = 2,
+        groups: int = 2,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, alpha, squeeze_ratio, groups,
+            backend='plain',
+        )  # fmt: skip
+        if not 0 < alpha < 1:
+            raise ValueError(f'the unofficial module has two branches: alpha must lie between 0 and 1, got {alpha}')
+        self.gwc = nn.Conv2d(
+            self.gwc.in_channels, out_channels, self.kernel_size, self.stride, self.padding, self.dilation, groups
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input('LegacyCRU', x, self.in_channels)
+        if x.dim() == 3:
+            return self(x.unsqueeze(0)).squeeze(0)
+        x_up, x_low = self.squeeze(x)
+        y1 = sum(self.transform_up(x_up))
+        y2 = torch.cat([part for part in self.transform_low(x_low) if part is not None], dim=1)
+        s = torch.cat([y.mean(dim=(2, 3), keepdim=True) for y in (y1, y2)], dim=1)
+        beta1, beta2 = s.softmax(dim=1).to(y1.dtype).chunk(2, dim=1)
+        return beta1 * y1 + beta2 * y2
+
+
+class LegacySCConv(Conv2dLike):
+    """The unofficial module with ``nn.Conv2d``'s argument order: ``LegacyCRU(LegacySRU(X))``.
+
+    That module itself is stride 1 with as many output as input channels and "same"
+    padding (``padding=kernel_size // 2`` here); strides, dilation and other channel
+    counts are SCConv's, for which it has no counterpart. It is no :class:`SCConv`,
+    whose ops and deploy form compute the paper's softmax: it always runs the plain
+    operations, and ``switch_to_deploy`` of a model leaves it and the norm behind it
+    as they are.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation: As
+            ``nn.Conv2d``'s.
+        groups: Must be 1; that module's ``group_size`` is ``gwc_groups``.
+        bias: Add one bias per output channel behind everything else.
+        alpha, squeeze_ratio: That module's ``alpha`` and ``squeeze_radio``.
+        gwc_groups: That module's ``group_size``.
+        num_groups: That module's ``group_num``, which no checkpoint records.
+        threshold: That module's ``gate_treshold``, which no checkpoint records either.
+        torch_gn: That module's ``torch_gn``.
+
+    Shape:
+        Input (N, in_channels, H, W) or (in_channels, H, W); output as ``nn.Conv2d``'s.
+
+    Raises:
+        ValueError: What the two units refuse, and ``groups`` other than 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size2d,
+        stride: Size2d = 1,
+        padding: Size2d | str = 0,
+        dilation: Size2d = 1,
+        groups: int = 1,
+        bias: bool = False,
+        *,
+        alpha: float = 0.5,
+        squeeze_ratio: int = 2,
+        gwc_groups: int = 2,
+        num_groups: int = NUM_GROUPS,
+        threshold: float = 0.5,
+        torch_gn: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self.sru = LegacySRU(in_channels, num_groups, threshold, torch_gn)
+        self.cru = LegacyCRU(in_channels, out_channels, *self.window, alpha, squeeze_ratio, gwc_groups)
+
+    def transform(self, x: Tensor) -> Tensor:
+        return self.cru(self.sru(x))
