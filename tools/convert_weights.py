@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     check_environment()
 
-    from mmscconv.engine.checkpoints import load_checkpoint, save_checkpoint, weights_of
+    from mmscconv.engine.checkpoints import load_checkpoint, save_checkpoint, unwrapped, weights_of
 
     content = load_checkpoint(args.checkpoint, args.trusted)
     if args.out.exists() and args.out.samefile(args.checkpoint):
@@ -44,7 +44,7 @@ def main() -> None:
     kept = {'meta': content['meta']} if 'meta' in content and weights is not content else {}
     wrapped = bool(weights) and all(str(key).startswith('module.') for key in weights)
     if wrapped:
-        weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+        weights = unwrapped(weights)
     try:
         table = settings_table(find_layers(weights, args.prefix), args.group_num, args.form)
         converted = convert_weights(weights, args.prefix, args.form, args.drop_gwc_bias)

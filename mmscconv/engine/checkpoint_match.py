@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from mmscconv.engine.checkpoints import shape_of, weights_of
+from mmscconv.engine.checkpoints import shape_of, unwrapped, weights_of
 
 # Settings that belong to one method of optimization: its state is of no use to another.
 METHODS = ('momentum', 'betas', 'alpha', 'rho', 'lr_decay')
@@ -19,7 +19,7 @@ def differences(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[int, s
     """Return how many of the model's weights the checkpoint does not fill, and what does not match in words."""
     # A TTA model holds the detector as its own attribute 'module'.
     want = {k.removeprefix('module.'): tuple(v.shape) for k, v in model.state_dict().items()}
-    have = {k: shape_of(v) for k, v in weights_of(checkpoint).items()}
+    have = {k: shape_of(v) for k, v in unwrapped(weights_of(checkpoint, 'of the run')).items()}
     missing = [k for k in want if k not in have]
     mismatched = [f'{k} {have[k]} instead of {want[k]}' for k in want if k in have and have[k] != want[k]]
     lists = [

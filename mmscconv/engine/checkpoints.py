@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mmscconv.engine.errors import UserError
+from mmscconv.engine.files import replacing
 
 ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 ANYTHING = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
@@ -46,14 +47,14 @@ def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any =
     return content
 
 
-def weights_of(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
+def weights_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
     """Return the weights in a checkpoint's ``content``: under ``state_dict`` or ``model``, or all of it.
 
     Raises:
         UserError: What stands there is no dict of weights.
     """
     weights = content.get('state_dict', content.get('model', content))
-    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+    if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise UserError(
             f'checkpoint holds a {type(weights).__name__} where its weights should be: {path} (save its state_dict())'
         )
@@ -66,12 +67,10 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: It cannot be written.
     """
-    unfinished = path.with_name(f'{path.name}.tmp')
     try:
-        torch.save(content, unfinished)
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            torch.save(content, unfinished)
     except (OSError, RuntimeError) as error:  # torch reports a missing folder as RuntimeError
-        unfinished.unlink(missing_ok=True)
         raise UserError(f'cannot write {path}: {" ".join(str(error).split())}') from error
 
 
@@ -125,10 +124,9 @@ def load_safely(trusted: bool = False) -> None:
         torch.serialization.add_safe_globals(_training_state())
 
 
-def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the weights of a checkpoint, or of a state dict alone, without the prefix of a model wrapper."""
-    state = checkpoint.get('state_dict', checkpoint)
-    return {key.removeprefix('module.'): value for key, value in state.items()}
+def unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights without the prefix that data-parallel training puts before their names."""
+    return {key.removeprefix('module.'): value for key, value in weights.items()}
 
 
 def check_pretrained(model: torch.nn.Module, trusted: bool = False) -> None:
@@ -139,7 +137,7 @@ def check_pretrained(model: torch.nn.Module, trusted: bool = False) -> None:
             path = init.get('checkpoint') or ''
             if init.get('type') != 'Pretrained' or '://' in path:
                 continue
-            have = weights_of(load_checkpoint(path, trusted))
+            have = unwrapped(weights_of(load_checkpoint(path, trusted), path))
             prefix = f'{init["prefix"].rstrip(".")}.' if init.get('prefix') else ''
             shapes = {key.removeprefix(prefix): shape_of(v) for key, v in have.items() if key.startswith(prefix)}
             want = {key: tuple(value.shape) for key, value in module.state_dict().items()}
