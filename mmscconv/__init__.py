@@ -4,6 +4,13 @@ Importing this package needs torch alone. ``import mmscconv.models`` adds the
 OpenMMLab side: the registered conv layer and the ``SCConvResNet`` backbone.
 """
 
+try:
+    import torch  # noqa: F401, for the error: the doctor cannot report it, as it is a part of this package
+except (ImportError, OSError) as error:
+    raise ImportError(
+        f'torch cannot be imported: {error}\nTo mend:\n    pip install torch==2.11.0 torchvision==0.26.0'
+    ) from error
+
 from mmscconv.convert import convert_weights
 from mmscconv.layers import CRU, SRU, LegacySCConv, SCConv
 from mmscconv.replace import Replacement, replace_conv

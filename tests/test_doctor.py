@@ -79,12 +79,14 @@ def test_broken_and_missing_packages_are_all_reported(tmp_path):
     assert 'pip uninstall -y onedl-mmcv; pip install --no-cache-dir --no-build-isolation onedl-mmcv==2.3.6' in remedies
 
 
-def test_without_torch(tmp_path):
+@pytest.mark.parametrize('command', [[ROOT / 'tools' / 'doctor.py'], ['-m', 'mmscconv.doctor']], ids=['tool', 'module'])
+def test_without_torch(command, tmp_path):
     (tmp_path / 'torch.py').write_text('raise OSError("libcudart.so.13: cannot open shared object file")')
-    done = run_doctor(ROOT / 'tools' / 'doctor.py', path=[tmp_path])
+    done = run_doctor(*command, path=[tmp_path])
     assert done.returncode == 1
-    assert 'PROBLEM torch cannot be imported: libcudart' in done.stderr
-    assert environment.TORCH in done.stderr
+    assert 'torch cannot be imported: libcudart' in done.stderr
+    assert done.stderr.endswith(f'To mend:\n    {environment.TORCH}\n')
+    assert ('Traceback' in done.stderr) == ('-m' in command)  # Python's own, before the doctor's first line
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 try:
     from mmscconv.doctor import main
-except (ImportError, OSError) as error:
-    # The package itself needs torch, and nothing else from outside.
-    sys.exit(f'PROBLEM torch cannot be imported: {error}\nTo mend:\n    pip install torch==2.11.0 torchvision==0.26.0')
+except ImportError as error:
+    # The package itself needs torch, and nothing else from outside; it names the command.
+    sys.exit(f'PROBLEM {error}')
 
 if __name__ == '__main__':
     sys.exit(main())
