@@ -48,6 +48,17 @@ def test_read_log_joins_a_resumed_run(tmp_path):
     assert [(r['step'], r['accuracy/top1']) for r in records[1]] == [(1, 50.0), (2, 60.0)]
 
 
+def test_read_log_takes_a_repeated_validation_once(tmp_path):
+    # Killed after the validation of epoch 1, resumed from before it, killed in epoch 2, and once more.
+    write_log(tmp_path, '1', [*training(10, 20), *validation((1, 50.0))])
+    write_log(tmp_path, '2', [*validation((1, 51.0)), *training(30)])
+    write_log(tmp_path, '3', [*validation((1, 52.0)), *training(30, 40), *validation((2, 60.0))])
+    write_log(tmp_path, '4', validation((2, 61.0)))
+    records = read_log(tmp_path)
+    assert [r['step'] for r in records[0]] == [10, 20, 30, 40]
+    assert [(r['step'], r['accuracy/top1']) for r in records[1]] == [(1, 52.0), (2, 61.0)]
+
+
 def test_read_log_takes_the_newest_of_restarted_runs(tmp_path):
     write_log(tmp_path, '1', [*training(10, 20), *validation((1, 50.0)), *training(30, 40), *validation((2, 51.0))])
     write_log(tmp_path, '2', [*training(10, 20), *validation((1, 70.0))])

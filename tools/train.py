@@ -36,7 +36,8 @@ def main() -> None:
     from mmengine.dist import get_world_size
     from mmengine.logging import print_log
 
-    from mmscconv.engine.cli import broken_annotations_named, build_runner, load_config
+    from mmscconv.engine.cli import broken_annotations_named, build_runner, load_config, set_resume
+    from mmscconv.engine.disk import full_disk_named
     from mmscconv.engine.preflight import check_checkpoints, check_data
 
     cfg = load_config(args)
@@ -50,11 +51,9 @@ def main() -> None:
         if base_batch is None:
             raise UserError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {args.config}')
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-
     check_data(cfg, ('train', 'val'))
+    if args.resume:
+        set_resume(cfg, args.resume)
     check_checkpoints(cfg)
     runner = build_runner(cfg)
     batch = (cfg.train_dataloader.get('batch_size') or 1) * get_world_size()
@@ -65,7 +64,7 @@ def main() -> None:
             logger='current',
             level=logging.WARNING,
         )
-    with broken_annotations_named(cfg):
+    with full_disk_named(cfg.work_dir), broken_annotations_named(cfg):
         runner.train()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import traceback
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmscconv.engine.annotations import find_broken_annotation
+from mmscconv.engine.checkpoints import checkpoint_to_resume, require_resumable
 from mmscconv.engine.errors import UserError
 from mmscconv.engine.hooks import NameBrokenFiles
 
@@ -74,6 +77,19 @@ def move_data_root(cfg: Config, data_root: str) -> None:
         return node
 
     moved(cfg._cfg_dict)
+
+
+def set_resume(cfg: Config, checkpoint: str) -> None:
+    """Let the config resume from ``checkpoint``, or for 'auto' from the newest good one in the work dir."""
+    if checkpoint == 'auto':
+        found = checkpoint_to_resume(cfg.work_dir, lambda line: print_log(line, logger=None, level=logging.WARNING))
+        if found is None:
+            print_log(f'no checkpoint to resume in {cfg.work_dir}: training starts anew', logger=None)
+        checkpoint = found and str(found)
+    elif '://' not in checkpoint:
+        require_resumable(checkpoint)
+    cfg.resume = checkpoint is not None
+    cfg.load_from = checkpoint or cfg.get('load_from')
 
 
 @contextmanager
