@@ -189,8 +189,13 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize('moment', MOMENTS)
-@pytest.mark.parametrize('loop', LOOPS)
+@pytest.mark.parametrize(
+    ('loop', 'moment'),
+    [
+        *(('iterations', moment) for moment in MOMENTS),
+        *(('epochs', moment) for moment in ('an iteration', 'writing a checkpoint', 'a validation')),
+    ],
+)
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(loop, moment, whole, tmp_path):
     assert train(tmp_path, loop, kill=MOMENTS[moment]) == -signal.SIGKILL
     last = (tmp_path / 'last_checkpoint').read_text()

@@ -55,7 +55,8 @@ def main() -> None:
     if args.resume:
         set_resume(cfg, args.resume)
     check_checkpoints(cfg)
-    runner = build_runner(cfg)
+    with full_disk_named(cfg.work_dir):
+        runner = build_runner(cfg)
     batch = (cfg.train_dataloader.get('batch_size') or 1) * get_world_size()
     batch *= cfg.optim_wrapper.get('accumulative_counts', 1)
     if base_batch and batch != base_batch and not args.auto_scale_lr:

@@ -37,9 +37,13 @@ def read_log(work_dir: str | Path) -> tuple[list[Record], list[Record]]:
 
 
 def _with_iteration(log: Path) -> list[tuple[float, Record]]:
-    """Pair each record with its iteration; validation's is that of the training before it, or else after it."""
+    """Pair each record with its iteration; validation's is that of the training before it, or else after it.
+
+    A last line that a kill or a full disk has cut short is left out.
+    """
     entries, iteration = [], None
-    for number, line in enumerate(log.read_text().splitlines(), 1):
+    whole_lines, _, _ = log.read_text().rpartition('\n')
+    for number, line in enumerate(whole_lines.splitlines(), 1):
         try:
             record = json.loads(line)
         except ValueError as error:
