@@ -20,6 +20,7 @@ from mmscconv.engine.results import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
+WINDOW = 300  # seconds
 PAGE = os.sysconf('SC_PAGE_SIZE')
 
 
@@ -90,17 +91,30 @@ def rss(pid: int) -> int:
 def report(samples: np.ndarray, warm_up: float, log: tuple[list[dict], list[dict]]) -> None:
     training, validation = log
     kept = samples[samples[:, 0] >= warm_up]
-    if len(kept) < 4:
-        sys.exit(f'{len(kept)} samples after the warm-up are too few for a line')
+    if len(kept) == 0 or kept[-1, 0] - kept[0, 0] < 4 * WINDOW:
+        sys.exit(f'a line needs {4 * WINDOW / 60:g} minutes after the warm-up')
     hours = kept[:, 0] / 3600
     print(f'{kept[-1, 0] / 60:.1f} minutes, {training[-1]["step"]} iterations, {len(validation)} validations')
-    print(f'{len(kept)} samples after a warm-up of {warm_up / 60:g} minutes')
-    for name, values in (('process tree', kept[:, 1] / MIB), ('main process', kept[:, 2] / MIB)):
-        (slope, _), covariance = np.polyfit(hours, values, 1, cov=True)
+    print(f'{len(kept)} samples after a warm-up of {warm_up / 60:g} minutes; slopes with their standard error')
+    for name, values in (
+        ('process tree', kept[:, 1] / MIB),
+        ('main process', kept[:, 2] / MIB),
+        ('workers', (kept[:, 1] - kept[:, 2]) / MIB),
+    ):
+        # Training, validating and saving take turns, each with its own need: what stays is seen where RSS is least.
+        windows = (kept[:, 0] // WINDOW).astype(int)
+        floor = np.array([values[windows == window].min() for window in np.unique(windows)])
         print(
-            f'RSS of the {name}: slope {slope:+.2f} ± {covariance[0, 0] ** 0.5:.2f} MiB/hour (standard error), '
-            f'min {values.min():.1f}, mean {values.mean():.1f}, max {values.max():.1f} MiB'
+            f'RSS of the {name}: min {values.min():.1f}, mean {values.mean():.1f}, max {values.max():.1f} MiB; '
+            f'slope {line(hours, values)}, of the least in each {WINDOW // 60} minutes '
+            f'{line(np.unique(windows) * WINDOW / 3600, floor)} MiB/hour'
         )
+
+
+def line(hours: np.ndarray, values: np.ndarray) -> str:
+    """Return the slope of the fitted line with its standard error."""
+    (slope, _), covariance = np.polyfit(hours, values, 1, cov=True)
+    return f'{slope:+.2f} ± {covariance[0, 0] ** 0.5:.2f}'
 
 
 if __name__ == '__main__':
