@@ -12,7 +12,7 @@ FIGURE4 = 'alpha,flops_G,params_M,top1\n3/4,0.9,15.9,\n1/2,0.83,14.7,79.7\n0.125
 def write_log(work_dir, time, records):
     log = work_dir / time / 'vis_data' / 'scalars.json'
     log.parent.mkdir(parents=True)
-    log.write_text('\n'.join(json.dumps(record) for record in records))
+    log.write_text(''.join(f'{json.dumps(record)}\n' for record in records))
     return work_dir
 
 
@@ -46,6 +46,23 @@ def test_read_log_joins_a_resumed_run(tmp_path):
     records = read_log(tmp_path)
     assert [r['step'] for r in records[0]] == [10, 20, 30, 40]
     assert [(r['step'], r['accuracy/top1']) for r in records[1]] == [(1, 50.0), (2, 60.0)]
+
+
+def test_read_log_takes_a_repeated_validation_once(tmp_path):
+    # Killed after the validation of epoch 1, resumed from before it, killed in epoch 2, and once more.
+    write_log(tmp_path, '1', [*training(10, 20), *validation((1, 50.0))])
+    write_log(tmp_path, '2', [*validation((1, 51.0)), *training(30)])
+    write_log(tmp_path, '3', [*validation((1, 52.0)), *training(30, 40), *validation((2, 60.0))])
+    write_log(tmp_path, '4', validation((2, 61.0)))
+    records = read_log(tmp_path)
+    assert [r['step'] for r in records[0]] == [10, 20, 30, 40]
+    assert [(r['step'], r['accuracy/top1']) for r in records[1]] == [(1, 52.0), (2, 61.0)]
+
+
+def test_read_log_leaves_out_a_line_that_a_kill_cut_short(tmp_path):
+    log = write_log(tmp_path, '1', training(10, 20)) / '1' / 'vis_data' / 'scalars.json'
+    log.write_text(log.read_text() + '{"loss": 0.')
+    assert [r['step'] for r in read_log(tmp_path)[0]] == [10, 20]
 
 
 def test_read_log_takes_the_newest_of_restarted_runs(tmp_path):
@@ -147,7 +164,7 @@ def test_user_errors(tool, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     write_log(tmp_path / 'run', '1', [*training(1), *validation((1, 78.0))])
     broken = write_log(tmp_path / 'broken', '1', []) / '1' / 'vis_data' / 'scalars.json'
-    broken.write_text('{"loss": ')
+    broken.write_text('{"loss": \n')
     (tmp_path / 'own.csv').write_text('name,flops_G,top1\nmine,2.72,76.2\n')
     (tmp_path / 'cost.csv').write_text(FIGURE4)
     (tmp_path / 'bad.csv').write_text('alpha,flops_G,params_M\nhalf,1,2\n')

@@ -141,7 +141,7 @@ def work_dir(folder, metric, *values):
     log = folder / '20260101_000000' / 'vis_data' / 'scalars.json'
     log.parent.mkdir(parents=True)
     records = [{'loss': 1.0, 'step': 1}, *({metric: v, 'step': i} for i, v in enumerate(values, 1))]
-    log.write_text('\n'.join(map(json.dumps, records)))
+    log.write_text(''.join(f'{json.dumps(record)}\n' for record in records))
     return folder
 
 

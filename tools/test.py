@@ -35,7 +35,7 @@ def main() -> None:
     from mmscconv.engine.annotations import check_voc
     from mmscconv.engine.checkpoints import load_safely
     from mmscconv.engine.cli import broken_annotations_named, build_runner, innermost_dataset, load_config
-    from mmscconv.engine.files import replacing
+    from mmscconv.engine.disk import replacing
     from mmscconv.engine.hooks import DeployForm, RequireMatchingCheckpoint
     from mmscconv.engine.preflight import check_checkpoints, check_data
 

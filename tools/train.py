@@ -38,7 +38,8 @@ def main() -> None:
 
     from mmscconv.engine.annotations import check_voc
     from mmscconv.engine.checkpoints import check_pretrained, load_safely
-    from mmscconv.engine.cli import broken_annotations_named, build_runner, load_config
+    from mmscconv.engine.cli import broken_annotations_named, build_runner, load_config, set_resume
+    from mmscconv.engine.disk import full_disk_named
     from mmscconv.engine.hooks import RequireMatchingCheckpoint
     from mmscconv.engine.preflight import check_checkpoints, check_data
 
@@ -53,15 +54,14 @@ def main() -> None:
         if base_batch is None:
             raise UserError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {args.config}')
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-
     load_safely(args.trusted)
     check_data(cfg, ('train', 'val'))
     check_voc(cfg, ('train', 'val'))
+    if args.resume:
+        set_resume(cfg, args.resume, args.trusted)
     check_checkpoints(cfg)
-    runner = build_runner(cfg)
+    with full_disk_named(cfg.work_dir):
+        runner = build_runner(cfg)
     runner.register_hook(RequireMatchingCheckpoint('resume' if cfg.get('resume') else 'start'))
     check_pretrained(runner.model, args.trusted)
     batch = (cfg.train_dataloader.get('batch_size') or 1) * get_world_size()
@@ -72,7 +72,7 @@ def main() -> None:
             logger='current',
             level=logging.WARNING,
         )
-    with broken_annotations_named(cfg):
+    with full_disk_named(cfg.work_dir), broken_annotations_named(cfg):
         runner.train()
 
 

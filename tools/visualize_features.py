@@ -15,9 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
+from mmscconv.engine.disk import replacing
 from mmscconv.engine.environment import check_environment
 from mmscconv.engine.errors import UserError, run
-from mmscconv.engine.files import replacing
 from mmscconv.engine.images import truncation
 
 RANDOM = 'random'

@@ -1,8 +1,12 @@
-"""What configs of classifiers share: the layers and hooks of this package, and the stop at a NaN or infinite loss."""
+"""What configs of classifiers share: the layers of this package, and the hooks that make a training reliable."""
 
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 
 custom_imports = dict(imports=['mmscconv.models', 'mmscconv.hooks'], allow_failed_imports=False)
 
-# Here and not in custom_hooks, which is a list: whoever sets it would lose this hook.
-default_hooks = dict(stop_on_non_finite=dict(type='StopOnNonFinite'))
+# Here and not in custom_hooks, which is a list: whoever sets it would lose these hooks.
+default_hooks = dict(
+    checkpoint=dict(type='SafeCheckpointHook'),
+    exact_resume=dict(type='ExactResume'),
+    stop_on_non_finite=dict(type='StopOnNonFinite'),
+)

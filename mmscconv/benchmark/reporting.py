@@ -13,8 +13,8 @@ from mmscconv.benchmark.jobs import Setting
 from mmscconv.benchmark.session import Competitor
 from mmscconv.benchmark.timing import Quartiles, ratios
 from mmscconv.complexity.report import Table
+from mmscconv.engine.disk import replacing
 from mmscconv.engine.errors import UserError
-from mmscconv.engine.files import replacing
 
 COLUMNS = (
     'subject', 'runner', 'dtype', 'mode', 'batch', 'height', 'width', 'candidate', 'memory_format', 'round', 'seconds',

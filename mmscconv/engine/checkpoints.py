@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from mmscconv.engine.disk import replacing
 from mmscconv.engine.errors import UserError
-from mmscconv.engine.files import replacing
 
 ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 ANYTHING = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
@@ -39,7 +39,7 @@ def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any =
         raise UserError(
             f'checkpoint holds a {name}, which may run code when loaded: {path} (pass --trusted if you made it)'
         ) from error
-    except (EOFError, RuntimeError, ValueError) as error:
+    except (EOFError, OSError, RuntimeError, ValueError) as error:
         reason = ' '.join(str(error).split())
         raise UserError(f'checkpoint cannot be read, it is cut short or damaged: {path} ({reason})') from error
     if not isinstance(content, dict):
@@ -155,11 +155,58 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
 
 def last_good_checkpoint(folder: str | Path) -> Path | None:
     """Return the newest checkpoint in ``folder`` that can be read and whose weights are all finite."""
-    for path in sorted(Path(folder).glob('*.pth'), key=lambda p: p.stat().st_mtime, reverse=True):
+    for path in _newest_first(folder):
         try:
-            weights = load_checkpoint(path).get('state_dict', {})
+            _require_finite(path, load_checkpoint(path))
         except UserError:
             continue
-        if weights and all(w.isfinite().all() for w in weights.values() if w.is_floating_point()):
-            return path
+        return path
     return None
+
+
+def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], trusted: bool = False) -> Path | None:
+    """Return the newest checkpoint in ``folder`` from which a training can go on, or None if there is none at all.
+
+    That is the one that ``last_checkpoint`` names, if it is good. Each newer one that
+    is left out, with the reason, is a line to ``warn``. Checkpoints without an
+    optimizer's state, such as the best ones, are not meant for resuming.
+
+    Raises:
+        UserError: There are checkpoints, and none of them is good.
+    """
+    folder = Path(folder)
+    paths = [path for path in _newest_first(folder) if not path.name.startswith('best_')]
+    try:
+        named = folder / Path((folder / 'last_checkpoint').read_text().strip()).name
+    except OSError:
+        named = None
+    paths.sort(key=lambda path: path != named)  # stable: the newest of the others come after it
+    for path in paths:
+        try:
+            require_resumable(path, trusted)
+        except UserError as error:
+            warn(f'not resumed from: {error}')
+        else:
+            return path
+    if paths:
+        raise UserError(f'none of the {len(paths)} checkpoints in {folder} is good (train anew, without --resume)')
+    return None
+
+
+def require_resumable(path: str | Path, trusted: bool = False) -> None:
+    """Raise UserError if the checkpoint cannot be read or does not hold all that a training goes on from."""
+    content = load_checkpoint(path, trusted)
+    missing = [key for key in ('meta', 'state_dict', 'optimizer', 'message_hub') if key not in content]
+    if missing:
+        raise UserError(f'checkpoint has no {", ".join(missing)}, so that no training can go on from it: {path}')
+    _require_finite(path, content)
+
+
+def _require_finite(path: str | Path, content: dict[str, Any]) -> None:
+    weights = content.get('state_dict')
+    if not weights or not all(w.isfinite().all() for w in weights.values() if w.is_floating_point()):
+        raise UserError(f'checkpoint has no weights, or some that are not finite: {path}')
+
+
+def _newest_first(folder: str | Path) -> list[Path]:
+    return sorted(Path(folder).glob('*.pth'), key=lambda path: path.stat().st_mtime_ns, reverse=True)

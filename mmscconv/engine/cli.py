@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import logging
 import os
 import pickle
 import traceback
@@ -13,10 +15,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmscconv.engine.annotations import coco_files_checked, find_broken_annotation
+from mmscconv.engine.checkpoints import checkpoint_to_resume, require_resumable
 from mmscconv.engine.errors import UserError
 from mmscconv.engine.options import check_keys
 from mmscconv.engine.preflight import datasets
@@ -89,6 +93,20 @@ def move_data_root(cfg: Config, data_root: str) -> None:
         return node
 
     moved(cfg._cfg_dict)
+
+
+def set_resume(cfg: Config, checkpoint: str, trusted: bool = False) -> None:
+    """Let the config resume from ``checkpoint``, or for 'auto' from the newest good one in the work dir."""
+    warn = functools.partial(print_log, logger=None, level=logging.WARNING)
+    if checkpoint == 'auto':
+        found = checkpoint_to_resume(cfg.work_dir, warn, trusted)
+        if found is None:
+            print_log(f'no checkpoint to resume in {cfg.work_dir}: training starts anew', logger=None)
+        checkpoint = found and str(found)
+    elif '://' not in checkpoint:
+        require_resumable(checkpoint, trusted)
+    cfg.resume = checkpoint is not None
+    cfg.load_from = checkpoint or cfg.get('load_from')
 
 
 @contextmanager

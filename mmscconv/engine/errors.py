@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -24,6 +25,7 @@ def one_line(error: Exception) -> str:
 
 def run(main: Callable[[], None]) -> int:
     """Call ``main``; print what is the user's to mend as one line. Return the exit status."""
+    logging.raiseExceptions = False  # a log that a full disk cuts short prints no traceback for each line
     try:
         main()
     except (UserError, BackendUnavailableError) as error:

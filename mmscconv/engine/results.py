@@ -19,6 +19,7 @@ def read_log(work_dir: str | Path) -> tuple[list[Record], list[Record]]:
 
     A later log takes the place of an earlier one's records from its own first
     iteration on: all of them after a new start, none of them after a clean resume.
+    A resumed run may begin with a validation that it makes up for, or repeats.
     """
     logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not logs:
@@ -27,15 +28,22 @@ def read_log(work_dir: str | Path) -> tuple[list[Record], list[Record]]:
     for log in logs:
         records = _with_iteration(log)
         start = records[0][0] if records else float('inf')
-        joined = [entry for entry in joined if entry[0] < start] + records
+        joined = [entry for entry in joined if entry[0] < start]
+        while records and joined and 'loss' not in records[0][1] and 'loss' not in joined[-1][1]:
+            joined.pop()  # the validation that is repeated
+        joined += records
     records = [record for _, record in joined]
     return [r for r in records if 'loss' in r], [r for r in records if 'loss' not in r]
 
 
 def _with_iteration(log: Path) -> list[tuple[float, Record]]:
-    """Pair each record with its iteration; validation's is that of the training before it."""
-    entries, iteration = [], 0
-    for number, line in enumerate(log.read_text().splitlines(), 1):
+    """Pair each record with its iteration; validation's is that of the training before it, or else after it.
+
+    A last line that a kill or a full disk has cut short is left out.
+    """
+    entries, iteration = [], None
+    whole_lines, _, _ = log.read_text().rpartition('\n')
+    for number, line in enumerate(whole_lines.splitlines(), 1):
         try:
             record = json.loads(line)
         except ValueError as error:
@@ -43,7 +51,8 @@ def _with_iteration(log: Path) -> list[tuple[float, Record]]:
         if 'loss' in record:
             iteration = record['step']
         entries.append((iteration, record))
-    return entries
+    first = next((i for i, _ in entries if i is not None), float('inf'))
+    return [(first if i is None else i, record) for i, record in entries]
 
 
 def pick_metric(validation: Sequence[Record], wanted: str | None) -> str | None:

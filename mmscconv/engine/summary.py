@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mmscconv.engine.files import replacing
+from mmscconv.engine.disk import replacing
 from mmscconv.engine.results import pick_metric, read_log
 
 

@@ -1,0 +1,76 @@
+"""Writing files so that they are whole or not there, and what to say when a disk is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmscconv.engine.errors import UserError
+
+# Full, over the quota, or larger than the system lets a file be.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write ``content`` so that ``path`` holds all of it or, at whatever moment the process ends, what it held before.
+
+    The bytes go to ``<path>.part`` in the same folder and reach the disk before that
+    file takes the final name. One that a killed process left there is overwritten by
+    the next write to the same path.
+
+    Raises:
+        OSError: The bytes could not be written; nothing is left of them.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.part')
+    try:
+        with part.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a name beside ``path`` to write to, which takes its place at the end.
+
+    After an error, ``path`` is as it was before. The name has the same suffix, by
+    which many writers choose a format.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f'.unfinished-{path.name}')
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_named(path: str | Path) -> Iterator[None]:
+    """Show a full disk as one line that names ``path``, which was to be written, and the space there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        folder = next(p for p in (Path(path).absolute(), *Path(path).absolute().parents) if p.is_dir())
+        free = shutil.disk_usage(folder).free / 2**20
+        raise UserError(
+            f'cannot write {path}: {error.strerror} ({free:.1f} MiB free in {folder}; '
+            'make room there, then go on with --resume)'
+        ) from error

@@ -1,0 +1,167 @@
+"""Randomness that depends on the iteration alone, so that a resumed training equals one that was never stopped."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import broadcast_object_list, get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch.utils.data import DataLoader, Dataset
+
+# What a DataLoader is made of besides its data set and the order of the batches.
+_LOADER_SETTINGS = (
+    'num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn', 'multiprocessing_context',
+    'generator', 'prefetch_factor', 'persistent_workers',
+)  # fmt: skip
+
+
+@HOOKS.register_module()
+class ExactResume(Hook):
+    """Seeds Python's, NumPy's and torch's generators anew for every iteration and for every sample that is loaded.
+
+    The seed of an iteration comes from (seed, rank, iteration), that of a sample
+    from its place in the batch as well. No generator's state has to be saved, on
+    any rank or in any worker, and the number of workers changes nothing.
+
+    After a resume, an ``IterBasedTrainLoop`` starts at the batch that comes next, and
+    what was seen before is not loaded again (of mmengine's own ways to skip, one loads
+    all of it). An ``EpochBasedTrainLoop`` starts at an epoch. The sampler gets the
+    resumed seed, also where the config has none.
+
+    Not covered: a transform or data preprocessor that keeps something from one sample
+    to the next (a cached mosaic), gradients that are accumulated across a checkpoint,
+    and an ``IterableDataset``, whose order it does not know.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self) -> None:
+        self._first_seed: int | None = None
+        self._seed = 0
+        self._batches: _NumberedBatches | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        self._first_seed = runner.seed  # until a checkpoint brings another one
+
+    def before_train(self, runner: Runner) -> None:
+        seeds = [runner.seed]
+        broadcast_object_list(seeds)
+        self._seed = seeds[0]
+        loop, loader = runner.train_loop, runner.train_dataloader
+        if getattr(loader, 'batch_sampler', None) is None:
+            runner.logger.warning('ExactResume cannot order the data of this loader: a resumed training may differ.')
+            return
+        _seed_sampler(loader.batch_sampler, self._first_seed, self._seed)
+        self._batches = _NumberedBatches(loader.batch_sampler)
+        loader.dataset.__getitems__ = _SeededSamples(loader.dataset, self._seed, get_rank())
+        settings = {name: getattr(loader, name) for name in _LOADER_SETTINGS}
+        loop.dataloader = DataLoader(loader.dataset, batch_sampler=self._batches, **settings)
+        if isinstance(loop, IterBasedTrainLoop):
+            self._batches.skipped = loop.iter
+            loop.dataloader_iterator = _Batches(loop.dataloader, loop.iter)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self._batches is not None and not isinstance(runner.train_loop, IterBasedTrainLoop):
+            self._batches.number = runner.iter
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        torch.manual_seed(_seed_all(self._seed, get_rank(), runner.iter, 0))  # of the devices, too
+
+
+class _Batch(list):
+    """The indices of a batch, and the iteration that it is for."""
+
+    number: int
+
+
+class _NumberedBatches:
+    """A batch sampler that numbers the batches of another one by iteration, and leaves the first ``skipped`` out."""
+
+    def __init__(self, batch_sampler: Any) -> None:
+        self.batch_sampler = batch_sampler
+        self.number = 0
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[_Batch]:
+        for indices in self.batch_sampler:
+            batch = _Batch(indices)
+            batch.number = self.number
+            self.number += 1
+            if batch.number >= self.skipped:
+                yield batch
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    @property
+    def sampler(self) -> Any:
+        """Where mmengine sets the epoch."""
+        return self.batch_sampler.sampler
+
+
+class _SeededSamples:
+    """The data set's ``__getitems__``, with which torch's loaders fetch a batch, in a worker or without one."""
+
+    def __init__(self, dataset: Dataset, seed: int, rank: int) -> None:
+        self.dataset, self.seed, self.rank = dataset, seed, rank
+
+    def __call__(self, indices: Sequence[int]) -> Any:
+        whole = getattr(type(self.dataset), '__getitems__', None)
+        if whole is not None:
+            self._seed_place(indices, 1)
+            return whole(self.dataset, indices)
+        samples = []
+        for place, index in enumerate(indices, 1):
+            self._seed_place(indices, place)
+            samples.append(self.dataset[index])
+        return samples
+
+    def _seed_place(self, indices: Sequence[int], place: int) -> None:
+        if isinstance(indices, _Batch):  # not that of another loader of the same data set
+            _seed_all(self.seed, self.rank, indices.number, place)
+
+
+class _Batches(_InfiniteDataloaderIterator):
+    """Answers the loop's own skipping of what a resumed training has seen, which the batch sampler has done."""
+
+    def __init__(self, dataloader: DataLoader, skipped: int) -> None:
+        super().__init__(dataloader)
+        self._skipped = skipped
+
+    def skip_iter(self, num_iters: int) -> None:
+        self._skipped = 0
+
+    def __next__(self) -> Any:
+        # mmengine up to 0.10 calls this once for every iteration to skip, later versions skip_iter.
+        if self._skipped:
+            self._skipped -= 1
+            return None
+        return super().__next__()
+
+
+def _seed_sampler(batch_sampler: Any, first: int | None, seed: int) -> None:
+    """Let the sampler begin anew, with ``seed`` where the runner's ``first`` seed had been its own."""
+    sampler = getattr(batch_sampler, 'sampler', None)
+    if getattr(sampler, 'seed', None) == first is not None:
+        sampler.seed = seed
+    if type(sampler) is InfiniteSampler:  # a loader's workers may have drawn from it already
+        batch_sampler.sampler = InfiniteSampler(sampler.dataset, sampler.shuffle, sampler.seed)
+
+
+def _seed_all(*key: int) -> int:
+    """Seed the generators of the CPU; return the seed of torch's."""
+    state = np.random.SeedSequence(key).generate_state(4)
+    random.seed(int(state[0]))
+    np.random.seed(state[1])
+    seed = int(state[2]) << 32 | int(state[3])
+    # torch.manual_seed would take a millisecond for the devices, which no transform of a sample uses.
+    torch.default_generator.manual_seed(seed)
+    return seed

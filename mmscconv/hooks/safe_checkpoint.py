@@ -1,0 +1,137 @@
+"""Checkpoints that are whole or not there, the older one gone only when the newer one is safe."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+
+from mmscconv.engine.disk import full_disk_named, write_atomically
+
+BACKEND = 'mmscconv_atomic'
+VALIDATED = 'last_validation'  # mmengine would log a key that begins with 'val'
+
+
+@register_backend(BACKEND)
+class AtomicBackend(LocalBackend):
+    """mmengine's local files, but written atomically."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        write_atomically(filepath, obj)
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``, which a kill or a full disk cannot leave without a good checkpoint.
+
+    - A checkpoint is written under another name and gets its own when it is on the disk,
+      ``last_checkpoint`` after it and in the same way.
+    - ``max_keep_ckpts`` and ``save_best`` delete the older file after the newer one is
+      written, not before. A kill between the two leaves the older one behind.
+    - A training that is resumed at a step whose validation is not in the checkpoint
+      validates first; mmengine leaves that validation out, and its best checkpoint with it.
+
+    Takes ``CheckpointHook``'s arguments. With ``backend_args`` or an ``out_dir`` that is a
+    URL, checkpoints are written by that backend, as it does it.
+
+    Raises:
+        UserError: The disk is full; says where and how much is free.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.backend_args is None and self.file_client_args is None and '://' not in str(self.out_dir or ''):
+            self.backend_args = {'backend': BACKEND}
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        self.file_backend = _DeletesLater(self.file_backend)
+        if runner.iter:
+            self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
+        if _validation_is_due(runner) and runner.message_hub.runtime_info.get(VALIDATED) != runner.iter:
+            runner.logger.info('The checkpoint was saved before its validation, which comes first now.')
+            runner.val_loop.run()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        runner.message_hub.update_info(VALIDATED, runner.iter)
+        super().after_val_epoch(runner, metrics)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        with full_disk_named(self.out_dir):
+            super()._save_best_checkpoint(runner, metrics)
+            self._delete_outdated()
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        """Save and then delete; mmengine deletes, saves, and writes ``last_checkpoint`` in place."""
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                self.file_backend.remove(self._path(self.keep_ckpt_ids[0]))
+            self.keep_ckpt_ids.append(step)  # which drops the first
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self.last_ckpt = self._path(step)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        with full_disk_named(self.last_ckpt):
+            runner.save_checkpoint(
+                self.out_dir,
+                self.filename_tmpl.format(step),
+                self.file_client_args,
+                self.save_optimizer,
+                self.save_param_scheduler,
+                meta,
+                self.by_epoch,
+                self.backend_args,
+                **self.args,
+            )
+            if is_main_process():
+                write_atomically(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
+        self._delete_outdated()
+
+    def _path(self, step: int) -> str:
+        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+
+    def _delete_outdated(self) -> None:
+        best = getattr(self, 'best_ckpt_path_dict', None) or {'': getattr(self, 'best_ckpt_path', None)}
+        self.file_backend.delete({self.last_ckpt, *best.values()})
+
+
+class _DeletesLater:
+    """A file backend that keeps in mind what it is told to remove until ``delete`` is called."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._outdated: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self._outdated.append(path)
+
+    rmtree = remove  # of a checkpoint that is a folder
+
+    def delete(self, kept: Collection[str | None]) -> None:
+        """Remove what has to go, but for those that were ``kept`` or written again under the same name."""
+        outdated, self._outdated = self._outdated, []
+        for path in outdated if is_main_process() else ():
+            if path not in kept and self._backend.exists(path):
+                (self._backend.rmtree if self._backend.isdir(path) else self._backend.remove)(path)
+
+
+def _validation_is_due(runner: Runner) -> bool:
+    """Whether the loop would have validated at the step that it is resumed at."""
+    loop = runner.train_loop
+    if isinstance(loop, IterBasedTrainLoop):
+        step, last = loop.iter, loop.max_iters
+    elif isinstance(loop, EpochBasedTrainLoop):
+        step, last = loop.epoch, loop.max_epochs
+    else:
+        return False
+    loop._decide_current_val_interval()
+    due = step % loop.val_interval == 0 or step == last
+    return runner.val_loop is not None and due and step >= max(loop.val_begin, 1)
