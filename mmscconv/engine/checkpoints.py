@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmscconv.engine.errors import UserError
 
@@ -49,6 +50,25 @@ def _training_state() -> list[Any]:
     types = [type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'uint32')]
     # HistoryBuffer keeps bound methods, which pickle writes as getattr.
     return [HistoryBuffer, getattr, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *types]
+
+
+def weights_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the weights under the names that the model itself has for them."""
+    # A TTA model holds the detector as its own attribute 'module', and so does DDP's wrapper.
+    return {k.removeprefix('module.'): v for k, v in checkpoint.get('state_dict', checkpoint).items()}
+
+
+def require_matching(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Raise UserError unless ``checkpoint`` fills all of ``model``."""
+    want = {k.removeprefix('module.'): tuple(v.shape) for k, v in model.state_dict().items()}
+    have = {k: tuple(getattr(v, 'shape', ())) for k, v in weights_of(checkpoint).items()}
+    missing = [k for k in want if k not in have]
+    unexpected = [k for k in have if k not in want]
+    mismatched = [f'{k} {have[k]} instead of {want[k]}' for k in want if k in have and have[k] != want[k]]
+    if missing or mismatched:
+        lists = [('missing', missing), ('of another shape', mismatched), ('not in the model', unexpected)]
+        found = '; '.join(f'{len(keys)} {what}, first {keys[0]}' for what, keys in lists if keys)
+        raise UserError(f'the checkpoint is not of this model (other depth, alpha or config?): {found}')
 
 
 def last_good_checkpoint(folder: str | Path) -> Path | None:

@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from mmscconv.engine.checkpoints import require_matching
 from mmscconv.engine.errors import UserError
 
 
@@ -15,13 +16,13 @@ class NameBrokenFiles(Hook):
     """Turns a failure while loading an image or its annotation into one line with the file's name."""
 
     def before_train(self, runner: Runner) -> None:
-        _wrap_loading(runner.train_dataloader.dataset)
+        name_broken_files(runner.train_dataloader.dataset)
 
     def before_val(self, runner: Runner) -> None:
-        _wrap_loading(runner.val_dataloader.dataset)
+        name_broken_files(runner.val_dataloader.dataset)
 
     def before_test(self, runner: Runner) -> None:
-        _wrap_loading(runner.test_dataloader.dataset)
+        name_broken_files(runner.test_dataloader.dataset)
 
 
 class _NamedLoading:
@@ -43,10 +44,11 @@ class _NamedLoading:
         return repr(self.transform)
 
 
-def _wrap_loading(dataset: Any) -> None:
+def name_broken_files(dataset: Any) -> None:
+    """Let ``dataset``, through any wrappers, name the image that cannot be loaded."""
     for inner in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
         if inner is not None:
-            _wrap_loading(inner)
+            name_broken_files(inner)
     transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])
     for i, transform in enumerate(transforms):
         if type(transform).__name__.startswith('Load'):
@@ -57,18 +59,7 @@ class RequireMatchingCheckpoint(Hook):
     """Refuses to test a model with a checkpoint that does not fill it, instead of testing random weights."""
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        # A TTA model holds the detector as its own attribute 'module'.
-        want = {k.removeprefix('module.'): tuple(v.shape) for k, v in model.state_dict().items()}
-        state = checkpoint.get('state_dict', checkpoint)
-        have = {k.removeprefix('module.'): tuple(getattr(v, 'shape', ())) for k, v in state.items()}
-        missing = [k for k in want if k not in have]
-        unexpected = [k for k in have if k not in want]
-        mismatched = [f'{k} {have[k]} instead of {want[k]}' for k in want if k in have and have[k] != want[k]]
-        if missing or mismatched:
-            lists = [('missing', missing), ('of another shape', mismatched), ('not in the model', unexpected)]
-            found = '; '.join(f'{len(keys)} {what}, first {keys[0]}' for what, keys in lists if keys)
-            raise UserError(f'the checkpoint is not of this model (other depth, alpha or config?): {found}')
+        require_matching(runner.model.module if is_model_wrapper(runner.model) else runner.model, checkpoint)
 
 
 class DeployForm(Hook):
