@@ -175,7 +175,7 @@ def test_torch_export_runs_at_other_batches_and_sizes(classifier, tool, tmp_path
             assert relative(program(image)[0], model(image, mode='tensor')) < 5e-3
 
 
-@pytest.mark.parametrize('scope', ['conv', 'all'])
+@pytest.mark.parametrize('scope', ['gate-fp32', 'all', 'conv'])
 def test_int8_tells_what_it_costs(scope, classifier, tool, tmp_path):
     model, checkpoint, data = classifier
     out = tmp_path / 'c.onnx'
@@ -197,6 +197,7 @@ def test_int8_tells_what_it_costs(scope, classifier, tool, tmp_path):
     }
     assert 'Conv' in fed
     assert ('Sigmoid' in fed) == (scope == 'all')
+    assert ('Softmax' in fed) == (scope != 'conv')
     images, labels = [], []
     for path in sorted((data / 'test').glob('*/*.png')):
         images.append(torch.from_numpy(cv2.imread(str(path)).transpose(2, 0, 1).copy()))

@@ -39,7 +39,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--postprocess', action='store_true', help='of a detector, boxes, scores and labels after NMS')
     parser.add_argument(
         '--int8', nargs='?', const=next(iter(SCOPES)), choices=SCOPES,
-        help='of a classifier, OUT.int8.onnx besides, statically quantized: everything (default) or convolutions alone',
+        help='of a classifier, OUT.int8.onnx besides, statically quantized: '
+        + '; '.join(f'{scope}, {what}' for scope, what in SCOPES.items()),
     )  # fmt: skip
     parser.add_argument('--calibration', type=int, default=100, metavar='N', help='images to calibrate INT8 on')
     parser.add_argument(

@@ -18,9 +18,14 @@ from mmscconv.engine.errors import UserError
 from mmscconv.export.images import Item, preprocess
 from mmscconv.export.writing import open_onnx
 
-# What is quantized: everything that ONNX Runtime can, the default, or convolutions and the classifier alone.
-# The default is the more accurate one where it was measured (docs/export.md).
-SCOPES = {'all': None, 'conv': ['Conv', 'Gemm']}
+# What is quantized. The first is the default; docs/export.md has what each costs.
+SCOPES = {
+    'gate-fp32': 'everything that ONNX Runtime can but the SRUs',
+    'all': 'everything that it can',
+    'conv': 'convolutions and the classifier alone',
+}
+# Part of the name of each node that an SRU became.
+SRU = '/sru/'
 BATCH = 50
 ROUNDS = 10
 
@@ -70,6 +75,7 @@ def split(items: Sequence[Item], calibration: int) -> tuple[list[Item], list[Ite
 
 def quantize(source: Path, target: Path, model: nn.Module, items: Sequence[Item], scope: str) -> None:
     """Write the INT8 form (QDQ, weights by channel) of ``source``, calibrated on ``items``."""
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -83,9 +89,11 @@ def quantize(source: Path, target: Path, model: nn.Module, items: Sequence[Item]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         prepared = Path(folder) / 'prepared.onnx'
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        gate = [node.name for node in onnx.load(prepared).graph.node if SRU in node.name]
         quantize_static(
             prepared, target, Images(), quant_format=QuantFormat.QDQ, per_channel=True,
-            op_types_to_quantize=SCOPES[scope],
+            op_types_to_quantize=['Conv', 'Gemm'] if scope == 'conv' else None,
+            nodes_to_exclude=gate if scope == 'gate-fp32' else None,
         )  # fmt: skip
 
 
