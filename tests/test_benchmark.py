@@ -1,6 +1,7 @@
 """The benchmark: what it refuses, what it writes and what it counts; no test looks at how long anything took."""
 
 import csv
+import importlib.util
 import math
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from torch import nn
 
 from mmscconv import SCConv, ops
-from mmscconv.benchmark import onnx
 from mmscconv.benchmark.candidates import CANDIDATES
 from mmscconv.benchmark.checking import check_network, reference_of
 from mmscconv.benchmark.engines import RUNNERS, prepare, refusal
@@ -218,7 +218,7 @@ def test_compile_freezes_the_weights():
 
 
 def test_missing_onnx_runtime_is_one_line(monkeypatch, tool, tmp_path):
-    monkeypatch.setattr(onnx.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     status, _, err = tool('benchmark', *TINY_LAYER, '--runners', 'onnxruntime', '--out', tmp_path)
     assert status == 2
     assert err == "error: runner onnxruntime needs onnx and onnxruntime: pip install 'mmscconv[export]'\n"

@@ -142,18 +142,18 @@ def device_of(name: str | None) -> torch.device:
 
 def measure_candidates(args: argparse.Namespace, plan: Plan) -> None:
     """Measure layer, backbone or config, one setting after the other."""
-    from mmscconv.benchmark import onnx
     from mmscconv.benchmark.candidates import CANDIDATES
     from mmscconv.benchmark.environment import environment
     from mmscconv.benchmark.reporting import Report
     from mmscconv.benchmark.session import measure, settings_of
+    from mmscconv.export.runtime import check_installed
 
     settings, left_out = settings_of(
         runner=args.runners, dtype=args.dtypes, memory_format=args.memory_formats, mode=args.modes,
         batch=args.batches, size=args.sizes,
     )  # fmt: skip
     if any(setting.runner.startswith('onnxruntime') for setting in settings):
-        onnx.check_installed()
+        check_installed('runner onnxruntime')
     for line in left_out:
         print(f'left out: {line}')
     subject = subject_of(args)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mmscconv.engine.errors import UserError
-
-PACKAGES = ('onnx', 'onnxruntime')
-REMEDY = "pip install 'mmscconv[export]'"
-
-
-def check_installed() -> None:
-    """Raise UserError where what the runner needs is missing."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f'runner onnxruntime needs {" and ".join(missing)}: {REMEDY}')
+from mmscconv.export.runtime import export_onnx, open_session
 
 
 def session_of(model: nn.Module, x: Tensor) -> Callable[[Tensor], list[Tensor]]:
@@ -39,21 +28,13 @@ def session_of(model: nn.Module, x: Tensor) -> Callable[[Tensor], list[Tensor]]:
         if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
             raise UserError('this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu, or --device cpu')
         providers.insert(0, 'CUDAExecutionProvider')
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Sessions take turns here: one whose threads go on spinning would slow down the next.
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     model.eval()
     with torch.no_grad():
         outputs = [torch.empty_like(y).contiguous() for y in tree_leaves(model(x))]
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        file = str(Path(folder) / 'model.onnx')
-        try:
-            torch.onnx.export(model, (x,), file, dynamo=False, input_names=['x'])
-        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            raise UserError(f'torch.onnx cannot export this network: {str(error).strip().splitlines()[0]}') from error
-        session = onnxruntime.InferenceSession(file, options, providers=providers)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'model.onnx'
+        export_onnx(model, (x,), file, ['x'])
+        session = open_session(file, providers)
     return _Bound(session, x, outputs)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mmscconv.engine.checkpoints import shape_of, unwrapped, weights_of
+from mmscconv.engine.errors import UserError
 
 # Settings that belong to one method of optimization: its state is of no use to another.
 METHODS = ('momentum', 'betas', 'alpha', 'rho', 'lr_decay')
@@ -29,6 +30,13 @@ def differences(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[int, s
     ]
     found = '; '.join(f'{len(keys)} {what}, first {keys[0]}' for what, keys in lists if keys)
     return len(missing) + len(mismatched), found
+
+
+def require_filled(model: nn.Module, checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
+    """Raise UserError, with the likely cause, unless the checkpoint fills all of the model."""
+    unfilled, found = differences(model, checkpoint)
+    if unfilled:
+        raise UserError(f'the checkpoint is not of this model: {path}: {found} [{likely_cause(checkpoint, cfg)}]')
 
 
 def optimizer_problem(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> str | None:

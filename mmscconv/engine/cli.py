@@ -30,6 +30,14 @@ from mmscconv.engine.runner import CheckedRunner
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<config name>)')
+    add_config_arguments(parser)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # torch.distributed.launch passes the rank as an argument, torchrun as a variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that change a config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -44,14 +52,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='load checkpoints that hold other objects than weights (may run any code)',
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    # torch.distributed.launch passes the rank as an argument, torchrun as a variable.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Read the config and apply the common flags."""
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+def read_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the flags that change it."""
     if not Path(args.config).is_file():
         raise UserError(f'config is not there: {args.config}')
     with explained(f'config {args.config}'):
@@ -66,6 +70,13 @@ def load_config(args: argparse.Namespace) -> Config:
             for dataset in datasets(cfg.get(f'{stage}_dataloader')):
                 if 'download' in dataset:
                     dataset['download'] = True
+    return cfg
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the common flags."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = read_config(args)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     try:

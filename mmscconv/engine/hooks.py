@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmscconv.engine.checkpoint_match import differences, likely_cause, optimizer_problem
+from mmscconv.engine.checkpoint_match import differences, optimizer_problem, require_filled
 from mmscconv.engine.errors import UserError
 
 
@@ -30,10 +30,9 @@ class RequireMatchingCheckpoint(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         path = runner.cfg.get('load_from') or f'the latest in {runner.work_dir}'
         unfilled, found = differences(model, checkpoint)
-        if unfilled:
-            found = f'{found} [{likely_cause(checkpoint, runner.cfg)}]'
-            if self.purpose != 'start' or unfilled == len(model.state_dict()):
-                raise UserError(f'the checkpoint is not of this model: {path}: {found}')
+        if self.purpose != 'start' or unfilled == len(model.state_dict()):
+            require_filled(model, checkpoint, runner.cfg, path)
+        elif unfilled:
             text = f'the checkpoint fills a part of the model only: {path}: {found}'
             print_log(text, logger='current', level=logging.WARNING)
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)

@@ -1,0 +1,1 @@
+"""Files that run without this package: ONNX and torch.export, compared with PyTorch on real images."""

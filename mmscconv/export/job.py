@@ -1,0 +1,145 @@
+"""From a config and a checkpoint to a file that has been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmscconv.engine.checkpoint_match import require_filled
+from mmscconv.engine.checkpoints import load_checkpoint, unwrapped, weights_of
+from mmscconv.engine.cli import explained
+from mmscconv.engine.errors import UserError
+from mmscconv.export import int8, writing
+from mmscconv.export.checking import Found, batches, check
+from mmscconv.export.graphs import Graph, graph_of
+from mmscconv.export.images import Item, find_images, load_dataset, load_files, preprocess
+from mmscconv.export.metadata import describe
+from mmscconv.export.runtime import check_installed
+from mmscconv.export.target import format_of, kept_if_right
+
+# Enough to compare two programs; quantization needs more.
+IMAGES, IMAGES_INT8 = 4, 500
+
+
+@dataclass
+class Job:
+    """What to export; :meth:`prepare` refuses what is wrong before the model is built.
+
+    Attributes:
+        cfg: Config of a classifier or a detector.
+        checkpoint, trusted: Of :func:`mmscconv.engine.checkpoints.load_checkpoint`.
+        out: File to write; ``format`` is ``'onnx'`` or ``'pt2'``, None for what the suffix says.
+        images: Files and folders; none for the config's test data. ``count`` of them are taken.
+        size: (H, W) of the check, None for what the test pipeline gives.
+        deploy: Whether to fold norms first.
+        postprocess: Whether a detector's file ends in boxes, scores and labels.
+        int8: Scope of quantization (:data:`mmscconv.export.int8.SCOPES`), or None.
+        calibration: Number of images to calibrate on.
+    """
+
+    cfg: Config
+    checkpoint: str
+    out: Path
+    format: str | None = None
+    trusted: bool = False
+    images: Sequence[str] = ()
+    count: int | None = None
+    size: tuple[int, int] | None = None
+    deploy: bool = False
+    postprocess: bool = False
+    int8: str | None = None
+    calibration: int = 100
+    items: list[Item] = field(default_factory=list, init=False)
+    weights: Mapping[str, Any] = field(default_factory=dict, init=False)
+
+    def run(self) -> list[str]:
+        """Write the file, or files; return what to tell about them.
+
+        Raises:
+            UserError: Anything wrong with the settings, the data or the result; nothing is left behind then.
+        """
+        self.prepare()
+        model = self.build()
+        graph = graph_of(model, self.postprocess)
+        if self.size and any(s % graph.divisor for s in self.size):
+            raise UserError(f'--size {self.size[0]}x{self.size[1]}: both must be multiples of {graph.divisor}')
+        images, shapes = preprocess(model, self.items[:IMAGES] if self.int8 else self.items)
+        metadata = describe(self.cfg, model, graph, self.weights, self.deploy)
+        inputs = batches(graph, images, shapes, self.size)
+        write, open_file = (
+            (writing.write_onnx, writing.open_onnx)
+            if self.format == 'onnx'
+            else (writing.write_program, writing.open_program)
+        )
+        with kept_if_right(self.out) as file:
+            write(graph, images, metadata, file)
+            found = check(graph, open_file(file), inputs, self.out.name)
+        told = [f'{self.out} ({self.out.stat().st_size / 1e6:.2f} MB)', *self.told_about(graph, found)]
+        return told + self.quantized(model) if self.int8 else told
+
+    def prepare(self) -> None:
+        """Check the settings and read checkpoint and images."""
+        self.format = format_of(self.out, self.format)
+        classifier = self.cfg.get('default_scope') == 'mmpretrain'
+        if self.postprocess and classifier:
+            raise UserError('--postprocess is for detectors: a classifier has nothing after its logits')
+        if self.int8 and not classifier:
+            raise UserError('--int8 is for classifiers: of a detector, its effect on boxes is not measured here')
+        if self.format != 'onnx' and (self.postprocess or self.int8):
+            raise UserError(
+                f'{"--postprocess" if self.postprocess else "--int8"} writes ONNX: --out must end with .onnx'
+            )
+        if self.format == 'onnx':
+            check_installed('ONNX')
+        if 'model' not in self.cfg:
+            raise UserError(f'config has no model: {self.cfg.filename}')
+        self.weights = load_checkpoint(self.checkpoint, self.trusted)
+        import mmscconv.datasets
+        import mmscconv.models  # noqa: F401
+
+        init_default_scope(self.cfg.get('default_scope', 'mmengine'))
+        count = self.count or (IMAGES_INT8 if self.int8 else IMAGES)
+        self.items = (
+            load_files(self.cfg, find_images(self.images), count) if self.images else load_dataset(self.cfg, count)
+        )
+        if self.int8:
+            int8.split(self.items, self.calibration)
+
+    def build(self) -> nn.Module:
+        """Return the model with the checkpoint's weights, in eval mode."""
+        settings = self.cfg.model.copy()
+        if 'data_preprocessor' in self.cfg:
+            settings.setdefault('data_preprocessor', self.cfg.data_preprocessor)
+        with explained('cannot build what the config asks for'):
+            model = MODELS.build(settings)
+        require_filled(model, self.weights, self.cfg, self.checkpoint)
+        model.load_state_dict(unwrapped(weights_of(self.weights, self.checkpoint)), strict=False)
+        model.eval()
+        if self.deploy:
+            from mmscconv.models import switch_to_deploy
+
+            switch_to_deploy(model)
+        return model
+
+    def told_about(self, graph: Graph, found: Sequence[Found]) -> list[str]:
+        """Return the lines about inputs, outputs and the check."""
+        reference = "mmdet's own predict" if graph.decoded else 'PyTorch'
+        return [
+            f'inputs: {", ".join(graph.inputs)}; outputs: {", ".join(graph.outputs)}',
+            *(f'compared with {reference} on {line}' for line in found),
+        ]
+
+    def quantized(self, model: nn.Module) -> list[str]:
+        """Write the INT8 file beside the other; return the comparison."""
+        out = self.out.with_name(f'{self.out.stem}.int8{self.out.suffix}')
+        calibration, rest = int8.split(self.items, self.calibration)
+        with kept_if_right(out) as file:
+            int8.quantize(self.out, file, model, calibration, self.int8)
+            comparison = int8.compare(self.out, file, model, rest, len(calibration))
+        return [str(out), *str(comparison).splitlines()]

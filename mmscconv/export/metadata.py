@@ -1,0 +1,53 @@
+"""What a user of the file has to know, written into it: how to prepare images, and what the classes are."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mmengine.config import Config
+from torch import nn
+
+import mmscconv
+from mmscconv.engine.cli import innermost_dataset
+from mmscconv.export.graphs import Graph, is_classifier
+
+# mmpretrain holds these as RGB arrays; every other data set reads files, as BGR.
+RGB_DATASETS = ('CIFAR10', 'CIFAR100')
+
+
+def describe(cfg: Config, model: nn.Module, graph: Graph, checkpoint: dict[str, Any], deployed: bool) -> dict[str, str]:
+    """Return keys and values, each value as JSON.
+
+    ``mean`` and ``std`` are in the order ``channel_order``; padding, of 0, comes after
+    normalization, below and to the right.
+    """
+    preprocessor = model.data_preprocessor
+    converts = getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False)
+    dataset = innermost_dataset(cfg.get('test_dataloader', {}).get('dataset', {})).get('type')
+    mean, std = ([] if t is None else t.flatten().tolist() for t in (numbers(preprocessor, n) for n in ('mean', 'std')))
+    content = dict(
+        mmscconv=mmscconv.__version__,
+        task='classification' if is_classifier(model) else 'detection',
+        form='deploy' if deployed else 'training',
+        channel_order='RGB' if converts or dataset in RGB_DATASETS else 'BGR',
+        mean=mean,
+        std=std,
+        size_divisor=graph.divisor,
+        classes=classes_of(cfg, checkpoint),
+    )
+    return {key: json.dumps(value) for key, value in content.items()}
+
+
+def numbers(preprocessor: nn.Module, name: str) -> Any:
+    """Return a buffer of the data preprocessor, or None where it does not normalize."""
+    return getattr(preprocessor, name, None) if getattr(preprocessor, '_enable_normalize', True) else None
+
+
+def classes_of(cfg: Config, checkpoint: dict[str, Any]) -> list[str]:
+    """Return the class names as the checkpoint or the config has them; none where neither does."""
+    for meta in (checkpoint.get('meta', {}).get('dataset_meta') or {}, cfg.get('metainfo') or {}):
+        names = meta.get('classes', meta.get('CLASSES'))
+        if names:
+            return list(names)
+    return []

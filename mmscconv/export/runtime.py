@@ -1,0 +1,71 @@
+"""ONNX Runtime and the exporter, for tools/export.py and for the benchmark."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmscconv.engine.errors import UserError
+
+PACKAGES = ('onnx', 'onnxruntime')
+REMEDY = "pip install 'mmscconv[export]'"
+# For ONNX Runtime from 1.12 on.
+OPSET = 17
+
+
+def check_installed(what: str) -> None:
+    """Raise UserError where ``what`` needs a package that is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'{what} needs {" and ".join(missing)}: {REMEDY}')
+
+
+def export_onnx(
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    file: str | Path,
+    input_names: Sequence[str],
+    output_names: Sequence[str] | None = None,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+) -> None:
+    """Trace ``network``, in eval mode, on ``inputs`` and write it.
+
+    Tracing and not ``dynamo=True``, which takes many times longer, needs onnxscript and is young in
+    torch 2.4 (docs/export.md).
+
+    Raises:
+        UserError: A network that cannot be exported.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            torch.onnx.export(
+                network,
+                inputs,
+                str(file),
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=list(input_names),
+                output_names=output_names and list(output_names),
+                dynamic_axes=dynamic_axes,
+            )
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        raise UserError(f'torch.onnx cannot export this network: {str(error).strip().splitlines()[0]}') from error
+
+
+def open_session(file: str | Path, providers: Sequence[str] = ('CPUExecutionProvider',)) -> Any:
+    """Return the session of a file, with as many threads as PyTorch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Sessions take turns with others: one whose threads go on spinning would slow down the next.
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(file), options, providers=list(providers))

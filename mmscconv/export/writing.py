@@ -1,0 +1,90 @@
+"""Writes a graph as ONNX or by torch.export, and opens what was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmscconv.engine.errors import UserError
+from mmscconv.export.checking import Inputs
+from mmscconv.export.graphs import Graph
+from mmscconv.export.images import resized
+from mmscconv.export.runtime import export_onnx, open_session
+from mmscconv.ops.backend import plain_only
+
+METADATA_FILE = 'metadata.json'
+# torch.export takes multiples of it, for classifiers too: the strides of the stages divide it.
+STEP = 32
+
+
+def example(graph: Graph, images: Tensor) -> Inputs:
+    """Return what to trace on: two images of a size that no axis of any output becomes 1 at."""
+    least = least_size(graph, images) // STEP
+    return resized(images[:1].expand(2, -1, -1, -1), ((least + 3) * STEP, (least + 5) * STEP))[: len(graph.inputs)]
+
+
+def least_size(graph: Graph, images: Tensor) -> int:
+    """Return the least height and width for torch.export: it takes an axis that may be 1 for one that is 1."""
+    if graph.coarsest > 1:
+        return (graph.coarsest // STEP + 1) * STEP
+    return min(2, max(1, min(images.shape[2:]) // STEP)) * STEP
+
+
+def write_onnx(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: Path) -> None:
+    """Write ONNX with ``metadata`` in its properties."""
+    import onnx
+
+    with torch.no_grad():
+        export_onnx(
+            graph.network, example(graph, images), file, graph.inputs, graph.outputs, {**graph.inputs, **graph.outputs}
+        )
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, dict(metadata))
+    model.producer_name = 'mmscconv'
+    onnx.save(model, file)
+
+
+def open_onnx(file: Path) -> Callable[..., Sequence[Tensor]]:
+    """Return a function from tensors to tensors that runs the file in ONNX Runtime."""
+    session = open_session(file)
+    names = [put.name for put in session.get_inputs()]
+
+    def call(*inputs: Tensor) -> Sequence[Tensor]:
+        return list(
+            map(torch.from_numpy, session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True))))
+        )
+
+    return call
+
+
+def write_program(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: Path) -> None:
+    """Write a program of torch.export, with ``metadata`` as its extra file ``metadata.json``.
+
+    Raises:
+        UserError: A network that cannot be exported.
+    """
+    from torch.export import Dim, export, save
+
+    least = least_size(graph, images)
+    height, width = (STEP * Dim(name, min=least // STEP, max=256) for name in ('rows', 'columns'))
+    try:
+        with torch.no_grad(), plain_only():
+            program = export(
+                graph.network,
+                example(graph, images),
+                dynamic_shapes=({0: Dim('batch', min=1, max=1024), 2: height, 3: width},),
+                strict=False,
+            )
+    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+        raise UserError(f'torch.export cannot export this network: {str(error).strip().splitlines()[0]}') from error
+    sizes = dict(size_divisor=json.dumps(STEP), least_size=json.dumps(least))
+    save(program, file, extra_files={METADATA_FILE: json.dumps({**metadata, **sizes})})
+
+
+def open_program(file: Path) -> Callable[..., Sequence[Tensor]]:
+    """Return a function that runs the file."""
+    return torch.export.load(file).module()
