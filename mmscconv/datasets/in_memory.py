@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 
 @DATASETS.register_module()
-class ImagesInMemory(Dataset):
+class ImagesInMemory(Dataset[Any]):
     """An mmpretrain data set of images of one size, as one uint8 tensor.
 
     Gives whole batches (``__getitems__``), so its dataloader needs

@@ -30,7 +30,7 @@ class _NamedLoading:
     def __init__(self, transform: Any) -> None:
         self.transform = transform
 
-    def __call__(self, results: dict) -> dict | None:
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
         try:
             return self.transform(results)
         except Exception as error:
@@ -56,7 +56,7 @@ def _wrap_loading(dataset: Any) -> None:
 class RequireMatchingCheckpoint(Hook):
     """Refuses to test a model with a checkpoint that does not fill it, instead of testing random weights."""
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         # A TTA model holds the detector as its own attribute 'module'.
         want = {k.removeprefix('module.'): tuple(v.shape) for k, v in model.state_dict().items()}

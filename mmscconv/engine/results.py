@@ -28,13 +28,14 @@ def read_log(work_dir: str | Path) -> tuple[list[Record], list[Record]]:
         records = _with_iteration(log)
         start = records[0][0] if records else float('inf')
         joined = [entry for entry in joined if entry[0] < start] + records
-    records = [record for _, record in joined]
-    return [r for r in records if 'loss' in r], [r for r in records if 'loss' not in r]
+    kept = [record for _, record in joined]
+    return [r for r in kept if 'loss' in r], [r for r in kept if 'loss' not in r]
 
 
 def _with_iteration(log: Path) -> list[tuple[float, Record]]:
     """Pair each record with its iteration; validation's is that of the training before it."""
-    entries, iteration = [], 0
+    entries: list[tuple[float, Record]] = []
+    iteration = 0
     for number, line in enumerate(log.read_text().splitlines(), 1):
         try:
             record = json.loads(line)

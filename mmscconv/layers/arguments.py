@@ -8,6 +8,8 @@ from fractions import Fraction
 from torch import Tensor
 
 Size2d = int | Sequence[int]
+# Kernel size, stride, padding and dilation as nn.Conv2d keeps them: what decides the output's size.
+Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int] | str, tuple[int, int]]
 
 
 def pair(name: str, value: Size2d, minimum: int) -> tuple[int, int]:
@@ -16,6 +18,16 @@ def pair(name: str, value: Size2d, minimum: int) -> tuple[int, int]:
     if len(values) != 2 or not all(isinstance(v, int) and v >= minimum for v in values):
         raise ValueError(f'{name} must be one or two integers >= {minimum}, got {value!r}')
     return values
+
+
+def window_of(kernel_size: Size2d, stride: Size2d, padding: Size2d | str, dilation: Size2d) -> Window:
+    """Return the arguments as pairs, a ``padding`` given by name as it is; ValueError for one that is out of range."""
+    return (
+        pair('kernel_size', kernel_size, 1),
+        pair('stride', stride, 1),
+        padding if isinstance(padding, str) else pair('padding', padding, 0),
+        pair('dilation', dilation, 1),
+    )
 
 
 def share(ratio: float | Fraction, channels: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 from mmscconv.layers.arguments import share
 
@@ -90,11 +91,12 @@ class CRUChannels:
 
     def _advice(self) -> str:
         """Name, for one setting at a time, the nearest value that works."""
-        near = {
+        near: dict[str, Iterable[int | Fraction]] = {
             'groups': range(self.groups - 1, 0, -1),
             'squeeze_ratio': range(self.squeeze_ratio - 1, 0, -1),
             'alpha': sorted(
-                (Fraction(n, self.in_channels) for n in range(1, self.in_channels)), key=lambda a: abs(a - self.alpha)
+                (Fraction(n, self.in_channels) for n in range(1, self.in_channels)),
+                key=lambda a: abs(float(a - self.alpha)),
             ),
             'in_channels': range(self.in_channels + 1, 2 * self.in_channels + 4 * self.squeeze_ratio * self.groups),
         }
@@ -106,4 +108,8 @@ class CRUChannels:
         )
 
     def _first(self, name: str, values: Iterable[int | Fraction]) -> int | Fraction | None:
-        return next((v for v in values if replace(self, **{name: v}).problem() is None), None)
+        def works(value: int | Fraction) -> bool:
+            setting: dict[str, Any] = {name: value}
+            return replace(self, **setting).problem() is None
+
+        return next(filter(works, values), None)
