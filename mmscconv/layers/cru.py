@@ -183,7 +183,8 @@ class CRU(nn.Module):
         gwc, pwc1 = self.gwc, self.pwc1
         assert gwc is not None and pwc1 is not None  # as squeeze_up is
         x_up = _norm(self.norm_up, x_up)
-        first, second = gwc(x_up), pwc1(self.pool(x_up))
+        # The pool comes first: it says in words that a window is larger than the input.
+        second, first = pwc1(self.pool(x_up)), gwc(x_up)
         return (first, second) if self.norm1 is None else (self.norm1(first + second), None)
 
     def transform_low(self, x_low: Tensor) -> tuple[Tensor | None, Tensor]:

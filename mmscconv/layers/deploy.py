@@ -112,7 +112,8 @@ class DeployedCRU(nn.Module):
         """Return two tensors whose sum is Y1."""
         gwc, pwc1 = self.gwc, self.pwc1
         assert gwc is not None and pwc1 is not None  # as squeeze_up is
-        return gwc(x_up), pwc1(self.pool(x_up))
+        second, first = pwc1(self.pool(x_up)), gwc(x_up)  # the pool first, as in CRU
+        return first, second
 
     def _transform_low(self, x_low: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return two tensors that make Y2 side by side, or None and Y2."""
