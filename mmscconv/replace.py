@@ -87,6 +87,7 @@ def replace_conv(
     for conv in found:
         reason = obstacle(conv.module, shared)
         if reason is None:
+            assert isinstance(conv.module, nn.Conv2d)  # all else is an obstacle
             try:
                 new[conv.name] = _like(conv.module, make, name)
             except (AssertionError, ValueError) as error:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -17,11 +18,20 @@ REGEX_PREFIX = 're:'
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
+class AnyConv(nn.Module):
+    """For annotations alone: what :func:`is_conv` finds on a module of whatever class."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: Any  # one integer or several
+    groups: int
+
+
 @dataclass
 class Found:
     """A convolution, plain or not, with every place in the model where it stands."""
 
-    module: nn.Module
+    module: AnyConv
     names: list[str] = field(default_factory=list)
     places: list[tuple[nn.Module, str]] = field(default_factory=list)
 
@@ -57,7 +67,7 @@ def find_convs(model: nn.Module, match: Match, min_kernel: int, min_channels: in
     return chosen, _describe(convs)
 
 
-def is_conv(module: nn.Module) -> bool:
+def is_conv(module: nn.Module) -> TypeGuard[AnyConv]:
     """Whether ``module`` has a convolution's attributes of its own."""
     # mmcv's ConvModule shows its convolution's attributes; conv_cfg tells it apart.
     return all(hasattr(module, name) for name in CONV_ATTRIBUTES) and not hasattr(module, 'conv_cfg')
@@ -109,7 +119,7 @@ def _all_convs(model: nn.Module) -> list[Found]:
     return list(found.values())
 
 
-def _sizes(conv: nn.Module) -> tuple[int, ...]:
+def _sizes(conv: AnyConv) -> tuple[int, ...]:
     return (conv.kernel_size,) if isinstance(conv.kernel_size, int) else tuple(conv.kernel_size)
 
 

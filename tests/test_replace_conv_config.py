@@ -95,7 +95,7 @@ def test_inference_api(tmp_path, root):
 
 
 def test_settings_beside_a_whole_model():
-    import mmscconv.models  # noqa: F401
+    import mmscconv.models  # noqa: F401, registers ReplaceConv
 
     cfg = dict(type='ReplaceConv', model=dict(type='RetinaNet'), conv_cfg=dict(type='SCConv'), backbone=dict())
     with pytest.raises(ValueError, match='backbone must stand inside of model'):

@@ -132,6 +132,16 @@ def test_octave_on_smooth_maps():
     torch.testing.assert_close(layer(x)[..., 4:-4, 4:-4], want[..., 4:-4, 4:-4])
 
 
+def test_octave_says_that_it_takes_no_low_map():
+    with pytest.raises(ValueError, match=r'got a low map, but has no low input channels \(alpha_in\)'):
+        OctaveConv2d(8, 12, 3, alpha_in=0)((torch.randn(1, 8, 6, 6), torch.randn(1, 4, 3, 3)))
+
+
+def test_tied_conv_refuses_settings_out_of_range():
+    with pytest.raises(ValueError, match='stride must be one or two integers >= 1, got 0'):
+        TiedConv(8, 16, 3, stride=0)
+
+
 def test_octave_pairs():
     high, low = torch.randn(1, 6, 7, 8), torch.randn(1, 2, 4, 4)
     same = OctaveConv2d(8, 12, 3, alpha_in=0.25, alpha_out=0.5)((high, low))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
@@ -59,7 +60,7 @@ class WholeModel(nn.Module):
         (N, 3, H, W) to a nest of tensors in eval mode, to the scalar loss in training.
     """
 
-    def __init__(self, model: nn.Module, cfg: Config) -> None:
+    def __init__(self, model: BaseModel, cfg: Config) -> None:
         super().__init__()
         self.model = model
         self.classifier = cfg.get('default_scope') == 'mmpretrain'
@@ -78,7 +79,7 @@ class WholeModel(nn.Module):
         key = (*x.shape, x.device)
         if key not in self._samples:
             make = classification_samples if self.classifier else detection_samples
-            self._samples[key] = make(len(x), tuple(x.shape[2:]), self.classes, x.device)
+            self._samples[key] = make(len(x), (x.shape[2], x.shape[3]), self.classes, x.device)
         return self._samples[key]
 
 

@@ -60,7 +60,7 @@ def prepare(model: nn.Module, x: Tensor, setting: Setting, layout: str, *, deplo
         switch_to_deploy(model)
     needs_grad = x.requires_grad and setting.training
     x = x.detach().clone(memory_format=LAYOUTS[layout]).requires_grad_(needs_grad)
-    model.to(memory_format=LAYOUTS[layout])
+    model.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]  # torch declares it beside a tensor only
     if engine == 'onnxruntime':
         return Job(model, x, DTYPES[setting.dtype], False, onnx.session_of(model, x))
     if engine == 'eager':

@@ -75,7 +75,7 @@ class Job:
         self.model, self.x, self.dtype, self.training = model, x, dtype, training
         self.network = model if network is None else network
         self._upstream: list[Tensor] | None = None
-        self.optimizer = None
+        self.optimizer: torch.optim.Optimizer | None = None
         if training:
             parameters = [p for p in model.parameters() if p.requires_grad]
             self.optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=1e-4)
@@ -112,7 +112,8 @@ class Job:
         return outputs
 
     def _forget(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
         self.x.grad = None
 
 

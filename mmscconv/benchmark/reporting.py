@@ -55,7 +55,7 @@ def summarize(competitors: Sequence[Competitor]) -> list[Summary]:
             c.layout,
             Quartiles.of(c.times),
             Quartiles.of(ratios(baseline.times, c.times)),
-            folded and Quartiles.of(ratios(folded.times, c.times)),
+            None if folded is None else Quartiles.of(ratios(folded.times, c.times)),
             c.saved,
             c.saved / baseline.saved if c.saved and baseline.saved else None,
             c.peak,

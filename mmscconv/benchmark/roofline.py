@@ -80,7 +80,7 @@ def table_of(setting: Setting, channels: int) -> Callable[[Sequence[Summary]], T
     size = setting.batch * channels * setting.size[0] * setting.size[1] * DTYPES[setting.dtype].itemsize
 
     def table(summaries: Sequence[Summary]) -> Table:
-        rows = []
+        rows: list[Sequence[str]] = []
         for summary in summaries:
             cells = [summary.name, milliseconds(summary.time.median)]
             for tensors, copied in zip(MOVED[summary.name.split()[-1]], MOVED[COPY], strict=True):

@@ -6,6 +6,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,7 +63,7 @@ class Plan:
     device: torch.device
 
 
-def settings_of(**lists: Sequence[object]) -> tuple[list[Setting], list[str]]:
+def settings_of(**lists: Sequence[Any]) -> tuple[list[Setting], list[str]]:
     """Return all combinations that can be run, and a line for each that cannot.
 
     Raises:

@@ -63,13 +63,14 @@ def count(model: nn.Module, shape: tuple[int, int]) -> Complexity:
 
     def complexity(module: nn.Module, name: str) -> Complexity:
         norms = [m for m in module.modules() if isinstance(m, nn.GroupNorm)]
-        operations = (
+        multiply_adds, paper_ops = (
             sum(counter.get_flop_counts().get(name, {}).values()) // FLOPS_PER_OPERATION for counter in (macs, paper)
         )
         return Complexity(
             sum(p.numel() for p in module.parameters()),
             sum(p.numel() for norm in norms for p in norm.parameters()),
-            *operations,
+            multiply_adds,
+            paper_ops,
         )
 
     root = type(model).__name__

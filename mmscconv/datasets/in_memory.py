@@ -20,7 +20,7 @@ from mmscconv.engine.images import name_broken_files
 
 
 @DATASETS.register_module()
-class ImagesInMemory(Dataset):
+class ImagesInMemory(Dataset[Any]):
     """An mmpretrain data set of images of one size, as one uint8 tensor.
 
     Gives whole batches (``__getitems__``), so its dataloader needs

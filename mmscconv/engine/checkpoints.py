@@ -78,7 +78,8 @@ def _training_state() -> list[Any]:
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    core: Any = np._core if hasattr(np, '_core') else np.core
+    multiarray = core.multiarray
     types = [type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'uint32')]
     return [HistoryBuffer, getattr_of_history, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *types]
 

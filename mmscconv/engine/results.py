@@ -32,8 +32,8 @@ def read_log(work_dir: str | Path) -> tuple[list[Record], list[Record]]:
         while records and joined and 'loss' not in records[0][1] and 'loss' not in joined[-1][1]:
             joined.pop()  # the validation that is repeated
         joined += records
-    records = [record for _, record in joined]
-    return [r for r in records if 'loss' in r], [r for r in records if 'loss' not in r]
+    kept = [record for _, record in joined]
+    return [r for r in kept if 'loss' in r], [r for r in kept if 'loss' not in r]
 
 
 def _with_iteration(log: Path) -> list[tuple[float, Record]]:
@@ -41,7 +41,8 @@ def _with_iteration(log: Path) -> list[tuple[float, Record]]:
 
     A last line that a kill or a full disk has cut short is left out.
     """
-    entries, iteration = [], None
+    entries: list[tuple[float, Record]] = []
+    iteration: int | None = None
     whole_lines, _, _ = log.read_text().rpartition('\n')
     for number, line in enumerate(whole_lines.splitlines(), 1):
         try:

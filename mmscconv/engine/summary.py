@@ -46,7 +46,7 @@ def summarize(config: str, finished: Sequence[Path], seeds: int, wanted: str | N
             last.append(values[-1])
             best.append(max(values))
     row = Summary(config, f'{len(last)}/{seeds}', paper=paper)
-    if not last:
+    if metric is None or not last:
         return row
     std = statistics.stdev(last) if len(last) > 1 else None
     return replace(row, metric=metric, last=statistics.fmean(last), std=std, best=max(best))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -53,7 +53,7 @@ class StopOnNonFinite(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._check(runner)  # where the optimizer made no step: accumulation, or a scaler that skipped it
 
-    def _keep_losses(self, model: nn.Module, inputs: tuple, outputs: Any) -> None:
+    def _keep_losses(self, model: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
         if isinstance(outputs, Mapping):
             self._losses = outputs
 
@@ -94,7 +94,7 @@ def _first_non_finite(model: nn.Module) -> Iterator[list[str]]:
     """Yield a list that gets a description of the first layer with an output that is not finite."""
     found: list[str] = []
 
-    def look(name: str, module: nn.Module, inputs: tuple, output: Any) -> None:
+    def look(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if found or all(_finite(t) for t in _tensors(output)):
             return
         where = f'first in the output of {name} ({type(module).__name__})'
@@ -134,7 +134,7 @@ def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
-def _model(runner: Runner) -> nn.Module:
+def _model(runner: Runner) -> BaseModel:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 
 Size2d = int | Sequence[int]
+# Kernel size, stride, padding and dilation as nn.Conv2d keeps them: what decides the output's size.
+Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int] | str, tuple[int, int]]
 LARGEST = 2**31 - 1  # what every backend's index arithmetic takes
 
 
@@ -45,6 +47,16 @@ def _index(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def window_of(kernel_size: Size2d, stride: Size2d, padding: Size2d | str, dilation: Size2d) -> Window:
+    """Return the arguments as pairs, a ``padding`` given by name as it is; ValueError for one that is out of range."""
+    return (
+        pair('kernel_size', kernel_size, 1),
+        pair('stride', stride, 1),
+        padding if isinstance(padding, str) else pair('padding', padding, 0),
+        pair('dilation', dilation, 1),
+    )
 
 
 def share(ratio: float | Fraction, channels: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 from mmscconv.layers.arguments import check_real, share, whole
 
@@ -87,7 +88,7 @@ class CRUChannels:
         # Groups divide out_channels, and a ratio beyond in_channels leaves nothing.
         groups, ratio = min(self.groups - 1, self.out_channels), min(self.squeeze_ratio - 1, self.in_channels)
         asked = round(self.alpha * self.in_channels)
-        near = {
+        near: dict[str, Iterable[int | Fraction]] = {
             'groups': range(groups, max(groups - MOST, 0), -1),
             'squeeze_ratio': range(ratio, max(ratio - MOST, 0), -1),
             'alpha': sorted(
@@ -95,7 +96,7 @@ class CRUChannels:
                     Fraction(n, self.in_channels)
                     for n in range(max(asked - MOST // 2, 1), min(asked + MOST // 2, self.in_channels))
                 ),
-                key=lambda a: abs(a - self.alpha),
+                key=lambda a: abs(float(a - self.alpha)),
             ),
             'in_channels': range(self.in_channels + 1, self.in_channels + 1 + MOST),
         }
@@ -107,4 +108,8 @@ class CRUChannels:
         )
 
     def _first(self, name: str, values: Iterable[int | Fraction]) -> int | Fraction | None:
-        return next((v for v in values if replace(self, **{name: v}).problem() is None), None)
+        def works(value: int | Fraction) -> bool:
+            setting: dict[str, Any] = {name: value}
+            return replace(self, **setting).problem() is None
+
+        return next(filter(works, values), None)

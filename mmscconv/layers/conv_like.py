@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmscconv.layers.arguments import Size2d, check_input, pair, whole
+from mmscconv.layers.arguments import Size2d, Window, check_input, whole, window_of
 
 
 class Conv2dLike(nn.Module):
@@ -45,15 +45,12 @@ class Conv2dLike(nn.Module):
         check_dense(type(self).__name__, in_channels, out_channels, groups)
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = pair('kernel_size', kernel_size, 1)
-        self.stride = pair('stride', stride, 1)
-        self.dilation = pair('dilation', dilation, 1)
-        self.padding = padding if isinstance(padding, str) else pair('padding', padding, 0)
+        self.kernel_size, self.stride, self.padding, self.dilation = window_of(kernel_size, stride, padding, dilation)
         self.groups = 1
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     @property
-    def window(self) -> tuple[Size2d, Size2d, Size2d | str, Size2d]:
+    def window(self) -> Window:
         """(kernel_size, stride, padding, dilation): what decides the output's size."""
         return self.kernel_size, self.stride, self.padding, self.dilation
 

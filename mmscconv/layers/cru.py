@@ -71,6 +71,16 @@ class CRU(nn.Module):
         RuntimeError: A ``backend`` that cannot run on the input.
     """
 
+    squeeze_up: nn.Conv2d | None
+    gwc: nn.Conv2d | None
+    pwc1: nn.Conv2d | None
+    norm_up: nn.BatchNorm2d | None
+    norm1: nn.BatchNorm2d | None
+    squeeze_low: nn.Conv2d | None
+    pwc2: nn.Conv2d | None
+    norm_low: nn.BatchNorm2d | None
+    norm2: nn.BatchNorm2d | None
+
     def __init__(
         self,
         in_channels: int,
@@ -140,11 +150,12 @@ class CRU(nn.Module):
 
         cheap = before is not None and backend != 'plain'
         x_up, x_low = recomputed(squeeze, x) if cheap else squeeze(x)
+        if x_up is None:
+            assert x_low is not None  # alpha = 0
+            return _cat(*self.transform_low(x_low))
         if x_low is None:
             return _sum(*self.transform_up(x_up))
         made, low = self.transform_low(x_low)
-        if x_up is None:
-            return _cat(made, low)
         first, second = self.transform_up(x_up)
         return ops.fuse(first, low, second, made, output_is_kept=self.output_is_kept, backend=backend)
 
@@ -156,24 +167,25 @@ class CRU(nn.Module):
                 shape: the same result, faster, but without a call of the modules.
         """
         c = self.channels
-        if self.squeeze_low is None:
-            return self.squeeze_up(x), None
-        if self.squeeze_up is None:
-            return None, self.squeeze_low(self.pool(x))
+        squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
+        if squeeze_up is None or squeeze_low is None:
+            # The one branch takes all of x.
+            up = None if squeeze_up is None else squeeze_up(x)
+            return up, None if squeeze_low is None else squeeze_low(self.pool(x))
         if merged and self.squeezes_alike and self.pool.is_identity:
-            modules = (self.squeeze_up, self.squeeze_low)
-            weight = torch.cat([m.weight for m in modules])
-            bias = None if modules[0].bias is None else torch.cat([m.bias for m in modules])
+            weight, bias = side_by_side(squeeze_up, squeeze_low)
             return F.conv2d(x, weight, bias, groups=2).split(c.squeezed_up, dim=1)
         up, low = x.split((c.up, c.low), dim=1)
-        return self.squeeze_up(up), self.squeeze_low(self.pool(low))
+        return squeeze_up(up), squeeze_low(self.pool(low))
 
     def transform_up(self, x_up: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return two tensors whose sum is Y1 (Eq. 5), or Y1 and None, of the squeezed (N, u, H, W)."""
+        gwc, pwc1 = self.gwc, self.pwc1
+        assert gwc is not None and pwc1 is not None  # as squeeze_up is
         x_up = _norm(self.norm_up, x_up)
         # The pool comes first: it says in words that a window is larger than the input.
-        pwc1, gwc = self.pwc1(self.pool(x_up)), self.gwc(x_up)
-        return (gwc, pwc1) if self.norm1 is None else (self.norm1(gwc + pwc1), None)
+        second, first = pwc1(self.pool(x_up)), gwc(x_up)
+        return (first, second) if self.norm1 is None else (self.norm1(first + second), None)
 
     def transform_low(self, x_low: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return two tensors that make Y2 (Eq. 6) side by side, or None and Y2, of the squeezed (N, l, H', W')."""
@@ -190,6 +202,12 @@ class CRU(nn.Module):
             f'padding={self.padding!r}, dilation={self.dilation}, alpha={c.alpha}, squeeze_ratio={c.squeeze_ratio}, '
             f'groups={c.groups}, low_squeeze={c.low_squeeze!r}'
         )
+
+
+def side_by_side(up: nn.Conv2d, low: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of one convolution in two groups for two of the same shape."""
+    weight = torch.cat((up.weight, low.weight))
+    return weight, None if up.bias is None or low.bias is None else torch.cat((up.bias, low.bias))
 
 
 def _norm(norm: nn.Module | None, x: Tensor) -> Tensor:

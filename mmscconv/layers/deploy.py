@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmscconv import ops
-from mmscconv.layers.cru import CRU
+from mmscconv.layers.cru import CRU, side_by_side
 from mmscconv.layers.sru import SRU
 
 
@@ -31,6 +33,9 @@ class DeployedCRU(nn.Module):
         ValueError: A norm that is no BN with running statistics.
     """
 
+    scale: Tensor | None
+    shift: Tensor | None
+
     def __init__(self, cru: CRU, norm: nn.Module | None = None) -> None:
         super().__init__()
         cru = copy.deepcopy(cru).eval()
@@ -38,19 +43,21 @@ class DeployedCRU(nn.Module):
         self.in_channels, self.out_channels = cru.in_channels, cru.out_channels
 
         self.gwc, self.pwc1 = fold_norm(cru.gwc, cru.norm1), fold_norm(cru.pwc1, cru.norm1)
-        if cru.norm1 is not None:
+        if self.pwc1 is not None and cru.norm1 is not None:
             self.pwc1.bias = None  # the sum of both is shifted once, by the GWC
         self.squeeze_up = fold_norm(cru.squeeze_up, cru.norm_up)
         self.squeeze_low = fold_norm(cru.squeeze_low, cru.norm_low)
         self.pwc2, self.makes_all = cru.pwc2, False
-        if cru.norm2 is not None and cru.pwc2 is None:
+        if cru.pwc2 is None:
             self.squeeze_low = fold_norm(self.squeeze_low, cru.norm2)
         elif cru.norm2 is not None:
             # X_low is no longer the part of Y2 that costs nothing, so PWC2 makes all of it.
             self.pwc2, self.makes_all = fold_norm(_with_identity(cru.pwc2), cru.norm2), True
-        # Without a bias, squeezing before pooling is the same as after it; then pooling takes both at once.
-        self.alike = cru.squeezes_alike and (self.pool.is_identity or self.squeeze_up.bias is None)
-        self.merged = _side_by_side(self.squeeze_up, self.squeeze_low) if self.alike and self.pool.is_identity else None
+        self.alike, self.merged = False, None
+        if self.squeeze_up is not None and self.squeeze_low is not None and cru.squeezes_alike:
+            # Without a bias, squeezing before pooling is the same as after it; then pooling takes both at once.
+            self.alike = self.pool.is_identity or self.squeeze_up.bias is None
+            self.merged = _merged(self.squeeze_up, self.squeeze_low) if self.pool.is_identity else None
 
         scale, shift = (None, None) if norm is None else affine_of(norm)
         self.register_buffer('scale', scale)
@@ -63,33 +70,33 @@ class DeployedCRU(nn.Module):
         if isinstance(before, SRU) and self.alike and ops.runs_on(x, self.backend):
             return self._fused(x, before)
         x_up, x_low = self._squeezed(x if before is None else before(x))
-        first = second = made = None
+        if x_up is not None and x_low is not None:
+            first, second = self._transform_up(x_up)
+            made, low = self._transform_low(x_low)
+            return ops.fuse(first, low, second, made, self.scale, self.shift, overwrite=True, backend=backend)
         if x_up is not None:
-            second, first = self.pwc1(self.pool(x_up)), self.gwc(x_up)
-        if x_low is not None:
-            made = None if self.pwc2 is None else self.pwc2(x_low)
-            low, made = (made, None) if self.makes_all else (x_low, made)
-            if x_up is not None:
-                return ops.fuse(first, low, second, made, self.scale, self.shift, overwrite=True, backend=backend)
-            y = low if made is None else torch.cat((made, low), dim=1)
-        else:
+            first, second = self._transform_up(x_up)
             y = first + second
-        if self.scale is None:
+        else:
+            assert x_low is not None  # alpha = 0
+            made, low = self._transform_low(x_low)
+            y = low if made is None else torch.cat((made, low), dim=1)
+        if self.scale is None or self.shift is None:
             return y
         return y * self.scale.to(y.dtype).view(-1, 1, 1) + self.shift.to(y.dtype).view(-1, 1, 1)
 
     def _fused(self, x: Tensor, sru: SRU) -> Tensor:
         """Return the output by the ops that reach over the 1x1 convolutions."""
-        squeezes = (self.squeeze_up, self.squeeze_low)
-        x_up, x_low = ops.sru_squeeze(x, *sru.op_arguments(x.dtype), *(s.weight for s in squeezes))
-        if squeezes[0].bias is not None:
-            x_up, x_low = (t + s.bias.view(-1, 1, 1) for t, s in zip((x_up, x_low), squeezes, strict=True))
-        gwc, up, low = self.gwc(x_up), self.pool(x_up), self.pool(x_low)
-        if self.pwc2 is None:
-            return ops.fuse(gwc, low, self.pwc1(up), None, self.scale, self.shift, overwrite=True, backend='native')
-        return ops.fuse_pointwise(
-            gwc, up, low, self.pwc1.weight, self.pwc2.weight, self.pwc2.bias, self.scale, self.shift
-        )
+        squeeze_up, squeeze_low, gwc, pwc1, pwc2 = self.squeeze_up, self.squeeze_low, self.gwc, self.pwc1, self.pwc2
+        # Branches that are alike are both there.
+        assert squeeze_up is not None and squeeze_low is not None and gwc is not None and pwc1 is not None
+        x_up, x_low = ops.sru_squeeze(x, *sru.op_arguments(x.dtype), squeeze_up.weight, squeeze_low.weight)
+        if squeeze_up.bias is not None and squeeze_low.bias is not None:
+            x_up, x_low = x_up + squeeze_up.bias.view(-1, 1, 1), x_low + squeeze_low.bias.view(-1, 1, 1)
+        first, up, low = gwc(x_up), self.pool(x_up), self.pool(x_low)
+        if pwc2 is None:
+            return ops.fuse(first, low, pwc1(up), None, self.scale, self.shift, overwrite=True, backend='native')
+        return ops.fuse_pointwise(first, up, low, pwc1.weight, pwc2.weight, pwc2.bias, self.scale, self.shift)
 
     def _squeezed(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         c = self.channels
@@ -101,6 +108,20 @@ class DeployedCRU(nn.Module):
             None if self.squeeze_low is None else self.squeeze_low(self.pool(low)),
         )
 
+    def _transform_up(self, x_up: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two tensors whose sum is Y1."""
+        gwc, pwc1 = self.gwc, self.pwc1
+        assert gwc is not None and pwc1 is not None  # as squeeze_up is
+        second, first = pwc1(self.pool(x_up)), gwc(x_up)  # the pool first, as in CRU
+        return first, second
+
+    def _transform_low(self, x_low: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return two tensors that make Y2 side by side, or None and Y2."""
+        if self.pwc2 is None:
+            return None, x_low
+        made = self.pwc2(x_low)
+        return (None, made) if self.makes_all else (made, x_low)
+
     def extra_repr(self) -> str:
         return f'{self.in_channels}, {self.out_channels}'
 
@@ -111,26 +132,40 @@ def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: A norm that is no BN with running statistics.
     """
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_var is None:
-        raise ValueError(f'only a BN with running statistics can be folded, got {norm}')
-    scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight)
-    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
+    bn, mean, variance = _with_statistics(norm)
+    scale = torch.rsqrt(variance + bn.eps) * (1 if bn.weight is None else bn.weight)
+    shift = (0 if bn.bias is None else bn.bias) - mean * scale
     return scale.detach(), shift.detach()
 
 
+@overload
+def fold_norm(conv: nn.Conv2d, norm: nn.Module | None) -> nn.Conv2d: ...
+@overload
+def fold_norm(conv: None, norm: nn.Module | None) -> None: ...
 def fold_norm(conv: nn.Conv2d | None, norm: nn.Module | None) -> nn.Conv2d | None:
-    """Return one convolution for ``conv`` and the BN behind it; ``conv`` itself where there is no norm."""
+    """Return one convolution for ``conv`` and the BN behind it; ``conv`` itself where there is no norm.
+
+    Raises:
+        ValueError: A norm that is no BN with running statistics.
+    """
     if conv is None or norm is None:
         return conv
-    affine_of(norm)  # for its error
-    return fuse_conv_bn_eval(conv, norm)
+    return fuse_conv_bn_eval(conv, _with_statistics(norm)[0])
 
 
-def _side_by_side(up: nn.Conv2d, low: nn.Conv2d) -> nn.Conv2d:
-    merged = nn.Conv2d(2 * up.in_channels, 2 * up.out_channels, 1, groups=2, bias=up.bias is not None)
-    merged.weight = nn.Parameter(torch.cat((up.weight, low.weight)))
-    if up.bias is not None:
-        merged.bias = nn.Parameter(torch.cat((up.bias, low.bias)))
+def _with_statistics(norm: nn.Module) -> tuple[_BatchNorm, Tensor, Tensor]:
+    """Return a BN with its running mean and variance, or raise."""
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
+        raise ValueError(f'only a BN with running statistics can be folded, got {norm}')
+    return norm, norm.running_mean, norm.running_var
+
+
+def _merged(up: nn.Conv2d, low: nn.Conv2d) -> nn.Conv2d:
+    """Return one grouped convolution for two of the same shape."""
+    merged = nn.Conv2d(2 * up.in_channels, 2 * up.out_channels, 1, groups=2, bias=False)
+    weight, bias = side_by_side(up, low)
+    merged.weight = nn.Parameter(weight)
+    merged.bias = None if bias is None else nn.Parameter(bias)
     return merged
 
 
@@ -140,5 +175,6 @@ def _with_identity(pwc2: nn.Conv2d) -> nn.Conv2d:
     identity = torch.eye(channels).to(pwc2.weight).view(channels, channels, 1, 1)
     whole = nn.Conv2d(channels, pwc2.out_channels + channels, 1)
     whole.weight = nn.Parameter(torch.cat((pwc2.weight, identity)))
-    whole.bias = nn.Parameter(torch.cat((pwc2.bias, pwc2.bias.new_zeros(channels))))
+    bias = pwc2.weight.new_zeros(pwc2.out_channels) if pwc2.bias is None else pwc2.bias
+    whole.bias = nn.Parameter(torch.cat((bias, bias.new_zeros(channels))))
     return whole.eval()

@@ -58,6 +58,11 @@ class SCConv(Conv2dLike):
             between different channel counts, and whatever SRU and CRU refuse.
     """
 
+    sru: SRU | None
+    cru: CRU | DeployedCRU | None
+    conv: nn.Conv2d | None
+    pool: AlignedAvgPool2d | None
+
     def __init__(
         self,
         in_channels: int,
@@ -112,17 +117,17 @@ class SCConv(Conv2dLike):
         return recomputed(self._arranged, x, self) if self.recompute else self._arranged(x)
 
     def _arranged(self, x: Tensor) -> Tensor:
-        if self.arrangement == 'S+C':
-            return self.cru(x, before=self.sru)
-        if self.arrangement == 'C+S':
-            return self.sru(self.cru(x))
-        if self.arrangement == 'C&S':
-            return self.cru(x) + self.pool(self.sru(x))
-        if self.arrangement == 'S':
+        sru, cru = self.sru, self.cru
+        if cru is None:  # 'S'
+            assert sru is not None and self.conv is not None
             amounts = padding_amounts(self.padding, self.kernel_size, self.stride, self.dilation)
             check_window(x.shape[2:], self.kernel_size, amounts, self.dilation)
-            return self.conv(self.sru(x))
-        return self.cru(x)
+            return self.conv(sru(x))
+        if sru is None or self.arrangement == 'S+C':  # 'C' has no SRU
+            return cru(x, before=sru)
+        if self.pool is None:  # 'C+S'
+            return sru(cru(x))
+        return cru(x) + self.pool(sru(x))  # 'C&S'
 
     @property
     def ends_in_cru(self) -> bool:

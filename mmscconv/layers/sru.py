@@ -64,6 +64,9 @@ class SRU(nn.Module):
         RuntimeError: A ``backend`` that cannot run on the input.
     """
 
+    scale: Tensor | None
+    shift: Tensor | None
+
     def __init__(
         self,
         channels: int,
@@ -108,7 +111,7 @@ class SRU(nn.Module):
     def affine(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return scale and shift of GN with Eq. 2's ``w`` folded in, w * gamma and w * beta, in at least fp32."""
         dtype = torch.promote_types(dtype, torch.float32)
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
             return self.scale.to(dtype), self.shift.to(dtype)
         gamma, beta = self.gn.weight.to(dtype), self.gn.bias.to(dtype)
         total = gamma.sum()

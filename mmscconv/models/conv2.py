@@ -8,6 +8,7 @@ from mmcv.cnn import build_conv_layer
 from torch import nn
 
 from mmscconv.layers import CRU
+from mmscconv.models.openmmlab import AnyResNet, Block
 
 
 def build_replacement(conv_cfg: dict[str, Any], conv: nn.Conv2d) -> nn.Module:
@@ -27,7 +28,7 @@ def build_replacement(conv_cfg: dict[str, Any], conv: nn.Conv2d) -> nn.Module:
     )
 
 
-def replace_conv2(block: nn.Module, conv_cfg: dict[str, Any]) -> None:
+def replace_conv2(block: Block, conv_cfg: dict[str, Any]) -> None:
     """Replace ``block.conv2``, and fit what follows to a layer that gives fewer channels.
 
     A layer may declare with ``ends_normalized`` that the block's ``norm2`` has to
@@ -58,7 +59,7 @@ def replace_conv2(block: nn.Module, conv_cfg: dict[str, Any]) -> None:
     block.conv3 = nn.Conv2d(block.conv2.out_channels, conv3.out_channels, 1, bias=conv3.bias is not None)
 
 
-class Conv2Replaced:
+class Conv2Replaced(AnyResNet):
     """For a ResNet of mmdet or mmpretrain: its stages are built plain, then each conv2 is replaced.
 
     ``conv2_cfg`` (None: stay plain) has to be set before ``super().__init__``,

@@ -68,16 +68,17 @@ class ConvResNet(ResNet):
     def make_res_layer(self, **kwargs: Any) -> nn.Sequential:
         """Build a stage of plain blocks, then put the layer in the place of each conv2."""
         stage = len(self.res_layers)
-        replaced = self.conv2_cfg is not None and self.stage_with_conv[stage]
-        if replaced and kwargs.get('dcn') is not None:
+        conv2_cfg = self.conv2_cfg if self.stage_with_conv[stage] else None
+        if conv2_cfg is None:
+            return super().make_res_layer(**kwargs)
+        if kwargs.get('dcn') is not None:
             raise ValueError(
-                f'stage {stage}: DCN and {self.conv2_cfg["type"]} replace the same convolution; '
+                f'stage {stage}: DCN and {conv2_cfg["type"]} replace the same convolution; '
                 f'set stage_with_dcn or {self.stage_option} to False there'
             )
         layer = super().make_res_layer(**kwargs)
-        if replaced:
-            for block in layer:
-                replace_conv2(block, self.conv2_cfg)
+        for block in layer:
+            replace_conv2(block, conv2_cfg)
         return layer
 
     def switch_to_deploy(self) -> None:

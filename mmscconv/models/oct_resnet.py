@@ -17,6 +17,7 @@ from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
 from torch import Tensor, nn
 
 from mmscconv.layers.rivals.oct_conv import OctaveConv2d
+from mmscconv.models.openmmlab import AnyResNet, PlainBottleneck
 
 
 class OctaveUnit(nn.Module):
@@ -36,7 +37,8 @@ class OctaveUnit(nn.Module):
 
     def forward(self, x: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
         high, low = self.conv(x)
-        return self.relu(self.norm_high(high)), None if low is None else self.relu(self.norm_low(low))
+        high = self.relu(self.norm_high(high))
+        return high, None if low is None or self.norm_low is None else self.relu(self.norm_low(low))
 
 
 class OctBottleneck(nn.Module):
@@ -51,7 +53,7 @@ class OctBottleneck(nn.Module):
         A pair (high, low or None) to a pair; low has half of high's resolution.
     """
 
-    def __init__(self, block: nn.Module, norm_cfg: dict[str, Any], alpha_in: float, alpha_out: float) -> None:
+    def __init__(self, block: PlainBottleneck, norm_cfg: dict[str, Any], alpha_in: float, alpha_out: float) -> None:
         super().__init__()
         self.conv1 = OctaveUnit(block.conv1, norm_cfg, alpha_in, alpha_out)
         self.conv2 = OctaveUnit(block.conv2, norm_cfg, alpha_out, alpha_out)
@@ -76,7 +78,7 @@ class OctStage(nn.Sequential):
         return high if low is None else (high, low)
 
 
-class OctaveStages:
+class OctaveStages(AnyResNet):
     """For a ResNet of mmdet or mmpretrain: makes each stage octave.
 
     Args:

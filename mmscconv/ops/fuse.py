@@ -65,7 +65,7 @@ def fuse_plain(
     y2 = low if made is None else torch.cat((made, low), dim=1)
     s = torch.stack([y.mean(dim=(2, 3), keepdim=True) for y in (y1, y2)])
     beta1, beta2 = s.softmax(dim=0).to(y1.dtype)
-    if scale is None:
+    if scale is None or shift is None:
         return beta1 * y1 + beta2 * y2
     scale, shift = (t.to(y1.dtype).view(-1, 1, 1) for t in (scale, shift))
     return (beta1 * scale) * y1 + ((beta2 * scale) * y2 + shift)

@@ -169,7 +169,8 @@ def fuse_forward(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
     layout = layout_of(first)
-    first_, second_, made_ = (None if t is None else as_dense(t.float(), layout) for t in (first, second, made))
+    first_ = as_dense(first.float(), layout)
+    second_, made_ = (None if t is None else as_dense(t.float(), layout) for t in (second, made))
     low_ = as_rows(low.float(), layout)
     out = first_ if overwrite else torch.empty_like(first_)
     beta1 = torch.empty(first.shape[:2], dtype=torch.float32)
@@ -198,7 +199,7 @@ def fuse_backward(
         layout is torch.channels_last, *_rows(low_, layout), torch.get_num_threads(), torch.empty_like(beta1), grad1,
         grad_made, grad_low,
     )  # fmt: skip
-    return tuple(g.to(grad.dtype) for g in (grad1, grad_made, grad_low))
+    return grad1.to(grad.dtype), grad_made.to(grad.dtype), grad_low.to(grad.dtype)
 
 
 def _rows(low: Tensor, layout: torch.memory_format) -> tuple[int, int, int]:

@@ -87,14 +87,14 @@ torch.library.define(
 
 @torch.library.impl('mmscconv::sru', ('cpu', 'cuda'))
 def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *arguments, backend = arguments
-    return kernels(backend).sru_forward(x, *arguments)
+    *settings, backend = arguments
+    return kernels(backend).sru_forward(x, *settings)
 
 
 @torch.library.impl('mmscconv::sru_backward', ('cpu', 'cuda'))
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *arguments, backend = arguments
-    return kernels(backend).sru_backward(grad, *arguments)
+    *settings, backend = arguments
+    return kernels(backend).sru_backward(grad, *settings)
 
 
 @torch.library.register_fake('mmscconv::sru')

@@ -169,7 +169,7 @@ def fuse_forward(
     """See :func:`mmscconv.ops.fuse.fuse`."""
     layout = layout_of(first)
     n, c, p = sizes(first)
-    first_, second_ = (None if t is None else as_dense(t, layout) for t in (first, second))
+    first_, second_ = as_dense(first, layout), None if second is None else as_dense(second, layout)
     scale, shift = (None if t is None else t.contiguous() for t in (scale, shift))
     y2 = _y2_of(low, made, c, layout)
     with torch.cuda.device_of(first):

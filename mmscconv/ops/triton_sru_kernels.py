@@ -98,7 +98,7 @@ def _norm(
 
 @triton.jit
 def _pairs(
-    half: int, positions: int, channels_last: tl.constexpr, align: tl.constexpr, block_c: tl.constexpr,
+    half: tl.tensor, positions: tl.tensor, channels_last: tl.constexpr, align: tl.constexpr, block_c: tl.constexpr,
     block_p: tl.constexpr, from_end: tl.constexpr,
 ):  # fmt: skip
     """A tile of the lower half of the channels and their partners.

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from kernel_tools import BACKEND, DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401
+from kernel_tools import BACKEND, DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401, fixtures
 
 from mmscconv.ops import fuse
 from mmscconv.ops.fuse import fuse_plain
@@ -56,7 +56,7 @@ def test_sizes(shape, low, layout):
 
 
 @pytest.mark.parametrize('layout', ['nchw', 'channels_last'])
-def test_full_tiles(layout, full_tiles):  # noqa: F811
+def test_full_tiles(layout, full_tiles):  # noqa: F811, the fixture itself
     check(inputs((2, 67, 23, 11), 5, 1, [layout] * 4), grad_layout=layout)
 
 

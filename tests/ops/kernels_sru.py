@@ -1,7 +1,7 @@
 import pytest
 import reference
 import torch
-from kernel_tools import BACKEND, DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401
+from kernel_tools import BACKEND, DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401, fixtures
 
 from mmscconv.ops import sru
 from mmscconv.ops.sru import logit, sru_plain
@@ -56,7 +56,7 @@ def test_sizes(shape, groups, layout):
 
 
 @pytest.mark.parametrize(('shape', 'groups'), [((1, 6, 37, 29), 1), ((3, 34, 9, 11), 2)], ids=str)
-def test_full_tiles(shape, groups, full_tiles):  # noqa: F811
+def test_full_tiles(shape, groups, full_tiles):  # noqa: F811, the fixture itself
     check(shape, groups, layout='channels_last', grad_layout='channels_last')
     check(shape, groups)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Size2d, share
+from mmscconv.layers.arguments import Size2d, share, window_of
 from mmscconv.layers.conv_like import Conv2dLike
 
 Octave = tuple[Tensor, Tensor | None]
@@ -49,7 +49,8 @@ class OctaveConv2d(nn.Module):
         and, at stride 2, half the size.
 
     Raises:
-        ValueError: Another stride, or an alpha that leaves no high channel.
+        ValueError: Another stride, an alpha that leaves no high channel, or a low
+            map where ``alpha_in`` has none.
     """
 
     def __init__(
@@ -69,29 +70,31 @@ class OctaveConv2d(nn.Module):
         self.in_low, self.out_low = low_channels(in_channels, alpha_in), low_channels(out_channels, alpha_out)
         in_high, out_high = in_channels - self.in_low, out_channels - self.out_low
 
-        def conv(inputs: int, outputs: int) -> nn.Conv2d | None:
-            if not (inputs and outputs):
-                return None
-            return nn.Conv2d(inputs, outputs, kernel_size, padding='same', dilation=dilation, bias=False)
+        window = window_of(kernel_size, 1, 'same', dilation)
 
-        self.hh, self.hl = conv(in_high, out_high), conv(in_high, self.out_low)
+        def conv(inputs: int, outputs: int) -> nn.Conv2d | None:
+            return nn.Conv2d(inputs, outputs, *window, bias=False) if inputs and outputs else None
+
+        self.hh = nn.Conv2d(in_high, out_high, *window, bias=False)
+        self.hl = conv(in_high, self.out_low)
         self.lh, self.ll = conv(self.in_low, out_high), conv(self.in_low, self.out_low)
 
     def forward(self, x: Octave) -> Octave:
         high, low = x
         if self.stride == 2:
             high = halve(high)
-        out_high, out_low = self.hh(high), None
-        if self.hl is not None:
-            out_low = self.hl(halve(high))
-        if low is not None:
-            from_low = self.lh(low)
-            if self.stride == 1:
-                from_low = F.interpolate(from_low, size=out_high.shape[2:])
-            out_high = out_high + from_low
-            if self.ll is not None:
-                out_low = out_low + self.ll(low if self.stride == 1 else halve(low))
-        return out_high, out_low
+        out_high = self.hh(high)
+        out_low = None if self.hl is None else self.hl(halve(high))
+        if low is None:
+            return out_high, out_low
+        if self.lh is None:
+            raise ValueError('OctaveConv2d got a low map, but has no low input channels (alpha_in)')
+        from_low = self.lh(low)
+        if self.stride == 1:
+            from_low = F.interpolate(from_low, size=out_high.shape[2:])
+        if out_low is not None and self.ll is not None:
+            out_low = out_low + self.ll(low if self.stride == 1 else halve(low))
+        return out_high + from_low, out_low
 
 
 class OctConv(Conv2dLike):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmscconv.layers.arguments import Size2d, check_input
+from mmscconv.layers.arguments import Size2d, check_input, window_of
 from mmscconv.layers.conv_like import check_dense
 
 
@@ -28,7 +28,7 @@ class TiedConv(nn.Conv2d):
 
     Raises:
         ValueError: Channels that ``blocks`` does not divide, ``groups`` other than
-            1, an input of another shape.
+            1, other arguments out of range, an input of another shape.
     """
 
     def __init__(
@@ -50,9 +50,8 @@ class TiedConv(nn.Conv2d):
                 f'TiedConv: in_channels={in_channels} and out_channels={out_channels} must be multiples of '
                 f'blocks={blocks}'
             )
-        super().__init__(
-            in_channels // blocks, out_channels // blocks, kernel_size, stride, padding, dilation, bias=bias
-        )
+        window = window_of(kernel_size, stride, padding, dilation)
+        super().__init__(in_channels // blocks, out_channels // blocks, *window, bias=bias)
         self.in_channels, self.out_channels, self.blocks = in_channels, out_channels, blocks
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ class CIFARDenseNet(DenseNet):
         arch: As mmpretrain's: ``'121'``, ..., or a dict.
         conv_cfg: ``type`` and settings of the layer for the 3x3 of each dense
             layer (128 to 32 channels, stride 1); None for the plain network.
-        **kwargs: mmpretrain's ``DenseNet`` arguments.
+        in_channels: Of the images.
+        **kwargs: mmpretrain's other ``DenseNet`` arguments.
 
     Shape:
         (N, 3, 32, 32) to a tuple with (N, 1024, 4, 4) for DenseNet-121.
@@ -32,10 +33,14 @@ class CIFARDenseNet(DenseNet):
     """
 
     def __init__(
-        self, arch: str | dict[str, Any] = '121', conv_cfg: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        arch: str | dict[str, Any] = '121',
+        conv_cfg: dict[str, Any] | None = None,
+        in_channels: int = 3,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(arch, **kwargs)
-        self.stem = nn.Conv2d(self.stem[0].in_channels, self.init_channels, 3, padding=1, bias=False)
+        super().__init__(arch, in_channels, **kwargs)
+        self.stem = nn.Conv2d(in_channels, self.init_channels, 3, padding=1, bias=False)
         if conv_cfg is not None:
             for layer in (layer for stage in self.stages for layer in stage.block):
                 layer.conv2 = build_replacement(conv_cfg, layer.conv2)

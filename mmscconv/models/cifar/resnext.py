@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
@@ -34,7 +34,7 @@ class CIFARResNeXt(Conv2Replaced, ResNet_CIFAR):
         ValueError: Settings that the layer refuses.
     """
 
-    arch_settings = {29: (Bottleneck, (3, 3, 3))}
+    arch_settings: ClassVar[dict[int, Any]] = {29: (Bottleneck, (3, 3, 3))}
 
     def __init__(
         self, groups: int = 5, width_per_group: int = 64, conv_cfg: dict[str, Any] | None = None, **kwargs: Any

@@ -35,10 +35,9 @@ class WideBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.dropout = nn.Dropout(dropout)
         self.norm2 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1)
-        if conv_cfg is not None:
-            # Without the bias, unless conv_cfg sets it: these layers are unbiased in all other networks.
-            self.conv2 = build_replacement({'bias': False, **conv_cfg}, self.conv2)
+        conv2 = nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1)
+        # Without the bias, unless conv_cfg sets it: these layers are unbiased in all other networks.
+        self.conv2 = conv2 if conv_cfg is None else build_replacement({'bias': False, **conv_cfg}, conv2)
         self.relu = nn.ReLU(inplace=True)
         same = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, stride=stride)

@@ -1,0 +1,31 @@
+"""Annotations for what this package uses of OpenMMLab's ResNets, which have none of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from mmdet.models.backbones import ResNet as AnyResNet
+else:
+    # The base of classes that are mixed into a ResNet of mmdet or of mmpretrain, and call its methods by super().
+    AnyResNet = object
+
+
+class Block(Protocol):
+    """A BasicBlock or Bottleneck."""
+
+    conv2: Any  # an nn.Conv2d, then the layer in its place
+    conv3: Any  # an nn.Conv2d; a BasicBlock has none
+    norm2_name: str
+
+
+class PlainBottleneck(Protocol):
+    """A Bottleneck as it is built."""
+
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    conv3: nn.Conv2d
+    downsample: Sequence[Any] | None  # a 1x1 and a norm
