@@ -85,7 +85,7 @@ def test_what_every_config_promises(path):
     cfg = load(path.stem)
     assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size
     assert cfg.data_root
-    assert cfg.custom_imports.imports == ['mmscconv.models', 'mmscconv.hooks']
+    assert cfg.custom_imports.imports == ['mmscconv.models']
     assert not cfg.custom_imports.allow_failed_imports
     assert cfg.default_hooks.stop_on_non_finite.type == 'StopOnNonFinite'
     if path.stem.endswith(('_coco', '_voc')):

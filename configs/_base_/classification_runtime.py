@@ -2,7 +2,7 @@
 
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 
-custom_imports = dict(imports=['mmscconv.models', 'mmscconv.hooks'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
 
 # Here and not in custom_hooks, which is a list: whoever sets it would lose these hooks.
 default_hooks = dict(

@@ -166,7 +166,6 @@ def _raised_by_building(error: Exception) -> bool:
 def build_runner(cfg: Config) -> Runner:
     """Build the runner with the hooks that every run gets."""
     # A config that inherits ours and sets custom_imports for itself replaces the list that names these.
-    import mmscconv.hooks
     import mmscconv.models  # noqa: F401, registers the layers and backbones
 
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():

@@ -2,7 +2,7 @@
 
 _base_ = ['mmpretrain::_base_/schedules/cifar10_bs128.py', '../../_base_/classification_runtime.py']
 
-custom_imports = dict(imports=['mmscconv.models', 'mmscconv.datasets', 'mmscconv.hooks'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmscconv.models', 'mmscconv.datasets'], allow_failed_imports=False)
 
 input_shape = (32, 32)
 
