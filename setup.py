@@ -21,7 +21,7 @@ OFFICIAL = ['torchvision', 'mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0', 'm
 DEMO = ['scikit-learn', 'matplotlib']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 DOCS = ['sphinx', 'furo', 'myst-parser']
-DEV = [*DEMO, *EXPORT, *DOCS, 'hypothesis', 'mypy', 'pytest', 'pytest-cov', 'ruff', 'timm']
+DEV = [*DEMO, *EXPORT, *DOCS, 'hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'timm']
 
 
 class BuildWithMim(build_py):
