@@ -195,6 +195,16 @@ def test_voc_classes_and_flat_boxes(voc, warnings):
         check_voc(cfg, ['train'])
 
 
+@pytest.mark.parametrize(('kind', 'message'), [('XMLDataset', '`classes`'), ('Typo', 'Typo is not in')])
+def test_a_voc_data_set_without_classes_is_left_to_who_builds_it(kind, message, voc, warnings):
+    _, cfg = voc
+    dataset = cfg['train_dataloader']['dataset']['datasets'][0]
+    dataset['type'] = kind
+    check_voc(cfg, ['train'])
+    with pytest.raises((AssertionError, KeyError), match=message):
+        DATASETS.build(dataset)
+
+
 def test_real_coco_and_voc_pass(real_data, warnings):
     import mmscconv
     from mmscconv.engine.cli import move_data_root

@@ -207,6 +207,12 @@ def test_bad_input():
         LegacySRU(4, torch_gn=False)(torch.zeros(1, 4, 1, 1))
 
 
+def test_what_goes_before_the_cru_is_applied():
+    layer, x = LegacySCConv(8, 8, 3), torch.randn(2, 8, 6, 6)
+    for images in (x, x[0]):
+        assert torch.equal(layer.cru(images, layer.sru), layer.cru(layer.sru(images)))
+
+
 def test_conv2d_contract():
     for args in ((8, 8, 3, 1, 1), (8, 16, 3, 2, 1), (16, 4, 5, 2, 2, 1), (8, 8, 3, 1, 'same', 2)):
         for bias in (False, True):

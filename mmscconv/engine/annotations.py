@@ -175,10 +175,13 @@ def check_coco(content: Mapping[str, Any], path: str, folder: str | None) -> Non
 
 
 def _require_unique(ids: Sequence[Any], what: str, path: str) -> None:
-    if len(set(ids)) < len(ids):
-        seen: set[Any] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))
-        raise UserError(f'{what} id {twice} stands twice: {path}')
+    if len(set(ids)) == len(ids):
+        return
+    seen: set[Any] = set()
+    for i in ids:
+        if i in seen:
+            raise UserError(f'{what} id {i} stands twice: {path}')
+        seen.add(i)
 
 
 def require_images(names: Sequence[str], folder: str, path: str) -> None:
@@ -215,7 +218,8 @@ def check_voc(cfg: Mapping[str, Any], stages: Sequence[str]) -> None:
             if path.endswith('.txt') and isinstance(prefix, Mapping) and 'sub_data_root' in prefix:
                 kind = DATASETS.get(dataset['type'])
                 classes = (dataset.get('metainfo') or {}).get('classes') or getattr(kind, 'METAINFO', {}).get('classes')
-                _check_voc_list(path, join(dataset.get('data_root'), prefix['sub_data_root']), classes, dataset)
+                if classes is not None:  # else the registry or the data set says what is wrong, once it is built
+                    _check_voc_list(path, join(dataset.get('data_root'), prefix['sub_data_root']), classes, dataset)
 
 
 def _check_voc_list(path: str, root: str, classes: Sequence[str], dataset: Mapping[str, Any]) -> None:

@@ -84,7 +84,7 @@ def _training_state() -> list[Any]:
     return [HistoryBuffer, getattr_of_history, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *types]
 
 
-def getattr_of_history(owner: Any, name: str) -> Callable:
+def getattr_of_history(owner: Any, name: str) -> Callable[..., Any]:
     """Return a statistic of mmengine's HistoryBuffer, for whose functions pickle writes ``getattr``.
 
     It takes the place of the builtin while a checkpoint is read: with that one, a

@@ -108,16 +108,17 @@ def move_data_root(cfg: Config, data_root: str) -> None:
 
 def set_resume(cfg: Config, checkpoint: str, trusted: bool = False) -> None:
     """Let the config resume from ``checkpoint``, or for 'auto' from the newest good one in the work dir."""
+    resumed: str | None = checkpoint
     warn = functools.partial(print_log, logger=None, level=logging.WARNING)
     if checkpoint == 'auto':
         found = checkpoint_to_resume(cfg.work_dir, warn, trusted)
         if found is None:
             print_log(f'no checkpoint to resume in {cfg.work_dir}: training starts anew', logger=None)
-        checkpoint = found and str(found)
+        resumed = None if found is None else str(found)
     elif '://' not in checkpoint:
         require_resumable(checkpoint, trusted)
-    cfg.resume = checkpoint is not None
-    cfg.load_from = checkpoint or cfg.get('load_from')
+    cfg.resume = resumed is not None
+    cfg.load_from = resumed or cfg.get('load_from')
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class NamedTransform:
     def __init__(self, transform: Any) -> None:
         self.transform = transform
 
-    def __call__(self, results: dict) -> dict | None:
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
         path = results.get('img_path')
         annotated = results.get('height'), results.get('width')
         loads = type(self.transform).__name__.startswith('Load')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ from mmscconv.engine.errors import UserError
 DATA_ADVICE = 'put or link the data there, or pass --data-root'
 
 
-def datasets(loader: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+def datasets(loader: Mapping[str, Any] | None) -> Iterator[MutableMapping[str, Any]]:
     """Yield the innermost dataset configs of a dataloader config, through any wrappers."""
     pending = [loader.get('dataset')] if loader else []
     while pending:
         dataset = pending.pop(0)
-        if isinstance(dataset, Mapping):
+        if isinstance(dataset, MutableMapping):
             inner = [dataset.get('dataset'), *(dataset.get('datasets') or [])]
             pending += [d for d in inner if d is not None]
             if 'dataset' not in dataset and 'datasets' not in dataset:

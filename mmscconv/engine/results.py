@@ -41,7 +41,7 @@ def _with_iteration(log: Path) -> list[tuple[float, Record]]:
 
     A last line that a kill or a full disk has cut short is left out.
     """
-    entries: list[tuple[float, Record]] = []
+    entries: list[tuple[int | None, Record]] = []
     iteration: int | None = None
     whole_lines, _, _ = log.read_text().rpartition('\n')
     for number, line in enumerate(whole_lines.splitlines(), 1):

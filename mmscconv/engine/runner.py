@@ -21,7 +21,7 @@ class CheckedRunner(Runner):
     """
 
     @staticmethod
-    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
+    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         """Build a dataloader.
 
         Raises:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmscconv.engine.errors import UserError
 from mmscconv.export.graphs import Graph
@@ -47,7 +48,8 @@ def batches(graph: Graph, images: Tensor, shapes: Tensor, size: tuple[int, int] 
     if size:
         images, shapes = resized(images, size)
     step = max(graph.divisor, 32)
-    other = resized(images[:1], tuple(-(-s // step) * step + step * (i + 1) for i, s in enumerate(images.shape[2:])))
+    height, width = (-(-s // step) * step + step * (i + 1) for i, s in enumerate(images.shape[2:]))
+    other = resized(images[:1], (height, width))
     return [pair[: len(graph.inputs)] for pair in ((images, shapes), other)]
 
 
@@ -62,24 +64,24 @@ def check(graph: Graph, exported: Runs, inputs: Sequence[Inputs], what: str) -> 
 
 def check_batch(graph: Graph, exported: Runs, batch: Inputs, what: str) -> Found:
     """Run both on one batch; see :func:`check`."""
-    place = f'{what} is not kept: on {batch[0].shape[0]} x {batch[0].shape[2]} x {batch[0].shape[3]}'
+    n, _, height, width = batch[0].shape
+    place = f'{what} is not kept: on {n} x {height} x {width}'
     try:
         got = exported(*batch)
     except Exception as error:  # ONNX Runtime and torch.export raise their own
         raise UserError(f'{place} it fails: {" ".join(str(error).split())[:300]}') from error
-    size = tuple(batch[0].shape[2:])
     with torch.no_grad():
         if graph.decoded:
             share, total = matched(graph.network.model, batch, got)
             if not share >= MATCHED:
                 raise UserError(f'{place} only {100 * share:.1f} % of {total} detections are those of mmdet')
-            return Found(len(batch[0]), size, share, total)
+            return Found(n, (height, width), share, total)
         wanted = graph.network(*batch)
     errors = {name: distance(g, w) for name, g, w in zip(graph.outputs, got, wanted, strict=True)}
     worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float('inf'))
     if not errors[worst] <= TOLERANCE:  # also where it is not a number
         raise UserError(f'{place} {worst} is {errors[worst]:.1e} off in relative L2 norm, {TOLERANCE:.0e} is allowed')
-    return Found(len(batch[0]), size, errors[worst])
+    return Found(n, (height, width), errors[worst])
 
 
 def distance(got: Tensor, wanted: Tensor) -> float:
@@ -90,7 +92,7 @@ def distance(got: Tensor, wanted: Tensor) -> float:
     return difference / size if size else difference
 
 
-def matched(model: nn.Module, batch: Inputs, got: Sequence[Tensor]) -> tuple[float, int]:
+def matched(model: Any, batch: Inputs, got: Sequence[Tensor]) -> tuple[float, int]:
     """Return the share of detections with a partner in mmdet's own ``predict``, both ways, and mmdet's number."""
     from mmdet.structures import DetDataSample
 

@@ -91,8 +91,8 @@ def preprocess(model: nn.Module, items: Sequence[Item]) -> tuple[Tensor, Tensor]
     """Return the images (N, 3, H, W), normalized and padded to one size, and (height, width) without padding (N, 2)."""
     data = {key: [item[key] for item in items] for key in ('inputs', 'data_samples')}
     sizes = [image.shape[-2:] for image in data['inputs']]
-    images = model.data_preprocessor(data, False)['inputs']
-    return images, torch.tensor(sizes, dtype=torch.float32)
+    preprocessor: Any = model.data_preprocessor
+    return preprocessor(data, False)['inputs'], torch.tensor(sizes, dtype=torch.float32)
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

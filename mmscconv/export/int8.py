@@ -99,8 +99,7 @@ def quantize(source: Path, target: Path, model: nn.Module, items: Sequence[Item]
 
 def compare(fp32: Path, int8: Path, model: nn.Module, items: Sequence[Item], calibrated_on: int) -> Comparison:
     """Run both files on ``items``."""
-    files = (fp32, int8)
-    runs = [open_onnx(file) for file in files]
+    runs = [open_onnx(file) for file in (fp32, int8)]
     logits: list[list[Tensor]] = [[], []]
     labels: list[Tensor | None] = []
     for images, truth in batches(model, items):
@@ -109,9 +108,11 @@ def compare(fp32: Path, int8: Path, model: nn.Module, items: Sequence[Item], cal
             found.append(run(images)[0])
     plain, quantized = map(torch.cat, logits)
     classes = [t.argmax(dim=1) for t in (plain, quantized)]
+    known = [truth for truth in labels if truth is not None]
     top1 = None
-    if all(truth is not None for truth in labels):
-        top1 = tuple(percent(c == torch.cat(labels)) for c in classes)
+    if len(known) == len(labels):
+        top1 = percent(classes[0] == torch.cat(known)), percent(classes[1] == torch.cat(known))
+    fp32_time, int8_time = in_turns(runs, images[:1])
     return Comparison(
         images=len(items),
         calibrated_on=calibrated_on,
@@ -119,8 +120,8 @@ def compare(fp32: Path, int8: Path, model: nn.Module, items: Sequence[Item], cal
         agreement=percent(classes[0] == classes[1]),
         logit_difference=(plain - quantized).abs().mean().item(),
         logit_size=plain.abs().mean().item(),
-        bytes=tuple(file.stat().st_size for file in files),
-        milliseconds=in_turns(runs, images[:1]),
+        bytes=(fp32.stat().st_size, int8.stat().st_size),
+        milliseconds=(fp32_time, int8_time),
     )
 
 

@@ -81,7 +81,7 @@ class Job:
             write(graph, images, metadata, file)
             found = check(graph, open_file(file), inputs, self.out.name)
         told = [f'{self.out} ({self.out.stat().st_size / 1e6:.2f} MB)', *self.told_about(graph, found)]
-        return told + self.quantized(model) if self.int8 else told
+        return told + self.quantized(model, self.int8) if self.int8 else told
 
     def prepare(self) -> None:
         """Check the settings and read checkpoint and images."""
@@ -135,11 +135,11 @@ class Job:
             *(f'compared with {reference} on {line}' for line in found),
         ]
 
-    def quantized(self, model: nn.Module) -> list[str]:
+    def quantized(self, model: nn.Module, scope: str) -> list[str]:
         """Write the INT8 file beside the other; return the comparison."""
         out = self.out.with_name(f'{self.out.stem}.int8{self.out.suffix}')
         calibration, rest = int8.split(self.items, self.calibration)
         with kept_if_right(out) as file:
-            int8.quantize(self.out, file, model, calibration, self.int8)
+            int8.quantize(self.out, file, model, calibration, scope)
             comparison = int8.compare(self.out, file, model, rest, len(calibration))
         return [str(out), *str(comparison).splitlines()]

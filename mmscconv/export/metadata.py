@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -16,13 +17,15 @@ from mmscconv.export.graphs import Graph, is_classifier
 RGB_DATASETS = ('CIFAR10', 'CIFAR100')
 
 
-def describe(cfg: Config, model: nn.Module, graph: Graph, checkpoint: dict[str, Any], deployed: bool) -> dict[str, str]:
+def describe(
+    cfg: Config, model: nn.Module, graph: Graph, checkpoint: Mapping[str, Any], deployed: bool
+) -> dict[str, str]:
     """Return keys and values, each value as JSON.
 
     ``mean`` and ``std`` are in the order ``channel_order``; padding, of 0, comes after
     normalization, below and to the right.
     """
-    preprocessor = model.data_preprocessor
+    preprocessor: Any = model.data_preprocessor
     converts = getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False)
     dataset = innermost_dataset(cfg.get('test_dataloader', {}).get('dataset', {})).get('type')
     mean, std = ([] if t is None else t.flatten().tolist() for t in (numbers(preprocessor, n) for n in ('mean', 'std')))
@@ -44,7 +47,7 @@ def numbers(preprocessor: nn.Module, name: str) -> Any:
     return getattr(preprocessor, name, None) if getattr(preprocessor, '_enable_normalize', True) else None
 
 
-def classes_of(cfg: Config, checkpoint: dict[str, Any]) -> list[str]:
+def classes_of(cfg: Config, checkpoint: Mapping[str, Any]) -> list[str]:
     """Return the class names as the checkpoint or the config has them; none where neither does."""
     for meta in (checkpoint.get('meta', {}).get('dataset_meta') or {}, cfg.get('metainfo') or {}):
         names = meta.get('classes', meta.get('CLASSES'))

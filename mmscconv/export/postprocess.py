@@ -34,7 +34,11 @@ class PostProcess(nn.Module):
 
     OUTPUTS: Mapping[str, Mapping[int, str]] = {name: {0: 'batch'} for name in ('boxes', 'scores', 'labels')}
 
-    def __init__(self, head: nn.Module, cfg: Mapping[str, Any]) -> None:
+    generator: Any  # mmdet's AnchorGenerator
+    coder: Any  # mmdet's DeltaXYWHBBoxCoder
+    classes: int
+
+    def __init__(self, head: Any, cfg: Mapping[str, Any]) -> None:
         from mmdet.models.dense_heads.anchor_head import AnchorHead
         from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 

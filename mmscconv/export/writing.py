@@ -39,9 +39,8 @@ def write_onnx(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: 
     import onnx
 
     with torch.no_grad():
-        export_onnx(
-            graph.network, example(graph, images), file, graph.inputs, graph.outputs, {**graph.inputs, **graph.outputs}
-        )
+        axes = {**graph.inputs, **graph.outputs}
+        export_onnx(graph.network, example(graph, images), file, list(graph.inputs), list(graph.outputs), axes)
     model = onnx.load(file)
     onnx.helper.set_model_props(model, dict(metadata))
     model.producer_name = 'mmscconv'

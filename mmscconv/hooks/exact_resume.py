@@ -76,7 +76,7 @@ class ExactResume(Hook):
         torch.manual_seed(_seed_all(self._seed, get_rank(), runner.iter, 0))  # of the devices, too
 
 
-class _Batch(list):
+class _Batch(list[int]):
     """The indices of a batch, and the iteration that it is for."""
 
     number: int
@@ -110,7 +110,7 @@ class _NumberedBatches:
 class _SeededSamples:
     """The data set's ``__getitems__``, with which torch's loaders fetch a batch, in a worker or without one."""
 
-    def __init__(self, dataset: Dataset, seed: int, rank: int) -> None:
+    def __init__(self, dataset: Dataset[Any], seed: int, rank: int) -> None:
         self.dataset, self.seed, self.rank = dataset, seed, rank
 
     def __call__(self, indices: Sequence[int]) -> Any:
@@ -132,7 +132,7 @@ class _SeededSamples:
 class _Batches(_InfiniteDataloaderIterator):
     """Answers the loop's own skipping of what a resumed training has seen, which the batch sampler has done."""
 
-    def __init__(self, dataloader: DataLoader, skipped: int) -> None:
+    def __init__(self, dataloader: DataLoader[Any], skipped: int) -> None:
         super().__init__(dataloader)
         self._skipped = skipped
 
@@ -149,7 +149,7 @@ class _Batches(_InfiniteDataloaderIterator):
 
 def _seed_sampler(batch_sampler: Any, first: int | None, seed: int) -> None:
     """Let the sampler begin anew, with ``seed`` where the runner's ``first`` seed had been its own."""
-    sampler = getattr(batch_sampler, 'sampler', None)
+    sampler: Any = getattr(batch_sampler, 'sampler', None)
     if getattr(sampler, 'seed', None) == first is not None:
         sampler.seed = seed
     if type(sampler) is InfiniteSampler:  # a loader's workers may have drawn from it already

@@ -44,6 +44,9 @@ class SafeCheckpointHook(CheckpointHook):
         UserError: The disk is full; says where and how much is free.
     """
 
+    backend_args: dict[str, Any] | None
+    file_backend: Any  # mmengine's, then what defers its deletions
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.backend_args is None and self.file_client_args is None and '://' not in str(self.out_dir or ''):

@@ -32,12 +32,9 @@ def check_real(name: str, value: Any) -> None:
 
 def pair(name: str, value: Size2d, minimum: int) -> tuple[int, int]:
     """Return ``value`` as (height, width); ValueError if it is not one or two integers >= ``minimum``."""
-    single = _index(value)
-    if single is not None:
-        values = [single, single]
-    else:
-        values = [_index(v) for v in value] if isinstance(value, Sequence) else []
-    if len(values) != 2 or not all(v is not None and minimum <= v <= LARGEST for v in values):
+    given = value if isinstance(value, Sequence) else (value, value)
+    values = [v for v in map(_index, given) if v is not None and minimum <= v <= LARGEST]
+    if len(given) != 2 or len(values) != 2:
         raise ValueError(f'{name} must be one or two integers from {minimum} to {LARGEST}, got {value!r}')
     return values[0], values[1]
 

@@ -127,15 +127,18 @@ class LegacyCRU(CRU):
         if not 0 < alpha < 1:
             raise ValueError(f'the unofficial module has two branches: alpha must lie between 0 and 1, got {alpha}')
         self.gwc = nn.Conv2d(
-            self.gwc.in_channels, out_channels, self.kernel_size, self.stride, self.padding, self.dilation, groups
+            self.channels.squeezed_up, out_channels, self.kernel_size, self.stride, self.padding, self.dilation, groups
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
+        """Return Y of (N, C1, H, W), or of ``before(x)``."""
         check_input('LegacyCRU', x, self.in_channels)
         if x.dim() == 3:
-            return self(x.unsqueeze(0)).squeeze(0)
-        x_up, x_low = self.squeeze(x)
-        y1 = sum(self.transform_up(x_up))
+            return self(x.unsqueeze(0), before).squeeze(0)
+        x_up, x_low = self.squeeze(x if before is None else before(x))
+        assert x_up is not None and x_low is not None  # 0 < alpha < 1
+        first, second = self.transform_up(x_up)
+        y1 = first if second is None else first + second
         y2 = torch.cat([part for part in self.transform_low(x_low) if part is not None], dim=1)
         s = torch.cat([y.mean(dim=(2, 3), keepdim=True) for y in (y1, y2)], dim=1)
         beta1, beta2 = s.softmax(dim=1).to(y1.dtype).chunk(2, dim=1)
