@@ -67,7 +67,7 @@ def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool =
     """
     if _forced_plain or _exporting():
         return 'plain'
-    wanted = explicit or os.environ.get(VARIABLE)
+    wanted = explicit or _from_environment()
     if wanted:
         check_backend(wanted)
         reason = _refusal(wanted, x)
@@ -114,6 +114,12 @@ def _refusal(backend: str, x: Tensor) -> str | None:
 def interpreting() -> bool:
     """Return whether Triton was asked to interpret its kernels on the CPU."""
     return os.environ.get('TRITON_INTERPRET') == '1'
+
+
+# Torch 2.4 cannot trace the look-up of a variable that is not set.
+@_constant_when_traced
+def _from_environment() -> str | None:
+    return os.environ.get(VARIABLE)
 
 
 # The compiler's call is not traced.
