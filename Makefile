@@ -38,7 +38,7 @@ demo: setup $(DIGITS)/annotations/val.json
 	@echo "detections: $$(ls -d $(DEMO_DIR)/*/drawn | tail -n 1)"
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 --cov
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 --cov
 
 lint: setup
 	$(BIN)/ruff check .

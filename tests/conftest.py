@@ -1,8 +1,11 @@
 import functools
 import importlib.util
 import logging
+import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,6 +17,19 @@ SHARED_DATA = ROOT.parent / 'shared' / 'data'
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _process_is_restored():
+    """A tool that runs in this process changes for all of it how checkpoints are loaded."""
+    module = sys.modules.get('mmengine.runner.checkpoint')
+    with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ))
+        if module:
+            stack.enter_context(
+                patch.object(module.CheckpointLoader, '_schemes', dict(module.CheckpointLoader._schemes))
+            )
+        yield
 
 
 @pytest.fixture(scope='session', autouse=True)
