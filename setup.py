@@ -17,7 +17,15 @@ ONEDL = [
     'onedl-mmdetection==3.5.1',
     'onedl-mmpretrain==1.3.6',
 ]
-OFFICIAL = ['torchvision', 'mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0', 'mmpretrain==1.2.0', 'numpy<2']
+OFFICIAL = [
+    'torchvision',
+    'mmengine==0.10.7',
+    'mmcv==2.1.0',
+    'mmdet==3.3.0',
+    'mmpretrain==1.2.0',
+    'numpy<2',
+    'setuptools<82',  # mmengine imports pkg_resources
+]
 DEMO = ['scikit-learn', 'matplotlib']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 DOCS = ['sphinx', 'furo', 'myst-parser']

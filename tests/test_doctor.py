@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from mmscconv import doctor, get_config
 from mmscconv.engine import environment
+from tools import MMCV
 
 
 def run_doctor(*command, cwd=ROOT, path=()):
@@ -76,7 +77,8 @@ def test_broken_and_missing_packages_are_all_reported(tmp_path):
     remedies = done.stdout.partition('To mend')[2]
     minor = int(metadata.version('torch').split('.')[1])
     assert f"--force-reinstall --no-deps 'torchvision==0.{minor + 15}.*'" in remedies
-    assert 'pip uninstall -y onedl-mmcv; pip install --no-cache-dir --no-build-isolation onedl-mmcv==2.3.6' in remedies
+    rebuild = f'pip uninstall -y {MMCV.partition("==")[0]}; pip install --no-cache-dir --no-build-isolation {MMCV}'
+    assert rebuild in remedies
 
 
 @pytest.mark.parametrize('command', [[ROOT / 'tools' / 'doctor.py'], ['-m', 'mmscconv.doctor']], ids=['tool', 'module'])

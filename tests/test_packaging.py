@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from mmscconv.engine import environment
 from mmscconv.engine.errors import UserError
+from tools import MMCV, MMENGINE
 
 IGNORED = shutil.ignore_patterns(
     '.git', '.venv*', '_build', 'build', 'dist', '*.egg-info', '__pycache__', 'work_dirs', '.*_cache'
@@ -98,9 +99,9 @@ def test_environment_is_complete():
 @pytest.mark.parametrize(
     ('missing', 'remedy'),
     [
-        ('mmcv.ops', 'pip install --no-cache-dir --no-build-isolation onedl-mmcv'),
-        ('mmdet', 'pip install --no-build-isolation onedl-mmengine==0.10.12'),
-        ('torchvision', 'pip install --no-build-isolation onedl-mmengine==0.10.12'),
+        ('mmcv.ops', f'pip install --no-cache-dir --no-build-isolation {MMCV}'),
+        ('mmdet', f'pip install --no-build-isolation {MMENGINE}'),
+        ('torchvision', f'pip install --no-build-isolation {MMENGINE}'),
     ],
 )
 def test_broken_stack_names_the_command(missing, remedy, monkeypatch):

@@ -3,8 +3,13 @@
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 from conftest import ROOT
+
+# What the remedies for a broken environment name: the stack that the tests run on.
+OFFICIAL = any(d.metadata['Name'] == 'mmengine' for d in metadata.distributions())
+MMCV, MMENGINE = ('mmcv==2.1.0', 'mmengine==0.10.7') if OFFICIAL else ('onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12')
 
 NARROW = ['model.backbone.base_channels=16', 'model.backbone.stem_channels=8']
 NARROW_DETECTOR = [

@@ -79,7 +79,7 @@ def _training_state() -> list[Any]:
     from mmengine.logging import HistoryBuffer
 
     # numpy 1.26 has a numpy._core, too, but without these functions.
-    core: Any = np.core if np.__version__.startswith('1.') else np._core
+    core = getattr(np, 'core' if np.__version__.startswith('1.') else '_core')
     multiarray = core.multiarray
     types = [type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'uint32')]
     return [HistoryBuffer, getattr_of_history, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *types]
