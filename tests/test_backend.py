@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +84,17 @@ def test_cache_that_cannot_be_written(broken_compiler, monkeypatch, tmp_path):
     (tmp_path / 'file').touch()
     monkeypatch.setenv('MMSCCONV_CACHE_DIR', str(tmp_path / 'file'))
     assert 'MMSCCONV_CACHE_DIR' in native.unavailable()
+
+
+@pytest.mark.parametrize(
+    ('version', 'reason'),
+    [('3.1.0', 'triton 3.1.0 is older than 3.2'), ('3.10.1+git', 'it needs a CUDA tensor'), (None, 'is not installed')],
+)
+def test_versions_of_triton(version, reason, monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    monkeypatch.setitem(sys.modules, 'triton', version and SimpleNamespace(__version__=version))
+    with pytest.raises(RuntimeError, match=f"backend 'triton' cannot run: .*{reason}"):
+        SRU(8, backend='triton')(X)
 
 
 def test_compiled_once_and_kept(tmp_path):

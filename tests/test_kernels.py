@@ -5,7 +5,6 @@ imports it: the variable must be set before anything else runs. Without a CUDA
 device the kernels are interpreted on the CPU, with one they run there.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,7 +13,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
+from mmscconv.ops.backend import triton_unavailable
+
+needs_triton = pytest.mark.skipif(triton_unavailable() is not None, reason=str(triton_unavailable()))
 
 
 def run_apart(*names, **environment):

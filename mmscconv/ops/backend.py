@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +31,7 @@ from mmscconv.ops import native
 F = TypeVar('F', bound=Callable[..., Any])
 BACKENDS = ('plain', 'native', 'triton')
 VARIABLE = 'MMSCCONV_BACKEND'
+OLDEST_TRITON = (3, 2)  # 3.0 refuses the kernels: its tl.arange takes no computed constants
 _forced_plain = 0
 
 
@@ -104,10 +105,23 @@ def _refusal(backend: str, x: Tensor) -> str | None:
         return f'it computes in fp32 and takes fp32, bf16 and fp16, not {x.dtype}'
     if backend == 'native':
         return _native_unavailable() if x.device.type == 'cpu' else f'it needs a CPU tensor, got one on {x.device}'
-    if importlib.util.find_spec('triton') is None:
-        return 'triton is not installed'
+    reason = triton_unavailable()
+    if reason:
+        return reason
     if x.device.type != 'cuda' and not interpreting():
         return f'it needs a CUDA tensor, got one on {x.device} (TRITON_INTERPRET=1 runs its kernels on the CPU)'
+    return None
+
+
+@_constant_when_traced
+def triton_unavailable() -> str | None:
+    """Return why Triton's kernels cannot run wherever they are asked to, or None."""
+    try:
+        version = importlib.import_module('triton').__version__  # its distribution has several names
+    except ImportError:
+        return 'triton is not installed'
+    if tuple(map(int, re.findall(r'\d+', version)[:2])) < OLDEST_TRITON:
+        return f'triton {version} is older than {".".join(map(str, OLDEST_TRITON))}, which its kernels need (torch 2.6)'
     return None
 
 
