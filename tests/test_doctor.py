@@ -1,5 +1,6 @@
 """The doctor tells each fault apart, names the command that mends it, and never falls over what is broken."""
 
+import importlib
 import os
 import re
 import shutil
@@ -25,6 +26,9 @@ def run_doctor(*command, cwd=ROOT, path=()):
 @pytest.fixture
 def pip_knows(monkeypatch):
     """Pretend that pip has installed these distributions and no others."""
+    # Whoever asks for its own version while it is imported would stay half imported.
+    for name in ('torchvision', 'mmdet', 'mmpretrain'):
+        importlib.import_module(name)
 
     def pretend(**versions):
         names = {name.replace('_', '-'): version for name, version in versions.items()}
