@@ -38,33 +38,38 @@ static inline float y1_of(const float *first, const float *second, int64_t i) {
     return first[i] + (second ? second[i] : 0.f);
 }
 
-static inline void add_differences(const float *first, const float *second, const float *y2, int64_t length,
-                                   double *sum) {
-#pragma omp simd
-    for (int64_t c = 0; c < length; c++) sum[c] += y1_of(first, second, c) - y2[c];
+/* What is summed over the positions: Y1 - Y2 of Y1's two parts, or the product grad * (reference - Y2). */
+static inline float term_of(const float *a, const float *b, const float *y2, int64_t i, const int product) {
+    return product ? a[i] * (b[i] - y2[i]) : y1_of(a, b, i) - y2[i];
 }
 
-static inline double total_difference(const float *first, const float *second, const float *y2, int64_t from,
-                                      int64_t to) {
+static inline void add_terms(const float *a, const float *b, const float *y2, int64_t length, const int product,
+                             double *sum) {
+#pragma omp simd
+    for (int64_t c = 0; c < length; c++) sum[c] += term_of(a, b, y2, c, product);
+}
+
+static inline double total_of_terms(const float *a, const float *b, const float *y2, int64_t from, int64_t to,
+                                    const int product) {
     double total = 0;
 #pragma omp simd reduction(+ : total)
-    for (int64_t p = from; p < to; p++) total += y1_of(first, second, p) - y2[p];
+    for (int64_t p = from; p < to; p++) total += term_of(a, b, y2, p, product);
     return total;
 }
 
-static void difference_chunk(Shape s, Rows first, Rows second, Lower y2, int64_t n, int64_t from, int64_t to,
+static inline void sum_chunk(Shape s, Rows a, Rows b, Lower y2, int64_t n, int64_t from, int64_t to, const int product,
                              double *sum) {
     int64_t made = y2.made_channels;
     if (!s.channels_last) {
         for (int64_t c = 0; c < s.channels; c++)
-            sum[c] = total_difference(row_of(first, n, c), row_of(second, n, c), plane_of(y2, n, c), from, to);
+            sum[c] = total_of_terms(row_of(a, n, c), row_of(b, n, c), plane_of(y2, n, c), from, to, product);
         return;
     }
     memset(sum, 0, s.channels * sizeof(double));
     for (int64_t p = from; p < to; p++) {
-        const float *a = row_of(first, n, p), *b = row_of(second, n, p);
-        add_differences(a, b, row_of(y2.made, n, p), made, sum);
-        add_differences(a + made, b ? b + made : NULL, row_of(y2.low, n, p), s.channels - made, sum + made);
+        const float *x = row_of(a, n, p), *y = row_of(b, n, p);
+        add_terms(x, y, row_of(y2.made, n, p), made, product, sum);
+        add_terms(x + made, y ? y + made : NULL, row_of(y2.low, n, p), s.channels - made, product, sum + made);
     }
 }
 
@@ -121,7 +126,7 @@ int fuse_forward(const float *first, const float *second, const float *made, con
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < tasks; i++) {
             int64_t from = i % chunks * step;
-            difference_chunk(s, y1, add, y2, n + i / chunks, from, min_of(from + step, positions), sums + i * channels);
+            sum_chunk(s, y1, add, y2, n + i / chunks, from, min_of(from + step, positions), 0, sums + i * channels);
         }
         for (int64_t k = 0; k < count; k++)
             for (int64_t c = 0; c < channels; c++) {
@@ -229,36 +234,6 @@ int fuse_pointwise(float *first, const float *up, const float *low, const float 
     return failed;
 }
 
-static inline void add_products(const float *grad, const float *reference, const float *y2, int64_t length,
-                                double *sum) {
-#pragma omp simd
-    for (int64_t c = 0; c < length; c++) sum[c] += grad[c] * (reference[c] - y2[c]);
-}
-
-static inline double total_product(const float *grad, const float *reference, const float *y2, int64_t from,
-                                   int64_t to) {
-    double total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t p = from; p < to; p++) total += grad[p] * (reference[p] - y2[p]);
-    return total;
-}
-
-static void product_chunk(Shape s, Rows grad, Rows reference, Lower y2, int64_t n, int64_t from, int64_t to,
-                          double *sum) {
-    int64_t made = y2.made_channels;
-    if (!s.channels_last) {
-        for (int64_t c = 0; c < s.channels; c++)
-            sum[c] = total_product(row_of(grad, n, c), row_of(reference, n, c), plane_of(y2, n, c), from, to);
-        return;
-    }
-    memset(sum, 0, s.channels * sizeof(double));
-    for (int64_t p = from; p < to; p++) {
-        const float *g = row_of(grad, n, p), *r = row_of(reference, n, p);
-        add_products(g, r, row_of(y2.made, n, p), made, sum);
-        add_products(g + made, r + made, row_of(y2.low, n, p), s.channels - made, sum + made);
-    }
-}
-
 /* grad1 = beta1 * grad + pull, grad2 = beta2 * grad - pull, where pull is what reaches Y1 through its mean. */
 static inline void split_run(const float *grad, int64_t from, int64_t to, const float *beta, const float *pull,
                              float *restrict grad1, float *restrict grad2, const int vary) {
@@ -306,8 +281,8 @@ int fuse_backward(const float *grad, const float *reference, int is_output, cons
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < tasks; i++) {
             int64_t from = i % chunks * step;
-            product_chunk(s, upstream, from_y2, y2, n + i / chunks, from, min_of(from + step, positions),
-                          sums + i * channels);
+            sum_chunk(s, upstream, from_y2, y2, n + i / chunks, from, min_of(from + step, positions), 1,
+                      sums + i * channels);
         }
         for (int64_t k = 0; k < count; k++)
             for (int64_t c = 0; c < channels; c++) {
