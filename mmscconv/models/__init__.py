@@ -1,8 +1,8 @@
 """The OpenMMLab side: importing this module registers the conv layers, the backbones and ReplaceConv.
 
 Configs name it in ``custom_imports``; the hooks that they name besides come with it.
-Everything is registered in mmengine's
-root registry, where mmdet and mmpretrain both find it by its plain name.
+Everything is registered in mmengine's root registry, where mmdet and mmpretrain both
+find it by its plain name.
 """
 
 import mmscconv.hooks  # noqa: F401, whoever sets custom_imports anew names this module alone
