@@ -18,7 +18,7 @@ from mmscconv.engine.errors import UserError
 @pytest.fixture
 def warnings(monkeypatch):
     lines = []
-    monkeypatch.setattr('mmscconv.engine.annotations.print_log', lambda text, **_: lines.append(text))
+    monkeypatch.setattr('mmscconv.engine.annotations.warn', lines.append)
     return lines
 
 

@@ -311,7 +311,7 @@ def test_resume_leaves_out_what_is_damaged(whole, tmp_path):
     for name, reason in (
         ('iter_12', 'cut short or damaged'),
         ('iter_9', 'not finite'),
-        ('iter_8', 'has no optimizer, message_hub'),
+        ('iter_8', 'has no message_hub, optimizer'),
     ):
         (line,) = (line for line in warned if f'{name}.pth' in line)
         assert reason in line and '\n' not in line

@@ -121,5 +121,6 @@ def test_half_of_a_checkpoint_is_refused(tool, digits_run, tmp_path):
 
 
 def test_unwritable_target(tool, digits_run, tmp_path):
-    status, _, stderr = tool('publish_model', digits_run / 'epoch_1.pth', tmp_path / 'nowhere' / 'out.pth')
+    (tmp_path / 'file').touch()
+    status, _, stderr = tool('publish_model', digits_run / 'epoch_1.pth', tmp_path / 'file' / 'out.pth')
     assert status == 2 and 'cannot write' in stderr

@@ -10,7 +10,7 @@ from mmscconv.engine.options import check_keys
 @pytest.fixture
 def warnings(monkeypatch):
     lines = []
-    monkeypatch.setattr('mmscconv.engine.options.print_log', lambda text, **_: lines.append(text))
+    monkeypatch.setattr('mmscconv.engine.options.warn', lines.append)
     return lines
 
 

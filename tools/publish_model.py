@@ -8,6 +8,7 @@ ones that mmengine has put into the checkpoint's state_dict.
 
 import argparse
 import hashlib
+import io
 import sys
 from pathlib import Path
 
@@ -31,17 +32,18 @@ def main() -> None:
     import torch
 
     from mmscconv.engine.checkpoints import load_checkpoint
+    from mmscconv.engine.disk import write_atomically
 
     content = load_checkpoint(args.checkpoint, args.trusted)
     if 'state_dict' not in content:
         raise UserError(f'checkpoint has no state_dict: {args.checkpoint}')
-    unfinished = args.out.with_suffix('.tmp')
+    file = io.BytesIO()
+    torch.save({key: content[key] for key in KEPT if key in content}, file)
+    digest = hashlib.sha256(file.getbuffer()).hexdigest()[:8]
+    published = args.out.with_name(f'{args.out.name.removesuffix(".pth")}-{digest}.pth')
     try:
-        torch.save({key: content[key] for key in KEPT if key in content}, unfinished)
-        digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()[:8]
-        published = args.out.with_name(f'{args.out.name.removesuffix(".pth")}-{digest}.pth')
-        unfinished.replace(published)
-    except (OSError, RuntimeError) as error:  # torch reports a missing folder as RuntimeError
+        write_atomically(published, file.getbuffer())
+    except OSError as error:
         raise UserError(f'cannot write {args.out}: {" ".join(str(error).split())}') from error
     dropped = [key for key in content if key not in KEPT]
     print(f'{published} (left out: {", ".join(dropped) or "nothing"})')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +14,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-from mmengine.logging import print_log
 
-from mmscconv.engine.errors import UserError
+from mmscconv.engine.errors import UserError, warn
 from mmscconv.engine.preflight import DATA_ADVICE, datasets, join
 
 SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
@@ -113,7 +111,7 @@ def check_classes(have: Sequence[str], wanted: Sequence[str], path: str | None) 
         )
     extra = [name for name in have if name not in wanted]
     if wanted and extra:
-        _warn(f'{path}: {len(extra)} categories are not among the classes and are left out, first {extra[0]!r}')
+        warn(f'{path}: {len(extra)} categories are not among the classes and are left out, first {extra[0]!r}')
 
 
 def check_coco(content: Mapping[str, Any], path: str, folder: str | None) -> None:
@@ -166,7 +164,7 @@ def check_coco(content: Mapping[str, Any], path: str, folder: str | None) -> Non
     ):
         if found.any():
             first = annotations[int(np.argmax(found))]
-            _warn(
+            warn(
                 f'{path}: {found.sum()} of {len(ids)} annotations {what} and are left out, first annotation '
                 f'{first["id"]} with bbox {first["bbox"]} and image_id {first["image_id"]}'
             )
@@ -241,9 +239,9 @@ def _check_voc_list(path: str, root: str, classes: Sequence[str], dataset: Mappi
             if box[2] <= box[0] or box[3] <= box[1]:
                 flat.append((file, box))
     for label, (count, file) in unknown.items():
-        _warn(f'{path}: {count} objects are named {label!r}, which is no class, and are left out, first in {file}')
+        warn(f'{path}: {count} objects are named {label!r}, which is no class, and are left out, first in {file}')
     if flat:
-        _warn(f'{path}: {len(flat)} boxes have no width or height, first {flat[0][1]} in {flat[0][0]}')
+        warn(f'{path}: {len(flat)} boxes have no width or height, first {flat[0][1]} in {flat[0][0]}')
     if unknown and not known:
         raise UserError(f'no object is of a class of the data set: {path} (set metainfo.classes in the config)')
 
@@ -272,7 +270,3 @@ def _voc_objects(file: Path, list_file: str) -> list[tuple[str, list[float]]]:
                 raise UserError(f'annotation has {side}={text!r} in a box: {file}')
         objects.append((label, values))
     return objects
-
-
-def _warn(text: str) -> None:
-    print_log(text, logger='current', level=logging.WARNING)

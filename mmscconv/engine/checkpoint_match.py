@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from mmscconv.engine.checkpoints import shape_of, unwrapped, weights_of
+from mmscconv.engine.checkpoints import lacking_to_resume, shape_of, unwrapped, weights_of
 from mmscconv.engine.errors import UserError
 
 # Settings that belong to one method of optimization: its state is of no use to another.
@@ -41,9 +41,9 @@ def require_filled(model: nn.Module, checkpoint: Mapping[str, Any], cfg: Mapping
 
 def optimizer_problem(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> str | None:
     """Return why a checkpoint's state cannot be resumed by ``optimizer``, or None; torch finds only a part of it."""
-    lacking = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
+    lacking = lacking_to_resume(checkpoint)
     if lacking:
-        return f'it has no {", ".join(lacking)} (to start from its weights, leave out --resume and set load_from)'
+        return f'it has {lacking}'
     theirs, ours = checkpoint['optimizer'].get('param_groups'), optimizer.param_groups
     if theirs is None:
         return None  # several optimizers

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.torch_version import __version__ as torch_version
 
 from mmscconv.engine.disk import replacing
 from mmscconv.engine.errors import UserError
@@ -79,10 +80,14 @@ def _training_state() -> list[Any]:
     from mmengine.logging import HistoryBuffer
 
     # numpy 1.26 has a numpy._core, too, but without these functions.
-    core = getattr(np, 'core' if np.__version__.startswith('1.') else '_core')
-    multiarray = core.multiarray
+    core = 'core' if np.__version__.startswith('1.') else '_core'
+    functions = [getattr(np, core).multiarray._reconstruct, getattr(np, core).multiarray.scalar]
     types = [type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'uint32')]
-    return [HistoryBuffer, getattr_of_history, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *types]
+    allowed = [HistoryBuffer, getattr_of_history, np.ndarray, np.dtype, *types, *functions]
+    if torch_version >= '2.6':  # before, torch takes no other name than the object's own
+        other = {'core': '_core', '_core': 'core'}[core]
+        allowed += [(function, f'numpy.{other}.multiarray.{function.__name__}') for function in functions]
+    return allowed
 
 
 def getattr_of_history(owner: Any, name: str) -> Callable[..., Any]:
@@ -198,10 +203,18 @@ def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], truste
 def require_resumable(path: str | Path, trusted: bool = False) -> None:
     """Raise UserError if the checkpoint cannot be read or does not hold all that a training goes on from."""
     content = load_checkpoint(path, trusted)
-    missing = [key for key in ('meta', 'state_dict', 'optimizer', 'message_hub') if key not in content]
-    if missing:
-        raise UserError(f'checkpoint has no {", ".join(missing)}, so that no training can go on from it: {path}')
+    lacking = lacking_to_resume(content)
+    if lacking:
+        raise UserError(f'checkpoint has {lacking}: {path}')
     _require_finite(path, content)
+
+
+def lacking_to_resume(content: Mapping[str, Any]) -> str | None:
+    """Return in words what a training goes on from, besides the weights, that is not in ``content``; None if all is."""
+    missing = [key for key in ('meta', 'message_hub', 'optimizer') if key not in content]
+    if not missing:
+        return None
+    return f'no {", ".join(missing)} (to start from its weights, leave out --resume and set load_from)'
 
 
 def _require_finite(path: str | Path, content: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from mmscconv.engine.errors import UserError
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
+def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
     """Write ``content`` so that ``path`` holds all of it or, at whatever moment the process ends, what it held before.
 
     The bytes go to ``<path>.part`` in the same folder and reach the disk before that

@@ -23,6 +23,13 @@ def one_line(error: Exception) -> str:
     return text.splitlines()[-1].split(f'{UserError.__name__}: ', 1)[-1] if text else repr(error)
 
 
+def warn(text: str) -> None:
+    """Write ``text`` to the running log as a warning; to the screen where no run has begun."""
+    from mmengine.logging import print_log
+
+    print_log(text, logger='current', level=logging.WARNING)
+
+
 def run(main: Callable[[], None]) -> int:
     """Call ``main``; print what is the user's to mend as one line. Return the exit status."""
     logging.raiseExceptions = False  # a log that a full disk cuts short prints no traceback for each line

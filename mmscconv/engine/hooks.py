@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmscconv.engine.checkpoint_match import differences, optimizer_problem, require_filled
-from mmscconv.engine.errors import UserError
+from mmscconv.engine.errors import UserError, warn
 
 
 class RequireMatchingCheckpoint(Hook):
@@ -33,8 +31,7 @@ class RequireMatchingCheckpoint(Hook):
         if self.purpose != 'start' or unfilled == len(model.state_dict()):
             require_filled(model, checkpoint, runner.cfg, path)
         elif unfilled:
-            text = f'the checkpoint fills a part of the model only: {path}: {found}'
-            print_log(text, logger='current', level=logging.WARNING)
+            warn(f'the checkpoint fills a part of the model only: {path}: {found}')
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
         if self.purpose == 'resume' and optimizer is not None:
             problem = optimizer_problem(optimizer, checkpoint)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mmscconv.engine.errors import UserError
+from mmscconv.engine.errors import UserError, warn
 
 # What mmengine and mmdet read from the top of a config besides the runner's arguments.
 OTHERS = (
@@ -44,14 +42,14 @@ def check_keys(config: Mapping[str, Any], set_keys: Iterable[str], name: str) ->
     for key in config:
         meant = _meant(key, known)
         if meant and not key.startswith('_'):
-            _warn(f'{name} sets {key!r}, which nothing reads: did you mean {meant!r}?')
+            warn(f'{name} sets {key!r}, which nothing reads: did you mean {meant!r}?')
     for key in {key.split('.')[0]: None for key in set_keys}:
         if key in config or key in known:
             continue
         meant = _meant(key, known | set(config))
         if meant:
             raise UserError(f'--cfg-options sets {key!r}, which nothing reads: did you mean {meant!r}?')
-        _warn(f'--cfg-options sets {key!r}, which is neither in {name} nor known to mmengine')
+        warn(f'--cfg-options sets {key!r}, which is neither in {name} nor known to mmengine')
 
 
 def _meant(key: str, known: set[str]) -> str | None:
@@ -60,7 +58,3 @@ def _meant(key: str, known: set[str]) -> str | None:
         return None
     likely = [name for name in known if not name.startswith('tta_')]  # test_pipeline is almost tta_pipeline
     return next(iter(difflib.get_close_matches(key, likely, 1, LIKE)), None)
-
-
-def _warn(text: str) -> None:
-    print_log(text, logger='current', level=logging.WARNING)
