@@ -12,6 +12,7 @@ from torch import nn
 import mmscconv.models
 from mmscconv import CRU, SRU, SCConv, ops
 from mmscconv.models import switch_to_deploy
+from mmscconv.ops import native
 from tools import ONE_WORKER, run_tool
 
 CONFIGS = ROOT / 'configs'
@@ -74,10 +75,26 @@ def test_layer_and_the_norm_behind_it(settings, backend, layout):
     assert relative(model(x), reference(x.double()).float()) < 1e-6  # gradients recorded: the other composition
 
 
+@pytest.fixture(scope='module', params=['of this machine', 'any'])
+def instructions(request, tmp_path_factory):
+    """The vector registers that the kernels are written for: the widest that this machine has, or the narrowest."""
+    caches = (native.unavailable, native._build, native._library)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == 'any':
+            patch.setattr(native, 'OPTIONAL_FLAGS', ((),))
+            patch.setenv('MMSCCONV_CACHE_DIR', str(tmp_path_factory.mktemp('kernels')))
+            for cache in caches:
+                cache.cache_clear()
+        assert native.unavailable() is None
+        yield
+    for cache in caches:
+        cache.cache_clear()
+
+
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (5, 5), (31, 29)], ids=str)
-@pytest.mark.parametrize('channels', [8, 24, 136])
+@pytest.mark.parametrize('channels', [8, 24, 64, 136])
 @pytest.mark.parametrize('n', [1, 3])
-def test_kernels_over_the_pointwise_convolutions(size, channels, n):
+def test_kernels_over_the_pointwise_convolutions(size, channels, n, instructions):
     # Rows that are no multiple of a tile, columns of a panel, positions of a block; poisoned outputs.
     conv = trained(SCConv(channels, channels, 3, padding=1, backend='native'))
     x = torch.randn(n, channels, *size).contiguous(memory_format=torch.channels_last)

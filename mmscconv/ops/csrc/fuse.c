@@ -144,19 +144,23 @@ int fuse_forward(const float *first, const float *second, const float *made, con
     return 0;
 }
 
+static inline double dot(const float *weight, const double *mean, int64_t length) {
+    double total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t k = 0; k < length; k++) total += weight[k] * mean[k];
+    return total;
+}
+
 /* The means of Y1 - Y2 over the positions of one sample, from those of the inputs, for the 1x1 convolutions are linear. */
 static void pointwise_beta(const double *gwc, const double *up, const double *low, const float *weight1,
                            const float *weight2, const float *bias2, int64_t channels, int64_t made, int64_t up_channels,
                            int64_t low_channels, float *beta1) {
     for (int64_t c = 0; c < channels; c++) {
-        double difference = gwc[c];
-        for (int64_t k = 0; k < up_channels; k++) difference += weight1[c * up_channels + k] * up[k];
-        if (c < made) {
-            for (int64_t k = 0; k < low_channels; k++) difference -= weight2[c * low_channels + k] * low[k];
-            difference -= bias2 ? bias2[c] : 0;
-        } else {
+        double difference = gwc[c] + dot(weight1 + c * up_channels, up, up_channels);
+        if (c < made)
+            difference -= dot(weight2 + c * low_channels, low, low_channels) + (bias2 ? bias2[c] : 0);
+        else
             difference -= low[c - made];
-        }
         beta1[c] = (float)(1 / (1 + exp(-difference)));
     }
 }
@@ -182,7 +186,7 @@ int fuse_pointwise(float *first, const float *up, const float *low, const float 
     int64_t step = max_of(BLOCK_ROWS, CHUNK_VALUES / channels / BLOCK_ROWS * BLOCK_ROWS);
     int64_t chunks = (positions + step - 1) / step, sums = channels + up_channels + low_channels;
     int64_t at_once = block_samples((Shape){samples, channels, positions, 1}), width = channels + made;
-    double *parts = malloc(at_once * chunks * sums * sizeof(double)), *totals = malloc(sums * sizeof(double));
+    double *parts = malloc(at_once * chunks * sums * sizeof(double)), *totals = malloc(at_once * sums * sizeof(double));
     float *beta1 = malloc(at_once * channels * sizeof(float));
     float *scratch = malloc(threads * BLOCK_ROWS * width * sizeof(float));
     float *packed1 = pack(weight1, channels, up_channels), *packed2 = pack(weight2, made, low_channels);
@@ -197,12 +201,14 @@ int fuse_pointwise(float *first, const float *up, const float *low, const float 
             add_rows(up + k * up_sample + from * up_row, up_row, up_channels, rows, sum + channels);
             add_rows(low + k * low_sample + from * low_row, low_row, low_channels, rows, sum + channels + up_channels);
         }
+#pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t k = 0; k < count; k++) {
-            memset(totals, 0, sums * sizeof(double));
+            double *mean = totals + k * sums;
+            memset(mean, 0, sums * sizeof(double));
             for (int64_t i = 0; i < chunks; i++)
-                for (int64_t c = 0; c < sums; c++) totals[c] += parts[(k * chunks + i) * sums + c] / (double)positions;
-            pointwise_beta(totals, totals + channels, totals + channels + up_channels, weight1, weight2, bias2,
-                           channels, made, up_channels, low_channels, beta1 + k * channels);
+                for (int64_t c = 0; c < sums; c++) mean[c] += parts[(k * chunks + i) * sums + c] / (double)positions;
+            pointwise_beta(mean, mean + channels, mean + channels + up_channels, weight1, weight2, bias2, channels,
+                           made, up_channels, low_channels, beta1 + k * channels);
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < count * chunks; i++) {
