@@ -13,7 +13,10 @@ from pathlib import Path
 
 import torch
 
-VARIABLES = ('MALLOC_', 'OMP_', 'KMP_', 'GOMP_', 'LD_PRELOAD', 'MMSCCONV_', 'TORCHINDUCTOR_', 'TRITON_')
+VARIABLES = (
+    'ATEN_', 'DNNL_', 'GOMP_', 'KMP_', 'LD_PRELOAD', 'MALLOC_', 'MMSCCONV_', 'OMP_', 'ONEDNN_', 'TORCHINDUCTOR_',
+    'TRITON_',
+)  # fmt: skip
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -21,7 +24,8 @@ def environment(device: torch.device) -> dict[str, str]:
     facts = {
         'command': shlex.join(['python', *_without_folder(sys.argv)]),
         'date': datetime.datetime.now().astimezone().isoformat(timespec='minutes'),
-        'CPU': f'{_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used',
+        'CPU': f'{_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, '
+        f'PyTorch takes it for {torch.backends.cpu.get_cpu_capability()}',
         'RAM': _ram(),
         'GPU': torch.cuda.get_device_name(device) if device.type == 'cuda' else 'not used',
         'Python': platform.python_version(),
