@@ -143,6 +143,8 @@ def test_inference_ops_are_registered_right():
     arguments = (x, affine, affine, 4, 1e-5, 0.0, False, weight, weight)
     up, low = ops.sru_squeeze(*arguments)
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, arguments)
+    leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in arguments]
+    torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, leaves)
     arguments = (x.clone(), up, low, torch.randn(8, 2, 1, 1), torch.randn(6, 2, 1, 1), None, affine, affine)
     torch.library.opcheck(torch.ops.mmscconv.fuse_pointwise.default, arguments)
 

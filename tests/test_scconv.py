@@ -200,3 +200,25 @@ def test_layers_need_torch_alone():
         'assert mmscconv.SCConv(8, 8, 3)(torch.zeros(1, 8, 4, 4)).shape == (1, 8, 2, 2)\n'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize('settings', [{}, {'stride': 2}, {'inner_norm': True}, {'gate': 'hard'}], ids=str)
+def test_gradients_of_the_kernels_in_channels_last(settings):
+    """Where one kernel does SRU and squeezes, and its backward computes them again."""
+    conv = SCConv(24, 24, 3, padding=1, backend='native', **settings)
+    for p in conv.parameters():
+        nn.init.normal_(p, 0.3, 0.5)
+    conv.sru.requires_grad_(settings.get('gate') != 'hard')
+    reference = SCConv(24, 24, 3, padding=1, backend='plain', **settings).double()
+    reference.load_state_dict(conv.state_dict())
+    x = torch.randn(3, 24, 9, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
+    leaf = x.detach().double().requires_grad_()
+    y, want = conv(x), reference(leaf)
+    upstream = torch.randn_like(y)
+    y.backward(upstream)
+    want.backward(upstream.double())
+    torch.testing.assert_close(x.grad, leaf.grad.float(), rtol=1e-4, atol=1e-4)
+    for (name, p), q in zip(conv.named_parameters(), reference.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad.float(), rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f'{n}: {m}')

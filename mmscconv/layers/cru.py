@@ -22,6 +22,7 @@ from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Size2d, check_input, pair
 from mmscconv.layers.channels import CRUChannels
 from mmscconv.layers.recompute import recomputed
+from mmscconv.layers.sru import SRU
 
 
 class CRU(nn.Module):
@@ -144,12 +145,7 @@ class CRU(nn.Module):
         if x.dim() == 3:
             return self(x.unsqueeze(0), before).squeeze(0)
         backend = ops.choose_backend(x, self.backend)
-
-        def squeeze(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-            return self.squeeze(x if before is None else before(x), merged=backend != 'plain')
-
-        cheap = before is not None and backend != 'plain'
-        x_up, x_low = recomputed(squeeze, x) if cheap else squeeze(x)
+        x_up, x_low = self._squeezed(x, before, backend)
         if x_up is None:
             assert x_low is not None  # alpha = 0
             return _cat(*self.transform_low(x_low))
@@ -158,6 +154,30 @@ class CRU(nn.Module):
         made, low = self.transform_low(x_low)
         first, second = self.transform_up(x_up)
         return ops.fuse(first, low, second, made, output_is_kept=self.output_is_kept, backend=backend)
+
+    def _squeezed(self, x: Tensor, before: nn.Module | None, backend: str) -> tuple[Tensor | None, Tensor | None]:
+        """Return the squeezed branches of ``before(x)``, of which nothing is kept for backward where kernels run."""
+        if isinstance(before, SRU) and self._squeezes_at_once(x, before, backend):
+            squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
+            assert squeeze_up is not None and squeeze_low is not None  # they are alike
+            x_up, x_low = ops.sru_squeeze(x, *before.op_arguments(x.dtype), squeeze_up.weight, squeeze_low.weight)
+            if squeeze_up.bias is not None and squeeze_low.bias is not None:
+                x_up, x_low = x_up + squeeze_up.bias.view(-1, 1, 1), x_low + squeeze_low.bias.view(-1, 1, 1)
+            return x_up, self.pool(x_low)
+
+        def squeeze(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            return self.squeeze(x if before is None else before(x), merged=backend != 'plain')
+
+        return recomputed(squeeze, x) if before is not None and backend != 'plain' else squeeze(x)
+
+    def _squeezes_at_once(self, x: Tensor, sru: SRU, backend: str) -> bool:
+        """Whether one kernel can do the SRU and both squeezes, which with a bias must not be pooled before it."""
+        if not self.squeezes_alike or {backend, sru.backend or backend} != {'native'} or not ops.fits(x):
+            return False
+        if sru._forward_hooks or sru._forward_pre_hooks:  # somebody looks at X^w
+            return False
+        unbiased = self.squeeze_low is not None and self.squeeze_low.bias is None
+        return (unbiased or self.pool.is_identity) and not torch.is_autocast_enabled('cpu')
 
     def squeeze(self, x: Tensor, merged: bool = False) -> tuple[Tensor | None, Tensor | None]:
         """Return the squeezed branches of (N, C1, H, W), before their norms; None for one that is not there.

@@ -2,13 +2,14 @@
 
 from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, plain_only
 from mmscconv.ops.fuse import fuse
-from mmscconv.ops.inference import fuse_pointwise, runs_on, sru_squeeze
+from mmscconv.ops.pointwise import fits, fuse_pointwise, runs_on, sru_squeeze
 from mmscconv.ops.sru import logit, separate_and_cross, sru
 
 __all__ = [
     'BACKENDS',
     'check_backend',
     'choose_backend',
+    'fits',
     'fuse',
     'fuse_pointwise',
     'logit',

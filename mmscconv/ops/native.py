@@ -218,7 +218,7 @@ def sru_squeeze(
     up: Tensor,
     low: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`mmscconv.ops.inference.sru_squeeze`."""
+    """See :func:`mmscconv.ops.pointwise.sru_squeeze`."""
     values = as_dense(x, torch.channels_last)
     n, _, h, w = x.shape
     x_up, x_low = (
@@ -241,7 +241,7 @@ def fuse_pointwise(
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> None:
-    """See :func:`mmscconv.ops.inference.fuse_pointwise`."""
+    """See :func:`mmscconv.ops.pointwise.fuse_pointwise`."""
     layout = torch.channels_last
     out = as_dense(first, layout)
     up, low = as_rows(up, layout), as_rows(low, layout)

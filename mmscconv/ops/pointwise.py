@@ -1,7 +1,8 @@
-"""The two ops of the deploy form that reach over a 1x1 convolution, for channels-last fp32 on the CPU.
+"""The two CPU ops that reach over a 1x1 convolution, for channels-last fp32.
 
-X^w, PWC1's and PWC2's outputs then never leave the caches. Where
-:func:`runs_on` says no, the deploy form composes the same from the other ops.
+X^w then never leaves the caches, and in the deploy form PWC1's and PWC2's outputs
+neither. Where :func:`fits` or :func:`runs_on` says no, the layers compose the same
+from the other ops.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from mmscconv.ops.layout import layout_of
 
 def runs_on(x: Tensor, backend: str | None) -> bool:
     """Return whether the ops of this module take an input like ``x``; ``backend`` as chosen by hand, or None."""
-    return (
-        choose_backend(x, backend, beyond_fusion=True) == 'native'
-        and not torch.is_grad_enabled()
-        and x.dtype is torch.float32
-        and layout_of(x) is torch.channels_last
-        and x.numel() > 0
-    )
+    chosen = choose_backend(x, backend, beyond_fusion=True)
+    return chosen == 'native' and not torch.is_grad_enabled() and fits(x)
+
+
+def fits(x: Tensor) -> bool:
+    """Return whether the kernels are written for an input like ``x``."""
+    return x.dtype is torch.float32 and layout_of(x) is torch.channels_last and x.numel() > 0
 
 
 def sru_squeeze(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """Return X_up and X_low, (N, u, H, W) each, of the SRU's output.
+    """Return X_up and X_low, (N, u, H, W) each, of the SRU's output, which backward computes again.
 
     Args:
         x: (N, C, H, W).
@@ -78,3 +79,24 @@ def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake('mmscconv::fuse_pointwise')
 def _fuse_pointwise_fake(first: Tensor, *_: Any) -> None:
     return None
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, scale, shift, ctx.num_groups, ctx.eps, ctx.threshold, ctx.hard, up, low = inputs
+    ctx.save_for_backward(x, scale, shift, up, low)
+
+
+def _squeeze_backward(ctx: Any, grad_up: Tensor, grad_low: Tensor) -> tuple[Tensor | None, ...]:
+    x, scale, shift, up, low = ctx.saved_tensors
+    reconstructed, mean, rstd = torch.ops.mmscconv.sru(
+        x, scale, shift, ctx.num_groups, ctx.eps, ctx.threshold, ctx.hard, 'native'
+    )
+    grad, grad_weight, _ = torch.ops.aten.convolution_backward(
+        torch.cat((grad_up, grad_low), dim=1), reconstructed, torch.cat((up, low)), None,
+        [1, 1], [0, 0], [1, 1], False, [0, 0], 2, [True, True, False],
+    )  # fmt: skip
+    grads = torch.ops.mmscconv.sru_backward(grad, x, scale, shift, mean, rstd, ctx.threshold, ctx.hard, 'native')
+    return *grads, None, None, None, None, *grad_weight.split((len(up), len(low)))
+
+
+torch.library.register_autograd('mmscconv::sru_squeeze', _squeeze_backward, setup_context=_setup_context)
