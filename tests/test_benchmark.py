@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import math
+import re
 
 import pytest
 import torch
@@ -160,6 +161,19 @@ def test_backbone_and_its_deploy_form(tool, tmp_path):
     assert '2x32x64' in (tmp_path / 'backbone.md').read_text()
 
 
+def test_profile_tells_convolutions_apart(tool, tmp_path):
+    args = ('--channels', 16, '--batches', 1, '--sizes', 8, '--rounds', 1, '--warmup', 1, '--memory-formats', 'nchw')
+    status, _, stderr = tool('benchmark', 'layer', *args, '--modes', 'train', '--profile', 3, '--out', tmp_path)
+    assert status == 0, stderr
+    conv, scconv = (tmp_path / 'layer.md').read_text().split('###')[1:]
+    assert conv.startswith(' conv, nchw: operators in eager, fp32, train, 1x8x8, nchw')
+    assert re.search(r'convolution, 3x3 \| 1 \| ', conv) and re.search(r'convolution_backward, 3x3 \| 1 \| ', conv)
+    assert re.search(r'convolution, 3x3, 2 groups \| 1 \| ', scconv) and 'mmscconv' in scconv and 'mmscconv' not in conv
+    for text in (conv, scconv):
+        shares = [float(cell) for cell in re.findall(r'([\d.]+)% \|', text)]
+        assert sum(shares) == pytest.approx(100, abs=0.1 * len(shares))
+
+
 def test_config_beside_its_twin(tool, root, tmp_path):
     status, _, err = tool(
         'benchmark', 'config', root / 'configs' / 'retinanet_scconv_r50_coco.py',
@@ -314,6 +328,10 @@ def test_training_keeps_the_weights():
         (['--rounds', '0'], 'must be positive, got 0'),
         (['--candidates', 'conv', 'conv'], '--candidates names one twice: conv conv'),
         (['--runners', 'eager+deploy', '--modes', 'train'], 'nothing is left to measure: eager+deploy, fp32, train'),
+        (
+            ['--runners', 'onnxruntime', '--memory-formats', 'nchw', '--profile', '1'],
+            "--profile sees PyTorch's operators",
+        ),
         (['--device', 'cuda:77'], '--device cuda:77 cannot be used'),
         (['--channels', '15'], 'SRU halves its channels'),
     ],

@@ -64,6 +64,9 @@ def parse_args() -> argparse.Namespace:
             help=f'of {", ".join(RUNNERS)} (default: eager)',
         )  # fmt: skip
         command.add_argument('--modes', nargs='+', choices=MODES, default=['forward'], help='(default: forward)')
+        command.add_argument(
+            '--profile', type=positive, metavar='N', help='after the rounds, list the operators of N more runs of each'
+        )
 
     for name, command in subjects.choices.items():
         alone = name == 'sru'
@@ -154,6 +157,8 @@ def measure_candidates(args: argparse.Namespace, plan: Plan) -> None:
     )  # fmt: skip
     if any(setting.runner.startswith('onnxruntime') for setting in settings):
         check_installed('runner onnxruntime')
+        if args.profile:
+            raise UserError("--profile sees PyTorch's operators, not those of the runner onnxruntime: leave one out")
     for line in left_out:
         print(f'left out: {line}')
     subject = subject_of(args)
@@ -165,6 +170,8 @@ def measure_candidates(args: argparse.Namespace, plan: Plan) -> None:
             subject, setting, plan, lambda found, number, setting=setting: report.add_round(setting, found, number)
         )
         print(report.add_setting(setting, competitors), flush=True)
+        if args.profile:
+            print(report.add_profile(setting, competitors, args.profile, plan), flush=True)
     print(f'benchmark: {report}')
 
 

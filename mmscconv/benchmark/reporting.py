@@ -10,7 +10,8 @@ from typing import Any
 
 from mmscconv.benchmark.engines import DEPLOY
 from mmscconv.benchmark.jobs import Setting
-from mmscconv.benchmark.session import Competitor
+from mmscconv.benchmark.profiling import profile_table
+from mmscconv.benchmark.session import Competitor, Plan
 from mmscconv.benchmark.timing import Quartiles, ratios
 from mmscconv.complexity.report import Table
 from mmscconv.engine.disk import replacing
@@ -126,6 +127,16 @@ class Report:
         with replacing(self.plot_file) as path:
             plot(self.summaries).savefig(path, dpi=120)
         return text
+
+    def add_profile(self, setting: Setting, competitors: Sequence[Competitor], runs: int, plan: Plan) -> str:
+        """Rewrite Markdown with each competitor's operators, measured here over ``runs`` runs; return the sections."""
+        sections = [
+            f'### {c.name}, {c.layout}: operators in {setting}\n\n{profile_table(c, runs, plan).markdown()}'
+            for c in competitors
+        ]
+        self.tables += sections
+        self._write_markdown()
+        return '\n'.join(sections)
 
     def __str__(self) -> str:
         return ', '.join(str(f) for f in (self.csv_file, self.markdown_file, self.plot_file))
