@@ -42,7 +42,7 @@ def profile_table(competitor: Competitor, runs: int, plan: Plan) -> Table:
 def operator_name(key: str, shapes: Sequence[Any]) -> str:
     """Return an operator's name, for a convolution with its kernel and groups, from the shapes of its inputs."""
     maps = [shape for shape in shapes if len(shape) == 4]
-    if 'conv' not in key or len(maps) < 2:
+    if 'convolution' not in key or len(maps) < 2:
         return key
     x, weight = maps[-2:]
     groups = x[1] // weight[1]
