@@ -59,6 +59,11 @@ def root():
     return ROOT
 
 
+def pytest_collection_modifyitems(items):
+    """Run the tests of faults first: they fork, which autograd refuses once another test has started its threads."""
+    items.sort(key=lambda item: item.path.name != 'test_faults.py')
+
+
 @pytest.fixture
 def tool(monkeypatch, capsys):
     """Run a tool's main in this process, which saves the seconds of importing torch: (status, stdout, stderr)."""
