@@ -151,7 +151,7 @@ def test_compiled_deploy_form_keeps_the_kernels_that_reach_further():
     x = X.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, backend=look, fullgraph=True)(x), model(x))
-    assert {'mmscconv.sru_squeeze', 'mmscconv.fuse_pointwise'} <= names
+    assert {'mmscconv.sru_squeeze', 'mmscconv.transform_fuse'} <= names
 
 
 def test_tools_show_one_line(tool, monkeypatch, tmp_path):

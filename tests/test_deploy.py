@@ -1,6 +1,7 @@
 """The deploy form equals the training form in eval mode."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -19,6 +20,9 @@ CONFIGS = ROOT / 'configs'
 SETTINGS = [
     {},
     {'stride': 2},
+    {'stride': (3, 1), 'padding': (0, 2)},
+    {'kernel_size': (1, 5), 'padding': 0, 'gwc_groups': 4},
+    {'kernel_size': 4, 'padding': 'same', 'inner_norm': True},
     {'inner_norm': True},
     {'inner_norm': True, 'stride': 2, 'low_squeeze': 'output'},
     {'alpha': 0, 'inner_norm': True},
@@ -52,11 +56,16 @@ def relative(got, want):
     return ((got - want).norm() / want.norm()).item()
 
 
+def layer(settings, **others):
+    defaults = {'kernel_size': 3, 'padding': 2 if settings.get('dilation') else 1}
+    return SCConv(32, 32, **{**defaults, **others, **settings})
+
+
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'channels-last'])
 @pytest.mark.parametrize('backend', ['plain', 'native'])
 @pytest.mark.parametrize('settings', SETTINGS, ids=str)
 def test_layer_and_the_norm_behind_it(settings, backend, layout):
-    conv = SCConv(32, 32, 3, **{'padding': 2 if settings.get('dilation') else 1, 'backend': backend, **settings})
+    conv = layer(settings, backend=backend)
     model = trained(nn.Sequential(conv, nn.BatchNorm2d(32)))
     reference = copy.deepcopy(model).double()
     for m in reference.modules():
@@ -73,6 +82,53 @@ def test_layer_and_the_norm_behind_it(settings, backend, layout):
         x.mul_(2)  # nothing of the first call is kept
         assert relative(model(x), reference(x.double()).float()) < 1e-6
     assert relative(model(x), reference(x.double()).float()) < 1e-6  # gradients recorded: the other composition
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'channels-last'])
+@pytest.mark.parametrize('settings', [{}, {'stride': 2, 'inner_norm': True}, {'alpha': 0.75}, {'alpha': 0}], ids=str)
+def test_relu_behind_both(settings, layout):
+    conv, norm = trained(nn.Sequential(layer(settings), nn.BatchNorm2d(32)))
+    x = torch.randn(3, 32, 9, 7).contiguous(memory_format=layout)
+    with torch.no_grad():
+        want = norm(conv(x)).relu()
+        conv.switch_to_deploy(norm, relu=True)
+        got = conv(x)
+    assert relative(got, want) < 1e-6
+    assert ((got == 0) == (want == 0)).float().mean() > 0.999  # both signs of what is nearly 0
+    assert (got == 0).any()
+
+
+def test_not_a_number_is_not_hidden():
+    conv = trained(layer({}))
+    conv.switch_to_deploy(relu=True)
+    x = torch.randn(2, 32, 5, 5).contiguous(memory_format=torch.channels_last)
+    x[1, 3, 2, 2] = math.nan
+    with torch.no_grad():
+        assert conv(x)[1].isnan().any()
+
+
+@pytest.mark.parametrize('distance', [-500.0, -50.0, 50.0, 500.0])
+def test_weights_of_the_fuse_at_their_ends(distance):
+    conv = trained(layer({'inner_norm': True}))
+    conv.cru.norm1.bias.data += distance
+    x = torch.randn(2, 32, 5, 5).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        want = conv(x)
+        conv.switch_to_deploy()
+        assert relative(conv(x), want) < 1e-6
+
+
+def test_weights_loaded_later_are_used():
+    # The kernels have them once more, in another order.
+    first, second = (trained(layer({})) for _ in range(2))
+    for conv in (first, second):
+        conv.switch_to_deploy(trained(nn.BatchNorm2d(32)))
+    assert 'cru.packed' not in first.state_dict()
+    first.load_state_dict(second.state_dict())
+    x = torch.randn(2, 32, 5, 5).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(first(x), second(x))
+        assert torch.equal(pickle.loads(pickle.dumps(first))(x), second(x))
 
 
 @pytest.fixture(scope='module', params=['of this machine', 'any'])
@@ -112,8 +168,12 @@ def test_kernels_over_the_pointwise_convolutions(size, channels, n, instructions
     torch.testing.assert_close(got[0], want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('deployed', [False, True])
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'channels-last'])
+@pytest.mark.parametrize(
+    ('layout', 'deployed'),
+    # Deployed in NCHW, the convolutions are the library's.
+    [(torch.contiguous_format, False), (torch.channels_last, False), (torch.channels_last, True)],
+    ids=['nchw', 'channels-last', 'deployed'],
+)
 def test_same_bits_with_any_number_of_threads(layout, deployed):
     conv = trained(SCConv(32, 32, 3, padding=1, backend='native'))
     x = torch.randn(2, 32, 37, 29).contiguous(memory_format=layout)
@@ -125,13 +185,7 @@ def test_same_bits_with_any_number_of_threads(layout, deployed):
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             with torch.no_grad():
-                if deployed:
-                    squeezes = (conv.cru.squeeze_up.weight, conv.cru.squeeze_low.weight)
-                    up, low = ops.sru_squeeze(x, *conv.sru.op_arguments(x.dtype), *squeezes)
-                    weights = (conv.cru.pwc1.weight, conv.cru.pwc2.weight)
-                    found.append(ops.fuse_pointwise(y.clone(), up, low, *weights, None, None, None))
-                else:
-                    found.append(ops.fuse(conv.sru(x), y, backend='native'))
+                found.append(conv(x) if deployed else ops.fuse(conv.sru(x), y, backend='native'))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
@@ -147,8 +201,11 @@ def test_inference_ops_are_registered_right():
     # Without the one that compiles, which starts autograd's threads: no training could be forked after it.
     kinds = ('test_schema', 'test_autograd_registration', 'test_faketensor')
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, leaves, test_utils=kinds)
-    arguments = (x.clone(), up, low, torch.randn(8, 2, 1, 1), torch.randn(6, 2, 1, 1), None, affine, affine)
-    torch.library.opcheck(torch.ops.mmscconv.fuse_pointwise.default, arguments)
+    transform = ops.Transform(8, 4, 2, (3, 3), (1, 1), (1, 1), (1, 1))
+    packed = transform.packed(torch.randn(8, 2, 3, 3), torch.randn(8, 4, 1, 1), torch.randn(4, 4, 1, 1))
+    window = (3, 3, 1, 1, 1, 1, 1, 1)
+    arguments = (up, up, low, packed, None, None, affine, affine, 8, 4, 2, window, True)
+    torch.library.opcheck(torch.ops.mmscconv.transform_fuse.default, arguments)
 
 
 @pytest.mark.parametrize('scconv', [{}, {'inner_norm': True, 'alpha': 0.75, 'low_squeeze': 'output'}], ids=str)
@@ -177,6 +234,36 @@ def test_other_resnets(config):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
 
+@pytest.mark.parametrize('config', ['mmdet.ResNet', 'mmpretrain.ResNet'])
+def test_bottlenecks_leave_the_relu_to_the_layer(config):
+    model = MODELS.build(dict(type=config, depth=50, base_channels=16, frozen_stages=-1, norm_eval=False))
+    for block in model.layer2:
+        mmscconv.models.conv2.replace_conv2(block, dict(type='SCConv'))
+    trained(model)
+    keys = [key for key in model.state_dict() if 'layer1' in key and 'conv' in key]
+    x = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        want = model(x)
+        got = switch_to_deploy(model)(x)
+    assert max(map(relative, got, want)) < 1e-5
+    kinds = [[type(block).__name__ for block in stage] for stage in (model.layer1, model.layer2)]
+    assert kinds == [['Bottleneck'] * 3, ['DeployedBottleneck'] * 4]
+    assert set(keys) <= set(model.state_dict())
+
+
+def test_bottlenecks_that_do_more_stay():
+    options = dict(type='SCConvResNet', depth=50, base_channels=16, norm_eval=False)
+    plugin = dict(cfg=dict(type='ContextBlock', ratio=0.25), position='after_conv2')
+    for more in (dict(plugins=[plugin]), dict(scconv=dict(bias=True))):
+        model = trained(MODELS.build({**options, **more}))
+        x = torch.randn(1, 3, 32, 32)
+        with torch.no_grad():
+            want = model(x)
+            got = switch_to_deploy(model)(x)
+        assert max(map(relative, got, want)) < 1e-5
+        assert type(model.layer1[0]).__name__ == 'Bottleneck'
+
+
 def test_rivals_keep_norms_that_do_not_follow_one_convolution():
     model = trained(nn.Sequential(mmscconv.layers.rivals.SPConv(16, 16, 3, padding=1), nn.BatchNorm2d(16)))
     x = torch.randn(2, 16, 5, 5)
@@ -189,8 +276,10 @@ def test_what_cannot_be_folded():
         SCConv(8, 8, 3).switch_to_deploy(nn.GroupNorm(2, 8))
     with pytest.raises(ValueError, match='only a BN with running statistics'):
         SCConv(8, 8, 3).switch_to_deploy(nn.BatchNorm2d(8, track_running_stats=False))
-    with pytest.raises(ValueError, match='does not end in its CRU'):
+    with pytest.raises(ValueError, match='does not end in its CRU: no norm'):
         SCConv(8, 8, 3, arrangement='C+S').switch_to_deploy(nn.BatchNorm2d(8))
+    with pytest.raises(ValueError, match='does not end in its CRU: no ReLU'):
+        SCConv(8, 8, 3, bias=True).switch_to_deploy(relu=True)
 
 
 def test_it_is_not_for_training():

@@ -158,11 +158,7 @@ class CRU(nn.Module):
     def _squeezed(self, x: Tensor, before: nn.Module | None, backend: str) -> tuple[Tensor | None, Tensor | None]:
         """Return the squeezed branches of ``before(x)``, of which nothing is kept for backward where kernels run."""
         if isinstance(before, SRU) and self._squeezes_at_once(x, before, backend):
-            squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
-            assert squeeze_up is not None and squeeze_low is not None  # they are alike
-            x_up, x_low = ops.sru_squeeze(x, *before.op_arguments(x.dtype), squeeze_up.weight, squeeze_low.weight)
-            if squeeze_up.bias is not None and squeeze_low.bias is not None:
-                x_up, x_low = x_up + squeeze_up.bias.view(-1, 1, 1), x_low + squeeze_low.bias.view(-1, 1, 1)
+            x_up, x_low = squeeze_reconstructed(x, before, self.squeeze_up, self.squeeze_low)
             return x_up, self.pool(x_low)
 
         def squeeze(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -222,6 +218,17 @@ class CRU(nn.Module):
             f'padding={self.padding!r}, dilation={self.dilation}, alpha={c.alpha}, squeeze_ratio={c.squeeze_ratio}, '
             f'groups={c.groups}, low_squeeze={c.low_squeeze!r}'
         )
+
+
+def squeeze_reconstructed(
+    x: Tensor, sru: SRU, squeeze_up: nn.Conv2d | None, squeeze_low: nn.Conv2d | None
+) -> tuple[Tensor, Tensor]:
+    """Return X_up and X_low of ``sru(x)`` by one kernel, for squeezes that are alike."""
+    assert squeeze_up is not None and squeeze_low is not None  # they are alike
+    x_up, x_low = ops.sru_squeeze(x, *sru.op_arguments(x.dtype), squeeze_up.weight, squeeze_low.weight)
+    if squeeze_up.bias is not None and squeeze_low.bias is not None:
+        x_up, x_low = x_up + squeeze_up.bias.view(-1, 1, 1), x_low + squeeze_low.bias.view(-1, 1, 1)
+    return x_up, x_low
 
 
 def side_by_side(up: nn.Conv2d, low: nn.Conv2d) -> tuple[Tensor, Tensor | None]:

@@ -6,12 +6,14 @@ import copy
 from typing import overload
 
 import torch
+import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmscconv import ops
-from mmscconv.layers.cru import CRU, side_by_side
+from mmscconv.layers.arguments import padding_amounts
+from mmscconv.layers.cru import CRU, side_by_side, squeeze_reconstructed
 from mmscconv.layers.sru import SRU
 
 
@@ -25,6 +27,7 @@ class DeployedCRU(nn.Module):
     Args:
         cru: Left as it is.
         norm: BN behind the layer, or None.
+        relu: Whether a ReLU behind both belongs to it.
 
     Shape:
         As the CRU's.
@@ -35,12 +38,13 @@ class DeployedCRU(nn.Module):
 
     scale: Tensor | None
     shift: Tensor | None
+    packed: Tensor | None
 
-    def __init__(self, cru: CRU, norm: nn.Module | None = None) -> None:
+    def __init__(self, cru: CRU, norm: nn.Module | None = None, relu: bool = False) -> None:
         super().__init__()
         cru = copy.deepcopy(cru).eval()
         self.channels, self.pool, self.backend = cru.channels, cru.pool, cru.backend
-        self.in_channels, self.out_channels = cru.in_channels, cru.out_channels
+        self.in_channels, self.out_channels, self.relu = cru.in_channels, cru.out_channels, relu
 
         self.gwc, self.pwc1 = fold_norm(cru.gwc, cru.norm1), fold_norm(cru.pwc1, cru.norm1)
         if self.pwc1 is not None and cru.norm1 is not None:
@@ -62,13 +66,37 @@ class DeployedCRU(nn.Module):
         scale, shift = (None, None) if norm is None else affine_of(norm)
         self.register_buffer('scale', scale)
         self.register_buffer('shift', shift)
+        self.register_buffer('packed', None, persistent=False)
+        self.transform = self._transform(cru)
+        self.pack()
+        self.register_load_state_dict_post_hook(_pack_again)
         self.requires_grad_(False)
+
+    def _transform(self, cru: CRU) -> ops.Transform | None:
+        """Return what the kernel for GWC, PWC1, PWC2 and fuse has to know, or None where one of them is not there."""
+        if cru.gwc is None or self.pwc2 is None:
+            return None
+        kernel_size, stride, dilation = cru.kernel_size, cru.stride, cru.dilation
+        (top, _), (left, _) = padding_amounts(cru.padding, kernel_size, stride, dilation)
+        channels = cru.out_channels, self.pwc2.out_channels, cru.gwc.groups
+        return ops.Transform(*channels, kernel_size, stride, (top, left), dilation)
+
+    def pack(self) -> None:
+        """Bring the weights into the order of the kernels; after every change of them."""
+        gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
+        if self.transform is not None and gwc is not None and pwc1 is not None and pwc2 is not None:
+            self.packed = self.transform.packed(gwc.weight.detach(), pwc1.weight.detach(), pwc2.weight.detach())
 
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return the CRU's output of (N, C1, H, W), or of ``before(x)``."""
         backend = ops.choose_backend(x, self.backend)
-        if isinstance(before, SRU) and self.alike and ops.runs_on(x, self.backend):
-            return self._fused(x, before)
+        if isinstance(before, SRU) and self.alike and self.packed is not None and ops.runs_on(x, self.backend):
+            return self._fused(x, before, self.packed)
+        y = self._composed(x, before, backend)
+        return F.relu(y, inplace=True) if self.relu else y
+
+    def _composed(self, x: Tensor, before: nn.Module | None, backend: str) -> Tensor:
+        """Return the output without the ReLU by one op after the other."""
         x_up, x_low = self._squeezed(x if before is None else before(x))
         if x_up is not None and x_low is not None:
             first, second = self._transform_up(x_up)
@@ -85,18 +113,14 @@ class DeployedCRU(nn.Module):
             return y
         return y * self.scale.to(y.dtype).view(-1, 1, 1) + self.shift.to(y.dtype).view(-1, 1, 1)
 
-    def _fused(self, x: Tensor, sru: SRU) -> Tensor:
-        """Return the output by the ops that reach over the 1x1 convolutions."""
-        squeeze_up, squeeze_low, gwc, pwc1, pwc2 = self.squeeze_up, self.squeeze_low, self.gwc, self.pwc1, self.pwc2
-        # Branches that are alike are both there.
-        assert squeeze_up is not None and squeeze_low is not None and gwc is not None and pwc1 is not None
-        x_up, x_low = ops.sru_squeeze(x, *sru.op_arguments(x.dtype), squeeze_up.weight, squeeze_low.weight)
-        if squeeze_up.bias is not None and squeeze_low.bias is not None:
-            x_up, x_low = x_up + squeeze_up.bias.view(-1, 1, 1), x_low + squeeze_low.bias.view(-1, 1, 1)
-        first, up, low = gwc(x_up), self.pool(x_up), self.pool(x_low)
-        if pwc2 is None:
-            return ops.fuse(first, low, pwc1(up), None, self.scale, self.shift, overwrite=True, backend='native')
-        return ops.fuse_pointwise(first, up, low, pwc1.weight, pwc2.weight, pwc2.bias, self.scale, self.shift)
+    def _fused(self, x: Tensor, sru: SRU, packed: Tensor) -> Tensor:
+        """Return the output by the two ops that reach over the convolutions."""
+        x_up, x_low = squeeze_reconstructed(x, sru, self.squeeze_up, self.squeeze_low)
+        gwc, pwc2 = self.gwc, self.pwc2
+        assert self.transform is not None and gwc is not None and pwc2 is not None  # something is packed
+        biases, affine = (gwc.bias, pwc2.bias), (self.scale, self.shift)
+        up, low = self.pool(x_up), self.pool(x_low)
+        return ops.transform_fuse(x_up, up, low, self.transform, packed, *biases, *affine, self.relu)
 
     def _squeezed(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         c = self.channels
@@ -124,6 +148,10 @@ class DeployedCRU(nn.Module):
 
     def extra_repr(self) -> str:
         return f'{self.in_channels}, {self.out_channels}'
+
+
+def _pack_again(cru: DeployedCRU, _: object) -> None:
+    cru.pack()
 
 
 def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:

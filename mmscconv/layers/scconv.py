@@ -134,22 +134,25 @@ class SCConv(Conv2dLike):
         """Whether the output is the CRU's."""
         return self.arrangement in ('S+C', 'C') and self.bias is None
 
-    def switch_to_deploy(self, norm: nn.Module | None = None) -> None:
+    def switch_to_deploy(self, norm: nn.Module | None = None, relu: bool = False) -> None:
         """Fold the inner norms, and ``norm`` if given, into the layer; for inference only, and for good.
 
         Args:
             norm: The BN behind the layer, which the caller then takes out.
+            relu: Whether to end in the ReLU behind both, which the caller then
+                takes out, too.
 
         Raises:
             ValueError: A norm that is no BN with running statistics, or a ``norm``
-                where the output is not the CRU's.
+                or ``relu`` where the output is not the CRU's.
         """
-        if norm is not None and not self.ends_in_cru:
-            raise ValueError(f'SCConv({self.extra_repr()}) does not end in its CRU: no norm can be folded into it')
+        if (norm is not None or relu) and not self.ends_in_cru:
+            behind = 'ReLU' if norm is None else 'norm'
+            raise ValueError(f'SCConv({self.extra_repr()}) does not end in its CRU: no {behind} can be folded into it')
         if self.sru is not None:
             self.sru.switch_to_deploy()
         if isinstance(self.cru, CRU):
-            self.cru = DeployedCRU(self.cru, norm)
+            self.cru = DeployedCRU(self.cru, norm, relu)
         self.recompute = False
         self.requires_grad_(False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
@@ -28,4 +27,4 @@ class PlainBottleneck(Protocol):
     conv1: nn.Conv2d
     conv2: nn.Conv2d
     conv3: nn.Conv2d
-    downsample: Sequence[Any] | None  # a 1x1 and a norm
+    downsample: Any  # None, or nn.Sequential with a 1x1 and a norm

@@ -2,20 +2,21 @@
 
 from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, plain_only
 from mmscconv.ops.fuse import fuse
-from mmscconv.ops.pointwise import fits, fuse_pointwise, runs_on, sru_squeeze
+from mmscconv.ops.pointwise import Transform, fits, runs_on, sru_squeeze, transform_fuse
 from mmscconv.ops.sru import logit, separate_and_cross, sru
 
 __all__ = [
     'BACKENDS',
+    'Transform',
     'check_backend',
     'choose_backend',
     'fits',
     'fuse',
-    'fuse_pointwise',
     'logit',
     'plain_only',
     'runs_on',
     'separate_and_cross',
     'sru',
     'sru_squeeze',
+    'transform_fuse',
 ]

@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ _ARGUMENTS = {
     'sru_backward': [_POINTER] * 6 + [_LONG] * 3 + [_INT, _LONG, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'fuse_forward': [_POINTER] * 6 + [_LONG] * 3 + [_INT] + [_LONG] * 3 + [_INT] + [_POINTER] * 2,
     'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 4, _DOUBLE, _FLOAT, _INT, _LONG, _INT, *[_POINTER] * 2],
-    'fuse_pointwise': [*[_POINTER] * 8, *[_LONG] * 10, _INT],
+    'transform_fuse': [*[_POINTER] * 9, _INT, _INT, _POINTER],
     'fuse_backward': [_POINTER] * 2
     + [_INT]
     + [_POINTER] * 3
@@ -231,23 +232,28 @@ def sru_squeeze(
     return x_up, x_low
 
 
-def fuse_pointwise(
-    first: Tensor,
+def transform_fuse(
+    x_up: Tensor,
     up: Tensor,
     low: Tensor,
-    weight1: Tensor,
-    weight2: Tensor,
+    packed: Tensor,
+    bias1: Tensor | None,
     bias2: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-) -> None:
-    """See :func:`mmscconv.ops.pointwise.fuse_pointwise`."""
-    layout = torch.channels_last
-    out = as_dense(first, layout)
-    up, low = as_rows(up, layout), as_rows(low, layout)
+    channels: int,
+    made: int,
+    groups: int,
+    window: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    """See :func:`mmscconv.ops.pointwise.transform_fuse`."""
+    x_up, up, low = (as_dense(t, torch.channels_last) for t in (x_up, up, low))
+    n, u, h, w = x_up.shape
+    out = torch.empty(n, channels, *up.shape[2:], dtype=torch.float32, memory_format=torch.channels_last)
+    geometry = torch.tensor((n, h, w, u, low.shape[1], channels, made, groups, *window, *up.shape[2:]))
     _call(
-        'fuse_pointwise', out, up, low, weight1.contiguous(), weight2.contiguous(), bias2, scale, shift,
-        *_size(first), *_rows(up, layout), *_rows(low, layout), len(weight2), torch.get_num_threads(),
+        'transform_fuse', x_up, up, low, packed, bias1, bias2, scale, shift, geometry, relu, torch.get_num_threads(),
+        out,
     )  # fmt: skip
-    if out is not first:
-        first.copy_(out)
+    return out

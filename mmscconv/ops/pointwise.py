@@ -1,20 +1,24 @@
-"""The two CPU ops that reach over a 1x1 convolution, for channels-last fp32.
+"""The two CPU ops that reach over convolutions, for channels-last fp32.
 
-X^w then never leaves the caches, and in the deploy form PWC1's and PWC2's outputs
+X^w then never leaves the caches, and in the deploy form the outputs of the GWC, PWC1 and PWC2
 neither. Where :func:`fits` or :func:`runs_on` says no, the layers compose the same
 from the other ops.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor
 
 from mmscconv.ops import native
 from mmscconv.ops.backend import choose_backend
 from mmscconv.ops.layout import layout_of
+
+PANEL = 32  # columns of packed weights, as csrc/gemm.h has it
 
 
 def runs_on(x: Tensor, backend: str | None) -> bool:
@@ -39,17 +43,73 @@ def sru_squeeze(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     return torch.ops.mmscconv.sru_squeeze(x, *arguments)
 
 
-def fuse_pointwise(first: Tensor, *arguments: Any) -> Tensor:
-    """Return ``fuse(first, low, pwc1(up), pwc2(low), scale, shift)``, written over ``first``.
+@dataclass(frozen=True)
+class Transform:
+    """The window and channels of a CRU's transform: what its kernel needs besides tensors.
 
     Args:
-        first: (N, C, H, W), the GWC's output.
-        *arguments: ``up, low``, (N, u, H, W) and (N, l, H, W), may be slices;
-            ``weight1`` (C, u, 1, 1); ``weight2`` (C - l, l, 1, 1), or (C, l, 1, 1) where
-            PWC2 makes all of Y2; ``bias2, scale, shift``, each may be None.
+        channels: C2.
+        made: Channels of Y2 that PWC2 makes; the others are X_low's.
+        groups, kernel_size, stride, dilation: Of the GWC.
+        padding: Rows above and columns left of the image, both zeros.
     """
-    torch.ops.mmscconv.fuse_pointwise(first, *arguments)
-    return first
+
+    channels: int
+    made: int
+    groups: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def packed(self, gwc: Tensor, pwc1: Tensor, pwc2: Tensor) -> Tensor:
+        """Return the weights of all three convolutions in the kernel's order, (panels, depth, PANEL).
+
+        Panels are PANEL output channels wide and never hold channels of two groups.
+        A panel has what PWC2, PWC1 and the GWC's taps multiply, one after the other;
+        PWC2's part is the identity where X_low itself is Y2.
+        """
+        copied = torch.eye(pwc2.shape[1]).to(pwc2)[: self.channels - self.made]
+        parts = (
+            torch.cat((pwc2.flatten(1), copied)),
+            pwc1.flatten(1),
+            gwc.flatten(2).transpose(1, 2).flatten(1),  # tap by tap
+        )
+        rows = torch.cat(parts, dim=1).unflatten(0, (self.groups, -1))
+        rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % PANEL))
+        return rows.unflatten(1, (-1, PANEL)).flatten(0, 1).transpose(1, 2).contiguous()
+
+
+def transform_fuse(
+    x_up: Tensor,
+    up: Tensor,
+    low: Tensor,
+    transform: Transform,
+    packed: Tensor,
+    bias1: Tensor | None = None,
+    bias2: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Return ``fuse(gwc(x_up), low, pwc1(up), pwc2(low), scale, shift)``, of which only the result is written.
+
+    Args:
+        x_up: (N, u, H, W), the GWC's input.
+        up, low: (N, u, H', W') and (N, l, H', W'), the 1x1 convolutions' inputs.
+        packed: From ``transform.packed``.
+        bias1, bias2: (C) of Y1 and (made) of PWC2.
+        scale, shift: (C) of a norm behind the layer.
+        relu: Whether a ReLU ends it.
+
+    Returns:
+        (N, C, H', W'), channels last.
+    """
+    t = transform
+    window = (*t.kernel_size, *t.stride, *t.padding, *t.dilation)
+    return torch.ops.mmscconv.transform_fuse(
+        x_up, up, low, packed, bias1, bias2, scale, shift, t.channels, t.made, t.groups, window, relu
+    )
 
 
 torch.library.define(
@@ -58,12 +118,12 @@ torch.library.define(
     ' Tensor low) -> (Tensor, Tensor)',
 )
 torch.library.define(
-    'mmscconv::fuse_pointwise',
-    '(Tensor(a!) first, Tensor up, Tensor low, Tensor weight1, Tensor weight2, Tensor? bias2, Tensor? scale,'
-    ' Tensor? shift) -> ()',
+    'mmscconv::transform_fuse',
+    '(Tensor x_up, Tensor up, Tensor low, Tensor packed, Tensor? bias1, Tensor? bias2, Tensor? scale, Tensor? shift,'
+    ' int channels, int made, int groups, int[] window, bool relu) -> Tensor',
 )
 torch.library.impl('mmscconv::sru_squeeze', 'cpu')(native.sru_squeeze)
-torch.library.impl('mmscconv::fuse_pointwise', 'cpu')(native.fuse_pointwise)
+torch.library.impl('mmscconv::transform_fuse', 'cpu')(native.transform_fuse)
 
 
 @torch.library.register_fake('mmscconv::sru_squeeze')
@@ -76,9 +136,11 @@ def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     return x_up, x_low
 
 
-@torch.library.register_fake('mmscconv::fuse_pointwise')
-def _fuse_pointwise_fake(first: Tensor, *_: Any) -> None:
-    return None
+@torch.library.register_fake('mmscconv::transform_fuse')
+def _transform_fuse_fake(x_up: Tensor, up: Tensor, *arguments: Any) -> Tensor:
+    channels = arguments[6]
+    n, _, h, w = up.shape
+    return torch.empty(n, channels, h, w, device=up.device, memory_format=torch.channels_last)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -3,7 +3,7 @@
  *
  * Eq. 8's softmax over two values is a sigmoid of their difference, so one mean per channel is enough:
  * beta1 = sigmoid(mean(Y1 - Y2)), Z = Y2 + beta1 * (Y1 - Y2). */
-#include "gemm.h"
+#include "common.h"
 
 /* Rows of successive values: of one position where channels lie last, of one channel otherwise. Apart from `low`,
  * which may be a slice, all are dense. */
@@ -142,102 +142,6 @@ int fuse_forward(const float *first, const float *second, const float *made, con
     }
     free(sums);
     return 0;
-}
-
-static inline double dot(const float *weight, const double *mean, int64_t length) {
-    double total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t k = 0; k < length; k++) total += weight[k] * mean[k];
-    return total;
-}
-
-/* The means of Y1 - Y2 over the positions of one sample, from those of the inputs, for the 1x1 convolutions are linear. */
-static void pointwise_beta(const double *gwc, const double *up, const double *low, const float *weight1,
-                           const float *weight2, const float *bias2, int64_t channels, int64_t made, int64_t up_channels,
-                           int64_t low_channels, float *beta1) {
-    for (int64_t c = 0; c < channels; c++) {
-        double difference = gwc[c] + dot(weight1 + c * up_channels, up, up_channels);
-        if (c < made)
-            difference -= dot(weight2 + c * low_channels, low, low_channels) + (bias2 ? bias2[c] : 0);
-        else
-            difference -= low[c - made];
-        beta1[c] = (float)(1 / (1 + exp(-difference)));
-    }
-}
-
-static void add_rows(const float *data, int64_t stride, int64_t channels, int64_t rows, double *sum) {
-    memset(sum, 0, channels * sizeof(double));
-    for (int64_t p = 0; p < rows; p++) {
-        const float *row = data + p * stride;
-#pragma omp simd
-        for (int64_t c = 0; c < channels; c++) sum[c] += row[c];
-    }
-}
-
-/* PWC1, PWC2 and the fuse: first (N, C, H*W), the GWC's output, is read and overwritten with
- * lerp(cat(weight2 * low + bias2, low), first + weight1 * up), scaled and shifted. up (N, up_channels, H*W) and low
- * are slices with the given distances from sample to sample and from position to position. weight1
- * (C, up_channels), weight2 (made, low_channels), where made + low_channels = C, or made = C and low serves weight2
- * alone. Channels last only. */
-int fuse_pointwise(float *first, const float *up, const float *low, const float *weight1, const float *weight2,
-                   const float *bias2, const float *scale, const float *shift, int64_t samples, int64_t channels,
-                   int64_t positions, int64_t up_channels, int64_t up_sample, int64_t up_row, int64_t low_channels,
-                   int64_t low_sample, int64_t low_row, int64_t made, int threads) {
-    int64_t step = max_of(BLOCK_ROWS, CHUNK_VALUES / channels / BLOCK_ROWS * BLOCK_ROWS);
-    int64_t chunks = (positions + step - 1) / step, sums = channels + up_channels + low_channels;
-    int64_t at_once = block_samples((Shape){samples, channels, positions, 1}), width = channels + made;
-    double *parts = malloc(at_once * chunks * sums * sizeof(double)), *totals = malloc(at_once * sums * sizeof(double));
-    float *beta1 = malloc(at_once * channels * sizeof(float));
-    float *scratch = malloc(threads * BLOCK_ROWS * width * sizeof(float));
-    float *packed1 = pack(weight1, channels, up_channels), *packed2 = pack(weight2, made, low_channels);
-    int failed = !parts || !totals || !beta1 || !scratch || !packed1 || !packed2;
-    for (int64_t n = 0; n < samples && !failed; n += at_once) {
-        int64_t count = min_of(at_once, samples - n);
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t i = 0; i < count * chunks; i++) {
-            int64_t k = n + i / chunks, from = i % chunks * step, rows = min_of(step, positions - from);
-            double *sum = parts + i * sums;
-            add_rows(first + (k * positions + from) * channels, channels, channels, rows, sum);
-            add_rows(up + k * up_sample + from * up_row, up_row, up_channels, rows, sum + channels);
-            add_rows(low + k * low_sample + from * low_row, low_row, low_channels, rows, sum + channels + up_channels);
-        }
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t k = 0; k < count; k++) {
-            double *mean = totals + k * sums;
-            memset(mean, 0, sums * sizeof(double));
-            for (int64_t i = 0; i < chunks; i++)
-                for (int64_t c = 0; c < sums; c++) mean[c] += parts[(k * chunks + i) * sums + c] / (double)positions;
-            pointwise_beta(mean, mean + channels, mean + channels + up_channels, weight1, weight2, bias2, channels,
-                           made, up_channels, low_channels, beta1 + k * channels);
-        }
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t i = 0; i < count * chunks; i++) {
-            int64_t k = n + i / chunks, last = min_of((i % chunks + 1) * step, positions);
-            float *y1 = scratch + thread_number() * BLOCK_ROWS * width, *y2 = y1 + BLOCK_ROWS * channels;
-            Epilogue e = {beta1 + i / chunks * channels, scale, shift};
-            for (int64_t from = i % chunks * step; from < last; from += BLOCK_ROWS) {
-                int64_t rows = min_of(BLOCK_ROWS, last - from);
-                const float *low_rows = low + k * low_sample + from * low_row;
-                gemm(up + k * up_sample + from * up_row, up_row, rows, packed1, up_channels, channels, y1, channels);
-                gemm(low_rows, low_row, rows, packed2, low_channels, made, y2, made);
-                for (int64_t r = 0; r < rows; r++) {
-                    float *row = first + (k * positions + from + r) * channels;
-                    if (bias2)
-                        for (int64_t c = 0; c < made; c++) y2[r * made + c] += bias2[c];
-                    lerp_run(row, y1 + r * channels, y2 + r * made, 0, made, e, row, 1);
-                    lerp_run(row + made, y1 + r * channels + made, low_rows + r * low_row, 0, channels - made,
-                             from_channel(e, made), row + made, 1);
-                }
-            }
-        }
-    }
-    free(parts);
-    free(totals);
-    free(beta1);
-    free(scratch);
-    free(packed1);
-    free(packed2);
-    return failed;
 }
 
 /* grad1 = beta1 * grad + pull, grad2 = beta2 * grad - pull, where pull is what reaches Y1 through its mean. */

@@ -1,4 +1,4 @@
-/* Small matrix products for the 1x1 convolutions inside of the deploy kernels: out[r][j] = sum_k a[r][k] * w[j][k]. */
+/* Small matrix products for the convolutions inside of the kernels: out[r][j] = sum_k a[r][k] * w[j][k]. */
 #ifndef MMSCCONV_GEMM_H
 #define MMSCCONV_GEMM_H
 
@@ -7,15 +7,26 @@
 /* TILE_ROWS x 2 vectors of sums fill the registers of AVX-512 or AVX2, with room for what is read. */
 #ifdef __AVX512F__
 #define LANES 16
-#define TILE_ROWS 12
+#define TILE_ROWS 14
+#define BLOCK_ROWS 28 /* rows that are worked on while they lie in the first caches */
 #else
 #define LANES 8
 #define TILE_ROWS 6
+#define BLOCK_ROWS 24
 #endif
-#define PANEL (2 * LANES)
-#define BLOCK_ROWS 24 /* rows that are worked on while they lie in the first caches */
+#define STEP (2 * LANES)
+#define PANEL 32 /* columns of packed weights on every machine, as mmscconv/ops/pointwise.py packs them */
 
 typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef Vec Sums[TILE_ROWS][2];
+
+/* Without it GCC reads a vector again for each product with it, and the loads are the bound. */
+#ifdef __AVX__
+#define IN_REGISTERS(a, b) __asm__("" : "+v"(a), "+v"(b))
+#else
+#define IN_REGISTERS(a, b)
+#endif
 
 static inline int64_t panels_of(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
@@ -32,48 +43,79 @@ static inline float *pack(const float *weight, int64_t columns, int64_t depth) {
     return packed;
 }
 
-static inline __attribute__((always_inline)) void tile(const float *a, int64_t stride, const float *panel,
-                                                       int64_t depth, float *out, int64_t out_stride, int64_t columns,
-                                                       const int rows, const int vectors) {
-    Vec sum[TILE_ROWS][2] = {0};
+/* sum[r] += a[r] * panel, for STEP columns of the panel or, with one vector, the first half of them. */
+static inline __attribute__((always_inline)) void accumulate(Vec (*sum)[2], const float *a, int64_t stride,
+                                                             const float *panel, int64_t depth, const int rows,
+                                                             const int vectors) {
     for (int64_t k = 0; k < depth; k++) {
-        Vec low = *(const Vec *)(panel + k * PANEL), high = *(const Vec *)(panel + k * PANEL + LANES);
-#pragma GCC unroll 12
+        Vec low = *(const Vec *)(panel + k * PANEL), high = low;
+        if (vectors > 1) high = *(const Vec *)(panel + k * PANEL + LANES);
+        IN_REGISTERS(low, high);
+#pragma GCC unroll 14
         for (int r = 0; r < rows; r++) {
             sum[r][0] += a[r * stride + k] * low;
             if (vectors > 1) sum[r][1] += a[r * stride + k] * high;
         }
     }
-    for (int r = 0; r < rows; r++) {
-        if (columns >= vectors * LANES) {
-            *(Vec *)(out + r * out_stride) = sum[r][0];
-            if (vectors > 1) *(Vec *)(out + r * out_stride + LANES) = sum[r][1];
-        } else {
-            memcpy(out + r * out_stride, sum[r], columns * sizeof(float));
-        }
+}
+
+static inline __attribute__((always_inline)) void store(float *out, const Vec *sum, int64_t columns) {
+    if (columns >= STEP) {
+        *(Vec *)out = sum[0];
+        *(Vec *)(out + LANES) = sum[1];
+    } else {
+        memcpy(out, sum, columns * sizeof(float));
     }
 }
 
-static inline __attribute__((always_inline)) void rows_of_panel(const float *a, int64_t stride, int64_t rows,
-                                                                const float *panel, int64_t depth, float *out,
-                                                                int64_t out_stride, int64_t columns,
-                                                                const int vectors) {
-    int64_t r = 0;
-    for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
-        tile(a + r * stride, stride, panel, depth, out + r * out_stride, out_stride, columns, TILE_ROWS, vectors);
-    for (; r + 4 <= rows; r += 4)
-        tile(a + r * stride, stride, panel, depth, out + r * out_stride, out_stride, columns, 4, vectors);
-    for (; r < rows; r++)
-        tile(a + r * stride, stride, panel, depth, out + r * out_stride, out_stride, columns, 1, vectors);
+
+static inline __attribute__((always_inline)) void tile(const float *a, int64_t stride, const float *panel,
+                                                       int64_t depth, float *out, int64_t out_stride, int64_t columns,
+                                                       const int rows, const int vectors) {
+    Sums sum = {0};
+    accumulate(sum, a, stride, panel, depth, rows, vectors);
+    for (int r = 0; r < rows; r++) store(out + r * out_stride, sum[r], columns);
 }
 
-static inline void gemm(const float *a, int64_t stride, int64_t rows, const float *packed, int64_t depth,
-                        int64_t columns, float *out, int64_t out_stride) {
-    for (int64_t j = 0; j < columns; j += PANEL) {
-        if (columns - j > LANES)
-            rows_of_panel(a, stride, rows, packed + j * depth, depth, out + j, out_stride, columns - j, 2);
-        else
-            rows_of_panel(a, stride, rows, packed + j * depth, depth, out + j, out_stride, columns - j, 1);
+/* Rows of one tile, a constant in each case: `body(R)` becomes code for R rows. */
+#if TILE_ROWS > 6
+#define FOR_ROWS_OF_TILE(rows, body)                                                                               \
+    switch (rows) {                                                                                                \
+        ROW_CASES_TO_6(body)                                                                                       \
+        ROW_CASE(7, body) ROW_CASE(8, body) ROW_CASE(9, body) ROW_CASE(10, body) ROW_CASE(11, body)                \
+        ROW_CASE(12, body) ROW_CASE(13, body) ROW_CASE(14, body)                                                   \
+    }
+#else
+#define FOR_ROWS_OF_TILE(rows, body) \
+    switch (rows) { ROW_CASES_TO_6(body) }
+#endif
+#define ROW_CASES_TO_6(body) \
+    ROW_CASE(1, body) ROW_CASE(2, body) ROW_CASE(3, body) ROW_CASE(4, body) ROW_CASE(5, body) ROW_CASE(6, body)
+#define ROW_CASE(R, body) \
+    case R:               \
+        body(R);          \
+        break;
+
+/* Of `left` rows, those of the next tile: as even as they can be, for a short tile does not fill the pipelines. */
+static inline int64_t next_rows(int64_t left) {
+    int64_t tiles = (left + TILE_ROWS - 1) / TILE_ROWS;
+    return (left + tiles - 1) / tiles;
+}
+
+static __attribute__((noinline)) void gemm(const float *a, int64_t stride, int64_t rows, const float *packed,
+                                           int64_t depth, int64_t columns, float *out, int64_t out_stride) {
+    for (int64_t j = 0; j < columns; j += STEP) {
+        const float *panel = packed + j / PANEL * PANEL * depth + j % PANEL;
+        for (int64_t r = 0, count; r < rows; r += count) {
+            count = next_rows(rows - r);
+#define TILE(R)                                                                                             \
+    if (columns - j > LANES)                                                                                \
+        tile(a + r * stride, stride, panel, depth, out + r * out_stride + j, out_stride, columns - j, R, 2); \
+    else                                                                                                    \
+        tile(a + r * stride, stride, panel, depth, out + r * out_stride + j, out_stride, columns - j, R, 1)
+            FOR_ROWS_OF_TILE(count, TILE)
+#undef TILE
+        }
     }
 }
 

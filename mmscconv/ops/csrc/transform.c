@@ -1,0 +1,266 @@
+/* CRU's transform and fuse in one pass, Eq. 5-9, for inference: GWC, PWC1, PWC2, the weighted sum, the norm behind the
+ * layer and a ReLU, channels last. Nothing of it but the result is written.
+ *
+ * The fuse's weights come from means over the positions, and a convolution's mean is the convolution of the means of
+ * what each of its taps sees: they are known before the first output is. A tile of outputs is then summed up in
+ * registers: Y2, times beta2 / beta1, plus Y1, times beta1. */
+#include "gemm.h"
+
+/* Beyond it one of both weights is 0 next to the other in float, and their ratio stays far from its ends. */
+#define LARGEST_DIFFERENCE 40.0f
+
+typedef struct {
+    int64_t samples, height, width, up_channels, low_channels, channels, made, groups;
+    int64_t kernel[2], stride[2], padding[2], dilation[2], out[2]; /* vertical, horizontal */
+} Geometry;
+
+/* Where things lie in a panel of weights and in a row of means: what PWC2, PWC1 and GWC see. */
+typedef struct {
+    int64_t taps, depth, means;          /* depth: of a panel; means: of a row */
+    int64_t group_channels, panels_each; /* of a group: the channels that its taps see, its panels */
+    int64_t padded[2];
+} Plan;
+
+static Plan plan_of(Geometry g) {
+    int64_t taps = g.kernel[0] * g.kernel[1], each = g.up_channels / g.groups;
+    Plan p = {taps, g.low_channels + g.up_channels + taps * each, g.low_channels + g.up_channels + taps * g.up_channels,
+              each, panels_of(g.channels / g.groups), {0}};
+    for (int i = 0; i < 2; i++)
+        p.padded[i] = (g.out[i] - 1) * g.stride[i] + (g.kernel[i] - 1) * g.dilation[i] + 1;
+    return p;
+}
+
+/* The sum of `rows` vectors that lie `stride` apart: in float, for these are at most one line of an image. */
+static inline Vec sum_of_rows(const float *x, int64_t stride, int64_t rows, int64_t width) {
+    Vec even = {0}, odd = {0}; /* two chains of additions */
+    int64_t r = 0;
+    if (width < LANES) {
+        float line[LANES] = {0};
+        for (; r < rows; r++)
+            for (int64_t i = 0; i < width; i++) line[i] += x[r * stride + i];
+        return *(Vec *)line;
+    }
+    for (; r + 2 <= rows; r += 2) {
+        even += *(const Vec *)(x + r * stride);
+        odd += *(const Vec *)(x + (r + 1) * stride);
+    }
+    return r < rows ? even + *(const Vec *)(x + r * stride) + odd : even + odd;
+}
+
+static inline void add_to(double *sums, Vec line, int64_t width) {
+    for (int64_t i = 0; i < min_of(LANES, width); i++) sums[i] += line[i];
+}
+
+static void add_line(const float *x, int64_t positions, int64_t channels, double *sums) {
+    for (int64_t c = 0; c < channels; c += LANES)
+        add_to(sums + c, sum_of_rows(x + c, channels, positions, channels - c), channels - c);
+}
+
+/* Along axis i, the first output position whose tap number `tap` sees an input position >= `position`. */
+static int64_t first_reaching(Geometry g, int i, int64_t tap, int64_t position) {
+    int64_t distance = position + g.padding[i] - tap * g.dilation[i];
+    return distance <= 0 ? 0 : min_of(g.out[i], (distance + g.stride[i] - 1) / g.stride[i]);
+}
+
+/* Of one sample, the input rows [first, last): copied into their place in the padded image, and added to the sums of
+ * what each tap sees, [taps][up_channels]. */
+static void take_rows(Geometry g, Plan p, const float *x, int64_t first, int64_t last, float *padded, double *sums) {
+    int64_t u = g.up_channels, left = g.padding[1], columns = min_of(g.width, p.padded[1] - left);
+    for (int64_t y = first; y < min_of(last, p.padded[0] - g.padding[0]); y++) {
+        const float *row = x + y * g.width * u;
+        if (columns > 0)
+            memcpy(padded + ((y + g.padding[0]) * p.padded[1] + left) * u, row, columns * u * sizeof(float));
+        for (int64_t kx = 0; kx < g.kernel[1]; kx++) {
+            int64_t from = first_reaching(g, 1, kx, 0), to = first_reaching(g, 1, kx, g.width);
+            const float *seen = row + (from * g.stride[1] + kx * g.dilation[1] - left) * u;
+            for (int64_t c = 0; c < u && from < to; c += LANES) {
+                Vec line = sum_of_rows(seen + c, g.stride[1] * u, to - from, u - c);
+                for (int64_t ky = 0; ky < g.kernel[0]; ky++) {
+                    int64_t top = y + g.padding[0] - ky * g.dilation[0];
+                    if (top >= 0 && top % g.stride[0] == 0 && top / g.stride[0] < g.out[0])
+                        add_to(sums + (ky * g.kernel[1] + kx) * u + c, line, u - c);
+                }
+            }
+        }
+    }
+}
+
+/* What the panels of one sample end in: out = (Y2 * ratio + Y1) * factor + offset, [panels * PANEL] each. */
+typedef struct {
+    float *ratio, *factor, *offset;
+} Ends;
+
+/* What PWC2, PWC1 and the taps of the GWC read for the first row of a tile, and how far the next rows lie. */
+typedef struct {
+    const float *low, *up, *taps;
+    int64_t low_stride, up_stride, tap_stride, tap_down, tap_right; /* from row to row; from tap to tap */
+} Inputs;
+
+/* sum = Y2 * ratio + Y1 in STEP columns, without biases: one loop over the 2 + taps convolutions, for the compiler
+ * then keeps the sums in registers. Where Y2 is X_low itself, `copied` is where it lies. */
+static inline __attribute__((always_inline)) void sum_up(Geometry g, Plan p, Inputs in, const float *panel,
+                                                         const float *copied, const float *ratio, Vec (*sum)[2],
+                                                         const int rows) {
+    int64_t ky = 0, kx = 0, first = 0;
+    if (copied) {
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < 2; v++)
+                sum[r][v] = *(const Vec *)(copied + r * in.low_stride + v * LANES) * *(const Vec *)(ratio + v * LANES);
+        panel += g.low_channels * PANEL;
+        first = 1;
+    }
+    for (int64_t i = first; i < 2 + p.taps; i++) {
+        const float *from = in.taps + ky * in.tap_down + kx * in.tap_right;
+        int64_t stride = in.tap_stride, depth = p.group_channels;
+        if (i == 0)
+            from = in.low, stride = in.low_stride, depth = g.low_channels;
+        else if (i == 1)
+            from = in.up, stride = in.up_stride, depth = g.up_channels;
+        else if (++kx == g.kernel[1])
+            kx = 0, ky++;
+        accumulate(sum, from, stride, panel, depth, rows, 2);
+        panel += depth * PANEL;
+        if (i == 0)
+#pragma GCC unroll 14
+            for (int r = 0; r < rows; r++)
+                for (int v = 0; v < 2; v++) sum[r][v] *= *(const Vec *)(ratio + v * LANES);
+    }
+}
+
+static inline __attribute__((always_inline)) void output_tile(Geometry g, Plan p, Inputs in, const float *panel,
+                                                              const float *copied, Ends e, int relu, int64_t columns,
+                                                              float *out, const int rows) {
+    Sums sum = {0};
+    sum_up(g, p, in, panel, copied, e.ratio, sum, rows);
+    for (int r = 0; r < rows; r++) {
+        for (int v = 0; v < 2; v++) {
+            Vec z = sum[r][v] * *(const Vec *)(e.factor + v * LANES) + *(const Vec *)(e.offset + v * LANES);
+            sum[r][v] = relu ? (Vec)((Mask)z & ~(Mask)(z < 0)) : z; /* a NaN stays one */
+        }
+        store(out + r * g.channels, sum[r], columns);
+    }
+}
+
+static __attribute__((noinline)) void output_rows(Geometry g, Plan p, Inputs in, const float *panel,
+                                                  const float *copied, Ends e, int relu, int64_t columns, float *out,
+                                                  int64_t rows) {
+#define OUTPUT(R) output_tile(g, p, in, panel, copied, e, relu, columns, out, R)
+    FOR_ROWS_OF_TILE(rows, OUTPUT)
+#undef OUTPUT
+}
+
+static const float minus_one[STEP] = {[0 ... STEP - 1] = -1.f};
+
+/* From the means of one sample: the weights of the fuse, with the biases, the norm's scale and shift (each may be NULL). */
+static void finish_panel(Geometry g, Plan p, const float *packed, int64_t index, const float *mean, const float *bias1,
+                         const float *bias2, const float *scale, const float *shift, Ends e) {
+    const float *panel = packed + index * p.depth * PANEL;
+    int64_t group = index / p.panels_each, in_group = index % p.panels_each * PANEL, each = g.channels / g.groups;
+    const float *up = mean + g.low_channels, *taps = up + g.up_channels + group * p.group_channels;
+    Inputs in = {mean, up, taps, 0, 0, 0, g.kernel[1] * g.up_channels, g.up_channels};
+    float difference[PANEL];
+    for (int64_t j = 0; j < PANEL; j += STEP) {
+        Sums sum = {0};
+        sum_up(g, p, in, panel + j, NULL, minus_one, sum, 1);
+        store(difference + j, sum[0], STEP);
+    }
+    for (int64_t j = 0; j < min_of(PANEL, each - in_group); j++) {
+        int64_t c = group * each + in_group + j, at = index * PANEL + j;
+        float b1 = bias1 ? bias1[c] : 0.f, b2 = bias2 && c < g.made ? bias2[c] : 0.f;
+        float d = difference[j] + b1 - b2;
+        d = d > LARGEST_DIFFERENCE ? LARGEST_DIFFERENCE : d;
+        d = d < -LARGEST_DIFFERENCE ? -LARGEST_DIFFERENCE : d;
+        float ratio = expf(-d), factor = (scale ? scale[c] : 1.f) / (1.f + ratio);
+        e.ratio[at] = ratio;
+        e.factor[at] = factor;
+        e.offset[at] = (b2 * ratio + b1) * factor + (shift ? shift[c] : 0.f);
+    }
+}
+
+static Ends at_sample(Ends e, int64_t n, int64_t length) {
+    return (Ends){e.ratio + n * length, e.factor + n * length, e.offset + n * length};
+}
+
+/* The output rows [first, last) of one sample in the columns of one panel. */
+static void output_band(Geometry g, Plan p, const float *padded, const float *up, const float *low, const float *packed,
+                        int64_t index, Ends e, int relu, int64_t first, int64_t last, float *out) {
+    int64_t group = index / p.panels_each, in_group = index % p.panels_each * PANEL, each = g.channels / g.groups;
+    for (int64_t j = 0; j < min_of(PANEL, each - in_group); j += STEP) {
+        int64_t c = group * each + in_group + j, columns = min_of(STEP, each - in_group - j), at = index * PANEL + j;
+        const float *panel = packed + index * p.depth * PANEL + j;
+        Ends ends = {e.ratio + at, e.factor + at, e.offset + at};
+        for (int64_t y = first; y < last; y++)
+            for (int64_t x = 0, rows; x < g.out[1]; x += rows) {
+                int64_t position = y * g.out[1] + x;
+                rows = next_rows(g.out[1] - x);
+                int64_t corner = y * g.stride[0] * p.padded[1] + x * g.stride[1];
+                Inputs in = {low + position * g.low_channels, up + position * g.up_channels,
+                             padded + corner * g.up_channels + group * p.group_channels, g.low_channels, g.up_channels,
+                             g.stride[1] * g.up_channels, g.dilation[0] * p.padded[1] * g.up_channels, g.dilation[1] * g.up_channels};
+                const float *copied = columns == STEP && c >= g.made ? in.low + c - g.made : NULL;
+                output_rows(g, p, in, panel, copied, ends, relu, columns, out + position * g.channels + c, rows);
+            }
+    }
+}
+
+/* x: (N, H, W, u), what GWC reads; up: (N, H', W', u) and low: (N, H', W', l), what PWC1 and PWC2 read, all dense;
+ * packed: [panels][l + u + taps * u / groups][PANEL], the panels of each group of GWC for themselves, where the last
+ * C - made columns of PWC2 copy X_low; bias1, bias2, scale, shift: (C), (made), (C), (C), or NULL; geometry: 8 + 5 * 2
+ * numbers in Geometry's order; out: (N, H', W', C). Returns 0, or 1 without memory. */
+int transform_fuse(const float *x, const float *up, const float *low, const float *packed, const float *bias1,
+                   const float *bias2, const float *scale, const float *shift, const int64_t *geometry, int relu,
+                   int threads, float *out) {
+    Geometry g;
+    memcpy(&g, geometry, sizeof g);
+    Plan p = plan_of(g);
+    int64_t positions = g.out[0] * g.out[1], panels = g.groups * p.panels_each;
+    int64_t bands = max_of(1, min_of(g.out[0], positions * g.channels / CHUNK_VALUES));
+    int64_t at_once = block_samples((Shape){g.samples, g.channels, positions, 1});
+    int64_t image = p.padded[0] * p.padded[1] * g.up_channels;
+    float *padded = calloc(at_once * image, sizeof(float));
+    double *parts = malloc(at_once * bands * p.means * sizeof(double));
+    float *mean = malloc(at_once * p.means * sizeof(float));
+    float *ends = calloc(3 * at_once * panels * PANEL, sizeof(float));
+    int failed = !padded || !parts || !mean || !ends;
+    Ends all = {ends, ends + at_once * panels * PANEL, ends + 2 * at_once * panels * PANEL};
+    for (int64_t n = 0; n < g.samples && !failed; n += at_once) {
+        int64_t count = min_of(at_once, g.samples - n);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < count * bands; i++) {
+            int64_t k = i / bands, band = i % bands;
+            double *sums = parts + i * p.means;
+            memset(sums, 0, p.means * sizeof(double));
+            for (int64_t y = g.out[0] * band / bands; y < g.out[0] * (band + 1) / bands; y++) {
+                int64_t at = (n + k) * positions + y * g.out[1];
+                add_line(low + at * g.low_channels, g.out[1], g.low_channels, sums);
+                add_line(up + at * g.up_channels, g.out[1], g.up_channels, sums + g.low_channels);
+            }
+            take_rows(g, p, x + (n + k) * g.height * g.width * g.up_channels, g.height * band / bands,
+                      g.height * (band + 1) / bands, padded + k * image, sums + g.low_channels + g.up_channels);
+        }
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t k = 0; k < count; k++)
+            for (int64_t i = 0; i < p.means; i++) {
+                double total = 0;
+                for (int64_t band = 0; band < bands; band++) total += parts[(k * bands + band) * p.means + i];
+                mean[k * p.means + i] = (float)(total / (double)positions);
+            }
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < count * panels; i++)
+            finish_panel(g, p, packed, i % panels, mean + i / panels * p.means, bias1, bias2, scale, shift,
+                         at_sample(all, i / panels, panels * PANEL));
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < count * bands * panels; i++) {
+            int64_t k = i / (bands * panels), band = i / panels % bands, s = n + k;
+            output_band(g, p, padded + k * image, up + s * positions * g.up_channels, low + s * positions * g.low_channels,
+                        packed, i % panels, at_sample(all, k, panels * PANEL), relu, g.out[0] * band / bands,
+                        g.out[0] * (band + 1) / bands, out + s * positions * g.channels);
+        }
+    }
+    free(padded);
+    free(parts);
+    free(mean);
+    free(ends);
+    return failed;
+}
