@@ -202,7 +202,17 @@ def test_layers_need_torch_alone():
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
-@pytest.mark.parametrize('settings', [{}, {'stride': 2}, {'inner_norm': True}, {'gate': 'hard'}], ids=str)
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {},
+        {'stride': 2},
+        {'inner_norm': True},
+        {'gate': 'hard'},
+        {'alpha': 0.75, 'gwc_groups': 1, 'low_squeeze': 'output', 'stride': 2},
+    ],
+    ids=str,
+)
 def test_gradients_of_the_kernels_in_channels_last(settings):
     """Where one kernel does SRU and squeezes, and its backward computes them again."""
     conv = SCConv(24, 24, 3, padding=1, backend='native', **settings)

@@ -168,12 +168,17 @@ class CRU(nn.Module):
 
     def _squeezes_at_once(self, x: Tensor, sru: SRU, backend: str) -> bool:
         """Whether one kernel can do the SRU and both squeezes, which with a bias must not be pooled before it."""
-        if not self.squeezes_alike or {backend, sru.backend or backend} != {'native'} or not ops.fits(x):
+        if (
+            self.squeeze_up is None
+            or self.squeeze_low is None
+            or {backend, sru.backend or backend} != {'native'}
+            or not ops.fits(x)
+        ):
             return False
         if sru._forward_hooks or sru._forward_pre_hooks:  # somebody looks at X^w
             return False
-        unbiased = self.squeeze_low is not None and self.squeeze_low.bias is None
-        return (unbiased or self.pool.is_identity) and not torch.is_autocast_enabled('cpu')
+        commute = self.squeeze_low.bias is None or self.pool.is_identity
+        return commute and not torch.is_autocast_enabled('cpu')
 
     def squeeze(self, x: Tensor, merged: bool = False) -> tuple[Tensor | None, Tensor | None]:
         """Return the squeezed branches of (N, C1, H, W), before their norms; None for one that is not there.
@@ -221,11 +226,16 @@ class CRU(nn.Module):
 
 
 def squeeze_reconstructed(
-    x: Tensor, sru: SRU, squeeze_up: nn.Conv2d | None, squeeze_low: nn.Conv2d | None
+    x: Tensor,
+    sru: SRU,
+    squeeze_up: nn.Conv2d | None,
+    squeeze_low: nn.Conv2d | None,
+    *packed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return X_up and X_low of ``sru(x)`` by one kernel, for squeezes that are alike."""
-    assert squeeze_up is not None and squeeze_low is not None  # they are alike
-    x_up, x_low = ops.sru_squeeze(x, *sru.op_arguments(x.dtype), squeeze_up.weight, squeeze_low.weight)
+    """Return X_up and X_low of ``sru(x)``, neither of them pooled, by one kernel; ``packed`` as its op takes it."""
+    assert squeeze_up is not None and squeeze_low is not None  # the callers looked
+    arguments = sru.op_arguments(x.dtype)
+    x_up, x_low = ops.sru_squeeze(x, arguments, squeeze_up.weight, squeeze_low.weight, *packed)
     if squeeze_up.bias is not None and squeeze_low.bias is not None:
         x_up, x_low = x_up + squeeze_up.bias.view(-1, 1, 1), x_low + squeeze_low.bias.view(-1, 1, 1)
     return x_up, x_low

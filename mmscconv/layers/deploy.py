@@ -39,6 +39,8 @@ class DeployedCRU(nn.Module):
     scale: Tensor | None
     shift: Tensor | None
     packed: Tensor | None
+    packed_up: Tensor | None
+    packed_low: Tensor | None
 
     def __init__(self, cru: CRU, norm: nn.Module | None = None, relu: bool = False) -> None:
         super().__init__()
@@ -57,25 +59,26 @@ class DeployedCRU(nn.Module):
         elif cru.norm2 is not None:
             # X_low is no longer the part of Y2 that costs nothing, so PWC2 makes all of it.
             self.pwc2, self.makes_all = fold_norm(_with_identity(cru.pwc2), cru.norm2), True
-        self.alike, self.merged = False, None
+        self.merged = None
         if self.squeeze_up is not None and self.squeeze_low is not None and cru.squeezes_alike:
-            # Without a bias, squeezing before pooling is the same as after it; then pooling takes both at once.
-            self.alike = self.pool.is_identity or self.squeeze_up.bias is None
             self.merged = _merged(self.squeeze_up, self.squeeze_low) if self.pool.is_identity else None
 
         scale, shift = (None, None) if norm is None else affine_of(norm)
         self.register_buffer('scale', scale)
         self.register_buffer('shift', shift)
-        self.register_buffer('packed', None, persistent=False)
+        for name in ('packed', 'packed_up', 'packed_low'):
+            self.register_buffer(name, None, persistent=False)
         self.transform = self._transform(cru)
         self.pack()
         self.register_load_state_dict_post_hook(_pack_again)
         self.requires_grad_(False)
 
     def _transform(self, cru: CRU) -> ops.Transform | None:
-        """Return what the kernel for GWC, PWC1, PWC2 and fuse has to know, or None where one of them is not there."""
-        if cru.gwc is None or self.pwc2 is None:
+        """Return what the kernels have to know besides the weights, or None where the layer is not of their kind."""
+        if cru.gwc is None or self.pwc2 is None or self.squeeze_low is None:
             return None
+        if self.squeeze_low.bias is not None and not self.pool.is_identity:
+            return None  # they squeeze before they pool, which is the same only without a bias
         kernel_size, stride, dilation = cru.kernel_size, cru.stride, cru.dilation
         (top, _), (left, _) = padding_amounts(cru.padding, kernel_size, stride, dilation)
         channels = cru.out_channels, self.pwc2.out_channels, cru.gwc.groups
@@ -83,14 +86,17 @@ class DeployedCRU(nn.Module):
 
     def pack(self) -> None:
         """Bring the weights into the order of the kernels; after every change of them."""
-        gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
-        if self.transform is not None and gwc is not None and pwc1 is not None and pwc2 is not None:
-            self.packed = self.transform.packed(gwc.weight.detach(), pwc1.weight.detach(), pwc2.weight.detach())
+        if self.transform is None:
+            return
+        convs = (self.squeeze_up, self.squeeze_low, self.gwc, self.pwc1, self.pwc2)
+        up, low, *others = (conv.weight.detach() for conv in convs if conv is not None)
+        self.packed_up, self.packed_low = ops.packed(up), ops.packed(low)
+        self.packed = self.transform.packed(*others)
 
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return the CRU's output of (N, C1, H, W), or of ``before(x)``."""
         backend = ops.choose_backend(x, self.backend)
-        if isinstance(before, SRU) and self.alike and self.packed is not None and ops.runs_on(x, self.backend):
+        if isinstance(before, SRU) and self.packed is not None and ops.runs_on(x, self.backend):
             return self._fused(x, before, self.packed)
         y = self._composed(x, before, backend)
         return F.relu(y, inplace=True) if self.relu else y
@@ -115,7 +121,8 @@ class DeployedCRU(nn.Module):
 
     def _fused(self, x: Tensor, sru: SRU, packed: Tensor) -> Tensor:
         """Return the output by the two ops that reach over the convolutions."""
-        x_up, x_low = squeeze_reconstructed(x, sru, self.squeeze_up, self.squeeze_low)
+        packed_squeezes = self.packed_up, self.packed_low
+        x_up, x_low = squeeze_reconstructed(x, sru, self.squeeze_up, self.squeeze_low, *packed_squeezes)
         gwc, pwc2 = self.gwc, self.pwc2
         assert self.transform is not None and gwc is not None and pwc2 is not None  # something is packed
         biases, affine = (gwc.bias, pwc2.bias), (self.scale, self.shift)

@@ -2,6 +2,7 @@
 
 from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, plain_only
 from mmscconv.ops.fuse import fuse
+from mmscconv.ops.native import packed
 from mmscconv.ops.pointwise import Transform, fits, runs_on, sru_squeeze, transform_fuse
 from mmscconv.ops.sru import logit, separate_and_cross, sru
 
@@ -13,6 +14,7 @@ __all__ = [
     'fits',
     'fuse',
     'logit',
+    'packed',
     'plain_only',
     'runs_on',
     'separate_and_cross',

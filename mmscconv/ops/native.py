@@ -19,11 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor
 
 from mmscconv.ops.layout import as_dense, as_rows, layout_of, row_stride
 
 SOURCES = Path(__file__).parent / 'csrc'
+PANEL = 32  # as csrc/gemm.h has it
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # NaN and infinity keep their meaning: no -ffast-math. gnu11 and not c11, which rules out fused multiply-adds.
 FLAGS = ('-O3', '-std=gnu11', '-shared', '-fPIC', '-fno-math-errno', '-fno-trapping-math')
@@ -36,7 +38,7 @@ _ARGUMENTS = {
     'sru_forward': [_POINTER] * 3 + [_LONG] * 3 + [_INT, _LONG, _DOUBLE, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'sru_backward': [_POINTER] * 6 + [_LONG] * 3 + [_INT, _LONG, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'fuse_forward': [_POINTER] * 6 + [_LONG] * 3 + [_INT] + [_LONG] * 3 + [_INT] + [_POINTER] * 2,
-    'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 4, _DOUBLE, _FLOAT, _INT, _LONG, _INT, *[_POINTER] * 2],
+    'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 4, _DOUBLE, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 2],
     'transform_fuse': [*[_POINTER] * 9, _INT, _INT, _POINTER],
     'fuse_backward': [_POINTER] * 2
     + [_INT]
@@ -218,18 +220,33 @@ def sru_squeeze(
     hard: bool,
     up: Tensor,
     low: Tensor,
+    packed_up: Tensor | None,
+    packed_low: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.pointwise.sru_squeeze`."""
     values = as_dense(x, torch.channels_last)
     n, _, h, w = x.shape
     x_up, x_low = (
-        torch.empty(n, len(up), h, w, dtype=torch.float32, memory_format=torch.channels_last) for _ in range(2)
+        torch.empty(n, len(weight), h, w, dtype=torch.float32, memory_format=torch.channels_last)
+        for weight in (up, low)
     )
+    panels = (packed(up) if packed_up is None else packed_up, packed(low) if packed_low is None else packed_low)
     _call(
-        'sru_squeeze', values, scale, shift, up.contiguous(), low.contiguous(), *_size(x), num_groups, eps,
-        threshold, hard, len(up), torch.get_num_threads(), x_up, x_low,
+        'sru_squeeze', values, scale, shift, *panels, *_size(x), num_groups, eps, threshold, hard, up.shape[1],
+        len(up), len(low), torch.get_num_threads(), x_up, x_low,
     )  # fmt: skip
     return x_up, x_low
+
+
+def packed(weight: Tensor, groups: int = 1) -> Tensor:
+    """Return (J, ...) weights in the kernels' panels, (panels, K, PANEL).
+
+    Panels are PANEL output channels wide, filled up with zeros, and never hold
+    channels of two groups.
+    """
+    rows = weight.detach().flatten(1).unflatten(0, (groups, -1))
+    rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % PANEL))
+    return rows.unflatten(1, (-1, PANEL)).flatten(0, 1).transpose(1, 2).contiguous()
 
 
 def transform_fuse(

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor
 
 from mmscconv.ops import native
 from mmscconv.ops.backend import choose_backend
 from mmscconv.ops.layout import layout_of
-
-PANEL = 32  # columns of packed weights, as csrc/gemm.h has it
 
 
 def runs_on(x: Tensor, backend: str | None) -> bool:
@@ -32,15 +29,23 @@ def fits(x: Tensor) -> bool:
     return x.dtype is torch.float32 and layout_of(x) is torch.channels_last and x.numel() > 0
 
 
-def sru_squeeze(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """Return X_up and X_low, (N, u, H, W) each, of the SRU's output, which backward computes again.
+def sru_squeeze(
+    x: Tensor,
+    arguments: tuple[Tensor, Tensor, int, float, float, bool],
+    up: Tensor,
+    low: Tensor,
+    packed_up: Tensor | None = None,
+    packed_low: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return X_up and X_low, (N, u, H, W) and (N, l, H, W), of the SRU's output, which backward computes again.
 
     Args:
         x: (N, C, H, W).
-        *arguments: ``scale, shift, num_groups, eps, threshold, hard`` of
-            :func:`mmscconv.ops.sru.sru`, then the weights (u, C / 2, 1, 1) of both squeezes.
+        arguments: ``scale, shift, num_groups, eps, threshold, hard`` of :func:`mmscconv.ops.sru.sru`.
+        up, low: The squeezes' weights, (u, C_up, 1, 1) and (l, C - C_up, 1, 1).
+        packed_up, packed_low: The same from :func:`mmscconv.ops.native.packed`, which each call does otherwise.
     """
-    return torch.ops.mmscconv.sru_squeeze(x, *arguments)
+    return torch.ops.mmscconv.sru_squeeze(x, *arguments, up, low, packed_up, packed_low)
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,10 @@ class Transform:
     dilation: tuple[int, int]
 
     def packed(self, gwc: Tensor, pwc1: Tensor, pwc2: Tensor) -> Tensor:
-        """Return the weights of all three convolutions in the kernel's order, (panels, depth, PANEL).
+        """Return the weights of all three convolutions as :func:`mmscconv.ops.native.packed` does.
 
-        Panels are PANEL output channels wide and never hold channels of two groups.
-        A panel has what PWC2, PWC1 and the GWC's taps multiply, one after the other;
-        PWC2's part is the identity where X_low itself is Y2.
+        Each output channel has what PWC2, PWC1 and the GWC's taps multiply, one after
+        the other; PWC2's part is the identity where X_low itself is Y2.
         """
         copied = torch.eye(pwc2.shape[1]).to(pwc2)[: self.channels - self.made]
         parts = (
@@ -75,9 +79,7 @@ class Transform:
             pwc1.flatten(1),
             gwc.flatten(2).transpose(1, 2).flatten(1),  # tap by tap
         )
-        rows = torch.cat(parts, dim=1).unflatten(0, (self.groups, -1))
-        rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % PANEL))
-        return rows.unflatten(1, (-1, PANEL)).flatten(0, 1).transpose(1, 2).contiguous()
+        return native.packed(torch.cat(parts, dim=1), self.groups)
 
 
 def transform_fuse(
@@ -115,7 +117,7 @@ def transform_fuse(
 torch.library.define(
     'mmscconv::sru_squeeze',
     '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, Tensor up,'
-    ' Tensor low) -> (Tensor, Tensor)',
+    ' Tensor low, Tensor? packed_up, Tensor? packed_low) -> (Tensor, Tensor)',
 )
 torch.library.define(
     'mmscconv::transform_fuse',
@@ -131,7 +133,7 @@ def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     n, _, h, w = x.shape
     x_up, x_low = (
         torch.empty(n, len(weight), h, w, device=x.device, memory_format=torch.channels_last)
-        for weight in arguments[-2:]
+        for weight in arguments[6:8]
     )
     return x_up, x_low
 
@@ -144,7 +146,7 @@ def _transform_fuse_fake(x_up: Tensor, up: Tensor, *arguments: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, scale, shift, ctx.num_groups, ctx.eps, ctx.threshold, ctx.hard, up, low = inputs
+    x, scale, shift, ctx.num_groups, ctx.eps, ctx.threshold, ctx.hard, up, low, _, _ = inputs
     ctx.save_for_backward(x, scale, shift, up, low)
 
 
@@ -153,12 +155,27 @@ def _squeeze_backward(ctx: Any, grad_up: Tensor, grad_low: Tensor) -> tuple[Tens
     reconstructed, mean, rstd = torch.ops.mmscconv.sru(
         x, scale, shift, ctx.num_groups, ctx.eps, ctx.threshold, ctx.hard, 'native'
     )
-    grad, grad_weight, _ = torch.ops.aten.convolution_backward(
-        torch.cat((grad_up, grad_low), dim=1), reconstructed, torch.cat((up, low)), None,
-        [1, 1], [0, 0], [1, 1], False, [0, 0], 2, [True, True, False],
-    )  # fmt: skip
+    grad, grad_weights = _backward_of_squeezes(grad_up, grad_low, reconstructed, up, low)
     grads = torch.ops.mmscconv.sru_backward(grad, x, scale, shift, mean, rstd, ctx.threshold, ctx.hard, 'native')
-    return *grads, None, None, None, None, *grad_weight.split((len(up), len(low)))
+    return *grads, None, None, None, None, *grad_weights, None, None
+
+
+def _backward_of_squeezes(
+    grad_up: Tensor, grad_low: Tensor, x: Tensor, up: Tensor, low: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients of X^w and of both weights."""
+
+    def backward(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        window = [1, 1], [0, 0], [1, 1], False, [0, 0]
+        done = torch.ops.aten.convolution_backward(grad, x, weight, None, *window, groups, [True, True, False])
+        return done[0], done[1]
+
+    if up.shape == low.shape:  # one convolution in two groups
+        grad, weight = backward(torch.cat((grad_up, grad_low), dim=1), x, torch.cat((up, low)), 2)
+        return grad, list(weight.split(len(up)))
+    parts = x.split((up.shape[1], low.shape[1]), dim=1)
+    done = [backward(g, part, w, 1) for g, part, w in zip((grad_up, grad_low), parts, (up, low), strict=True)]
+    return torch.cat([grad for grad, _ in done], dim=1), [weight for _, weight in done]
 
 
 torch.library.register_autograd('mmscconv::sru_squeeze', _squeeze_backward, setup_context=_setup_context)

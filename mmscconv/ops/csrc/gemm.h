@@ -1,4 +1,5 @@
-/* Small matrix products for the convolutions inside of the kernels: out[r][j] = sum_k a[r][k] * w[j][k]. */
+/* Small matrix products for the convolutions inside of the kernels: out[r][j] = sum_k a[r][k] * w[j][k]. The weights
+ * come in panels, [panel][depth][PANEL], filled up with zeros: mmscconv/ops/pointwise.py packs them. */
 #ifndef MMSCCONV_GEMM_H
 #define MMSCCONV_GEMM_H
 
@@ -15,7 +16,7 @@
 #define BLOCK_ROWS 24
 #endif
 #define STEP (2 * LANES)
-#define PANEL 32 /* columns of packed weights on every machine, as mmscconv/ops/pointwise.py packs them */
+#define PANEL 32 /* columns of packed weights on every machine */
 
 typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -29,19 +30,6 @@ typedef Vec Sums[TILE_ROWS][2];
 #endif
 
 static inline int64_t panels_of(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
-
-/* [columns][depth] to [panel][depth][PANEL], filled up with zeros. Aligned, for a load that crosses two cache lines
- * costs twice. */
-static inline float *pack(const float *weight, int64_t columns, int64_t depth) {
-    int64_t bytes = max_of(1, panels_of(columns) * depth) * PANEL * sizeof(float);
-    float *packed = aligned_alloc(PANEL * sizeof(float), bytes);
-    if (packed)
-        for (int64_t j = 0; j < columns; j += PANEL)
-            for (int64_t k = 0; k < depth; k++)
-                for (int64_t i = 0; i < PANEL; i++)
-                    packed[j * depth + k * PANEL + i] = j + i < columns ? weight[(j + i) * depth + k] : 0.f;
-    return packed;
-}
 
 /* sum[r] += a[r] * panel, for STEP columns of the panel or, with one vector, the first half of them. */
 static inline __attribute__((always_inline)) void accumulate(Vec (*sum)[2], const float *a, int64_t stride,

@@ -312,19 +312,19 @@ int sru_backward(const float *grad, const float *x, const float *scale, const fl
     return 0;
 }
 
-/* SRU and both squeezes: out_up = up * X^w[:C/2] and out_low = low * X^w[C/2:], (N, squeezed, H*W) each, with the
- * weights up and low (squeezed, C/2). X^w never leaves the caches. Channels last only. */
+/* SRU and both squeezes: out_up = up * X^w[:cut] and out_low = low * X^w[cut:], (N, squeezed_up, H*W) and
+ * (N, squeezed_low, H*W), with the weights up and low in panels. X^w never leaves the caches. Channels last only. */
 int sru_squeeze(const float *x, const float *scale, const float *shift, const float *up, const float *low,
                 int64_t samples, int64_t channels, int64_t positions, int64_t groups, double eps, float threshold,
-                int hard, int64_t squeezed, int threads, float *out_up, float *out_low) {
+                int hard, int64_t cut, int64_t squeezed_up, int64_t squeezed_low, int threads, float *out_up,
+                float *out_low) {
     Shape s = {samples, channels, positions, 1};
     Gate g = {groups, threshold, hard};
-    int64_t at_once = block_samples(s), half = channels / 2, blocks = (positions + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    int64_t at_once = block_samples(s), blocks = (positions + BLOCK_ROWS - 1) / BLOCK_ROWS;
     float *statistics = malloc(2 * samples * groups * sizeof(float) + 1);
-    float *packed_up = pack(up, squeezed, half), *packed_low = pack(low, squeezed, half);
     float *scratch = malloc(threads * BLOCK_ROWS * channels * sizeof(float));
     Sample *all = make_samples(s, at_once);
-    int failed = !statistics || !packed_up || !packed_low || !scratch || !all;
+    int failed = !statistics || !scratch || !all;
     for (int64_t n = 0; n < samples && !failed; n += at_once) {
         int64_t count = min_of(at_once, samples - n);
         measure(s, g, x, scale, shift, eps, n, count, threads, all, statistics, statistics + samples * groups);
@@ -333,15 +333,14 @@ int sru_squeeze(const float *x, const float *scale, const float *shift, const fl
             int64_t k = i / blocks, first = i % blocks * BLOCK_ROWS, rows = min_of(BLOCK_ROWS, positions - first);
             float *reconstructed = scratch + thread_number() * BLOCK_ROWS * channels;
             const float *from = x + ((n + k) * positions + first) * channels;
-            int64_t to = ((n + k) * positions + first) * squeezed;
+            int64_t to = (n + k) * positions + first;
             gate_chunk(s, g, from, 0, rows, all[k], reconstructed);
-            gemm(reconstructed, channels, rows, packed_up, half, squeezed, out_up + to, squeezed);
-            gemm(reconstructed + half, channels, rows, packed_low, half, squeezed, out_low + to, squeezed);
+            gemm(reconstructed, channels, rows, up, cut, squeezed_up, out_up + to * squeezed_up, squeezed_up);
+            gemm(reconstructed + cut, channels, rows, low, channels - cut, squeezed_low, out_low + to * squeezed_low,
+                 squeezed_low);
         }
     }
     free(statistics);
-    free(packed_up);
-    free(packed_low);
     free(scratch);
     if (all) free_samples(all);
     return failed;
