@@ -199,8 +199,10 @@ def test_inference_ops_are_registered_right():
     affine, weight = torch.rand(8), torch.randn(2, 4, 1, 1)
     settings = (affine, affine, 4, 1e-5, 0.0, False)
     arguments = (x, *settings, weight, torch.randn(3, 4, 1, 1), None, None)
-    up, low = ops.sru_squeeze(x, settings, weight, weight)
+    up, low, mean, rstd = torch.ops.mmscconv.sru_squeeze(*arguments)
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, arguments)
+    backward = (up, low, x, affine, affine, mean, rstd, *arguments[7:9], 0.0, False)
+    torch.library.opcheck(torch.ops.mmscconv.sru_squeeze_backward.default, backward)
     leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in arguments]
     # Without the one that compiles, which starts autograd's threads: no training could be forked after it.
     kinds = ('test_schema', 'test_autograd_registration', 'test_faketensor')
@@ -208,7 +210,7 @@ def test_inference_ops_are_registered_right():
     transform = ops.Transform(8, 4, 2, (3, 3), (1, 1), (1, 1), (1, 1))
     packed = transform.packed(torch.randn(8, 2, 3, 3), torch.randn(8, 4, 1, 1), torch.randn(4, 4, 1, 1))
     window = (3, 3, 1, 1, 1, 1, 1, 1)
-    arguments = (up, up, low, packed, None, None, affine, affine, 8, 4, 2, window, True)
+    arguments = (up, up, up, packed, None, None, affine, affine, 8, 4, 2, window, True)
     torch.library.opcheck(torch.ops.mmscconv.transform_fuse.default, arguments)
 
 

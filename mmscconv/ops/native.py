@@ -38,7 +38,8 @@ _ARGUMENTS = {
     'sru_forward': [_POINTER] * 3 + [_LONG] * 3 + [_INT, _LONG, _DOUBLE, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'sru_backward': [_POINTER] * 6 + [_LONG] * 3 + [_INT, _LONG, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'fuse_forward': [_POINTER] * 6 + [_LONG] * 3 + [_INT] + [_LONG] * 3 + [_INT] + [_POINTER] * 2,
-    'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 4, _DOUBLE, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 2],
+    'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 4, _DOUBLE, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 4],
+    'sru_squeeze_backward': [*[_POINTER] * 9, *[_LONG] * 4, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 5],
     'transform_fuse': [*[_POINTER] * 9, _INT, _INT, _POINTER],
     'fuse_backward': [_POINTER] * 2
     + [_INT]
@@ -222,20 +223,47 @@ def sru_squeeze(
     low: Tensor,
     packed_up: Tensor | None,
     packed_low: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`mmscconv.ops.pointwise.sru_squeeze`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`mmscconv.ops.pointwise.sru_squeeze`; also the groups' means and inverse deviations, (N, groups)."""
     values = as_dense(x, torch.channels_last)
     n, _, h, w = x.shape
     x_up, x_low = (
         torch.empty(n, len(weight), h, w, dtype=torch.float32, memory_format=torch.channels_last)
         for weight in (up, low)
     )
+    mean, rstd = (torch.empty(n, num_groups, dtype=torch.float32) for _ in range(2))
     panels = (packed(up) if packed_up is None else packed_up, packed(low) if packed_low is None else packed_low)
     _call(
         'sru_squeeze', values, scale, shift, *panels, *_size(x), num_groups, eps, threshold, hard, up.shape[1],
-        len(up), len(low), torch.get_num_threads(), x_up, x_low,
+        len(up), len(low), torch.get_num_threads(), x_up, x_low, mean, rstd,
     )  # fmt: skip
-    return x_up, x_low
+    return x_up, x_low, mean, rstd
+
+
+def sru_squeeze_backward(
+    grad_up: Tensor,
+    grad_low: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    up: Tensor,
+    low: Tensor,
+    threshold: float,
+    hard: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`mmscconv.ops.pointwise.sru_squeeze`."""
+    grad_up, grad_low, values = (as_dense(t, torch.channels_last) for t in (grad_up, grad_low, x))
+    grad_x = torch.empty_like(values)
+    grad_scale, grad_shift = torch.empty(2, x.shape[1], dtype=torch.float64)
+    grad_weights = [torch.empty(weight.shape, dtype=torch.float32) for weight in (up, low)]
+    _call(
+        'sru_squeeze_backward', grad_up, grad_low, values, scale, shift, mean, rstd, packed(up.flatten(1).T),
+        packed(low.flatten(1).T), *_size(x), mean.shape[1], threshold, hard, up.shape[1], len(up), len(low),
+        torch.get_num_threads(), grad_x, grad_scale, grad_shift, *grad_weights,
+    )  # fmt: skip
+    return grad_x, grad_scale.float(), grad_shift.float(), grad_weights[0], grad_weights[1]
 
 
 def packed(weight: Tensor, groups: int = 1) -> Tensor:

@@ -45,7 +45,7 @@ def sru_squeeze(
         up, low: The squeezes' weights, (u, C_up, 1, 1) and (l, C - C_up, 1, 1).
         packed_up, packed_low: The same from :func:`mmscconv.ops.native.packed`, which each call does otherwise.
     """
-    return torch.ops.mmscconv.sru_squeeze(x, *arguments, up, low, packed_up, packed_low)
+    return torch.ops.mmscconv.sru_squeeze(x, *arguments, up, low, packed_up, packed_low)[:2]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,12 @@ def transform_fuse(
 torch.library.define(
     'mmscconv::sru_squeeze',
     '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, Tensor up,'
-    ' Tensor low, Tensor? packed_up, Tensor? packed_low) -> (Tensor, Tensor)',
+    ' Tensor low, Tensor? packed_up, Tensor? packed_low) -> (Tensor, Tensor, Tensor, Tensor)',
+)
+torch.library.define(
+    'mmscconv::sru_squeeze_backward',
+    '(Tensor grad_up, Tensor grad_low, Tensor x, Tensor scale, Tensor shift, Tensor mean, Tensor rstd, Tensor up,'
+    ' Tensor low, float threshold, bool hard) -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
 torch.library.define(
     'mmscconv::transform_fuse',
@@ -125,17 +130,24 @@ torch.library.define(
     ' int channels, int made, int groups, int[] window, bool relu) -> Tensor',
 )
 torch.library.impl('mmscconv::sru_squeeze', 'cpu')(native.sru_squeeze)
+torch.library.impl('mmscconv::sru_squeeze_backward', 'cpu')(native.sru_squeeze_backward)
 torch.library.impl('mmscconv::transform_fuse', 'cpu')(native.transform_fuse)
 
 
 @torch.library.register_fake('mmscconv::sru_squeeze')
-def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     n, _, h, w = x.shape
-    x_up, x_low = (
+    branches = [
         torch.empty(n, len(weight), h, w, device=x.device, memory_format=torch.channels_last)
         for weight in arguments[6:8]
-    )
-    return x_up, x_low
+    ]
+    return *branches, *(x.new_empty(n, arguments[2]) for _ in range(2))
+
+
+@torch.library.register_fake('mmscconv::sru_squeeze_backward')
+def _sru_squeeze_backward_fake(_: Tensor, __: Tensor, x: Tensor, scale: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    grad_x = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
+    return grad_x, *(torch.empty_like(t) for t in (scale, *others[:1], *others[3:5]))
 
 
 @torch.library.register_fake('mmscconv::transform_fuse')
@@ -145,37 +157,17 @@ def _transform_fuse_fake(x_up: Tensor, up: Tensor, *arguments: Any) -> Tensor:
     return torch.empty(n, channels, h, w, device=up.device, memory_format=torch.channels_last)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, scale, shift, ctx.num_groups, ctx.eps, ctx.threshold, ctx.hard, up, low, _, _ = inputs
-    ctx.save_for_backward(x, scale, shift, up, low)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, scale, shift, _, _, ctx.threshold, ctx.hard, up, low, _, _ = inputs
+    _, _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, scale, shift, mean, rstd, up, low)
 
 
-def _squeeze_backward(ctx: Any, grad_up: Tensor, grad_low: Tensor) -> tuple[Tensor | None, ...]:
-    x, scale, shift, up, low = ctx.saved_tensors
-    reconstructed, mean, rstd = torch.ops.mmscconv.sru(
-        x, scale, shift, ctx.num_groups, ctx.eps, ctx.threshold, ctx.hard, 'native'
-    )
-    grad, grad_weights = _backward_of_squeezes(grad_up, grad_low, reconstructed, up, low)
-    grads = torch.ops.mmscconv.sru_backward(grad, x, scale, shift, mean, rstd, ctx.threshold, ctx.hard, 'native')
-    return *grads, None, None, None, None, *grad_weights, None, None
-
-
-def _backward_of_squeezes(
-    grad_up: Tensor, grad_low: Tensor, x: Tensor, up: Tensor, low: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the gradients of X^w and of both weights."""
-
-    def backward(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-        window = [1, 1], [0, 0], [1, 1], False, [0, 0]
-        done = torch.ops.aten.convolution_backward(grad, x, weight, None, *window, groups, [True, True, False])
-        return done[0], done[1]
-
-    if up.shape == low.shape:  # one convolution in two groups
-        grad, weight = backward(torch.cat((grad_up, grad_low), dim=1), x, torch.cat((up, low)), 2)
-        return grad, list(weight.split(len(up)))
-    parts = x.split((up.shape[1], low.shape[1]), dim=1)
-    done = [backward(g, part, w, 1) for g, part, w in zip((grad_up, grad_low), parts, (up, low), strict=True)]
-    return torch.cat([grad for grad, _ in done], dim=1), [weight for _, weight in done]
+def _squeeze_backward(ctx: Any, grad_up: Tensor, grad_low: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    done = torch.ops.mmscconv.sru_squeeze_backward(grad_up, grad_low, *ctx.saved_tensors, ctx.threshold, ctx.hard)
+    *grads, grad_weight_up, grad_weight_low = done
+    return *grads, None, None, None, None, grad_weight_up, grad_weight_low, None, None
 
 
 torch.library.register_autograd('mmscconv::sru_squeeze', _squeeze_backward, setup_context=_setup_context)

@@ -16,6 +16,7 @@
 #define BLOCK_BYTES (1 << 20)   /* successive passes run over as many samples as the caches hold */
 #define CHUNK_POSITIONS 512     /* NCHW: a run of 2 KiB per channel */
 #define CHUNK_VALUES 16384      /* channels last: 64 KiB */
+#define BLOCK_ROWS 28           /* positions that are worked on while they lie in the first caches: whole tiles of gemm.h */
 
 typedef struct {
     int64_t samples, channels, positions;
@@ -38,7 +39,7 @@ static inline int64_t block_samples(Shape s) {
 }
 
 static inline int64_t chunk_positions(Shape s) {
-    return s.channels_last ? max_of(1, CHUNK_VALUES / s.channels) : CHUNK_POSITIONS;
+    return s.channels_last ? max_of(1, CHUNK_VALUES / s.channels / BLOCK_ROWS) * BLOCK_ROWS : CHUNK_POSITIONS;
 }
 
 static inline int64_t chunk_count(Shape s) {

@@ -9,11 +9,9 @@
 #ifdef __AVX512F__
 #define LANES 16
 #define TILE_ROWS 14
-#define BLOCK_ROWS 28 /* rows that are worked on while they lie in the first caches */
 #else
 #define LANES 8
 #define TILE_ROWS 6
-#define BLOCK_ROWS 24
 #endif
 #define STEP (2 * LANES)
 #define PANEL 32 /* columns of packed weights on every machine */
@@ -31,19 +29,30 @@ typedef Vec Sums[TILE_ROWS][2];
 
 static inline int64_t panels_of(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
-/* sum[r] += a[r] * panel, for STEP columns of the panel or, with one vector, the first half of them. */
+/* sum[r] += sum over k of a[r][k] * b[k], for STEP columns of b or, with one vector, the first half of them. Both
+ * strides of a, and b's from k to k. */
 static inline __attribute__((always_inline)) void accumulate(Vec (*sum)[2], const float *a, int64_t stride,
-                                                             const float *panel, int64_t depth, const int rows,
-                                                             const int vectors) {
+                                                             int64_t k_stride, const float *b, int64_t b_stride,
+                                                             int64_t depth, const int rows, const int vectors) {
     for (int64_t k = 0; k < depth; k++) {
-        Vec low = *(const Vec *)(panel + k * PANEL), high = low;
-        if (vectors > 1) high = *(const Vec *)(panel + k * PANEL + LANES);
+        Vec low = *(const Vec *)(b + k * b_stride), high = low;
+        if (vectors > 1) high = *(const Vec *)(b + k * b_stride + LANES);
         IN_REGISTERS(low, high);
 #pragma GCC unroll 14
         for (int r = 0; r < rows; r++) {
-            sum[r][0] += a[r * stride + k] * low;
-            if (vectors > 1) sum[r][1] += a[r * stride + k] * high;
+            float factor = a[r * stride + k * k_stride];
+            sum[r][0] += factor * low;
+            if (vectors > 1) sum[r][1] += factor * high;
         }
+    }
+}
+
+static inline __attribute__((always_inline)) void load(Vec *sum, const float *from, int64_t columns) {
+    if (columns >= STEP) {
+        sum[0] = *(const Vec *)from;
+        sum[1] = *(const Vec *)(from + LANES);
+    } else {
+        memcpy(sum, from, columns * sizeof(float));
     }
 }
 
@@ -61,7 +70,7 @@ static inline __attribute__((always_inline)) void tile(const float *a, int64_t s
                                                        int64_t depth, float *out, int64_t out_stride, int64_t columns,
                                                        const int rows, const int vectors) {
     Sums sum = {0};
-    accumulate(sum, a, stride, panel, depth, rows, vectors);
+    accumulate(sum, a, stride, 1, panel, PANEL, depth, rows, vectors);
     for (int r = 0; r < rows; r++) store(out + r * out_stride, sum[r], columns);
 }
 

@@ -119,7 +119,7 @@ static inline __attribute__((always_inline)) void sum_up(Geometry g, Plan p, Inp
             from = in.up, stride = in.up_stride, depth = g.up_channels;
         else if (++kx == g.kernel[1])
             kx = 0, ky++;
-        accumulate(sum, from, stride, panel, depth, rows, 2);
+        accumulate(sum, from, stride, 1, panel, PANEL, depth, rows, 2);
         panel += depth * PANEL;
         if (i == 0)
 #pragma GCC unroll 14

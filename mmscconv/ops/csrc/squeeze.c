@@ -1,0 +1,136 @@
+/* SRU and the two squeezes of the CRU behind it, channels last: X^w never leaves the caches, nor does its gradient. */
+#include "gate.h"
+#include "gemm.h"
+
+/* SRU and both squeezes: out_up = up * X^w[:cut] and out_low = low * X^w[cut:], (N, squeezed_up, H*W) and
+ * (N, squeezed_low, H*W), with the weights up and low in panels; mean and rstd: (N, groups). */
+int sru_squeeze(const float *x, const float *scale, const float *shift, const float *up, const float *low,
+                int64_t samples, int64_t channels, int64_t positions, int64_t groups, double eps, float threshold,
+                int hard, int64_t cut, int64_t squeezed_up, int64_t squeezed_low, int threads, float *out_up,
+                float *out_low, float *mean, float *rstd) {
+    Shape s = {samples, channels, positions, 1};
+    Gate g = {groups, threshold, hard};
+    int64_t at_once = block_samples(s), blocks = (positions + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    float *scratch = malloc(threads * BLOCK_ROWS * channels * sizeof(float));
+    Sample *all = make_samples(s, at_once);
+    int failed = !scratch || !all;
+    for (int64_t n = 0; n < samples && !failed; n += at_once) {
+        int64_t count = min_of(at_once, samples - n);
+        measure(s, g, x, scale, shift, eps, n, count, threads, all, mean, rstd);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < count * blocks; i++) {
+            int64_t k = i / blocks, first = i % blocks * BLOCK_ROWS, rows = min_of(BLOCK_ROWS, positions - first);
+            float *reconstructed = scratch + thread_number() * BLOCK_ROWS * channels;
+            const float *from = x + ((n + k) * positions + first) * channels;
+            int64_t to = (n + k) * positions + first;
+            gate_chunk(s, g, from, 0, rows, all[k], reconstructed);
+            gemm(reconstructed, channels, rows, up, cut, squeezed_up, out_up + to * squeezed_up, squeezed_up);
+            gemm(reconstructed + cut, channels, rows, low, channels - cut, squeezed_low, out_low + to * squeezed_low,
+                 squeezed_low);
+        }
+    }
+    free(scratch);
+    if (all) free_samples(all);
+    return failed;
+}
+
+/* out[i][j] += sum over rows of a[row][i] * b[row][j]; behind the last row of b, STEP numbers can be read. */
+static __attribute__((noinline)) void add_products(const float *a, int64_t a_stride, int64_t a_columns, const float *b,
+                                                   int64_t b_stride, int64_t b_columns, int64_t rows, float *out) {
+    for (int64_t j = 0; j < b_columns; j += STEP)
+        for (int64_t i = 0, count; i < a_columns; i += count) {
+            count = next_rows(a_columns - i);
+#define PRODUCTS(R)                                                                           \
+    do {                                                                                      \
+        Sums sum = {0};                                                                       \
+        float *to = out + i * b_columns + j;                                                  \
+        for (int r = 0; r < R; r++) load(sum[r], to + r * b_columns, b_columns - j);          \
+        accumulate(sum, a + i, 1, a_stride, b + j, b_stride, rows, R, 2);                     \
+        for (int r = 0; r < R; r++) store(to + r * b_columns, sum[r], b_columns - j);         \
+    } while (0)
+            FOR_ROWS_OF_TILE(count, PRODUCTS)
+#undef PRODUCTS
+        }
+}
+
+/* Both squeezes' weights, transposed and in panels, and what their outputs and X^w have for gradients and values. */
+typedef struct {
+    const float *up, *low, *grad_up, *grad_low;
+    int64_t cut, squeezed_up, squeezed_low;
+} Squeezes;
+
+/* The gradient of X^w at `rows` positions from `at` on, counted over all samples. */
+static void reconstructed_grad(Shape s, Squeezes q, int64_t at, int64_t rows, float *grad) {
+    gemm(q.grad_up + at * q.squeezed_up, q.squeezed_up, rows, q.up, q.squeezed_up, q.cut, grad, s.channels);
+    gemm(q.grad_low + at * q.squeezed_low, q.squeezed_low, rows, q.low, q.squeezed_low, s.channels - q.cut, grad + q.cut,
+         s.channels);
+}
+
+/* What sru_squeeze's inputs get of the gradients (N, squeezed_up, H*W) and (N, squeezed_low, H*W) of its outputs. The
+ * weights come transposed, (cut, squeezed_up) and (C - cut, squeezed_low), in panels. Positions are cut into
+ * PARTS parts, whatever the number of threads: each sums up weight gradients of its own.
+ *
+ * grad_x: as x; grad_scale, grad_shift: (C); grad_weight_up: (squeezed_up, cut); grad_weight_low: (squeezed_low,
+ * C - cut). Returns 0, or 1 without memory. */
+#define PARTS 16
+int sru_squeeze_backward(const float *grad_up, const float *grad_low, const float *x, const float *scale,
+                         const float *shift, const float *mean, const float *rstd, const float *up, const float *low,
+                         int64_t samples, int64_t channels, int64_t positions, int64_t groups, float threshold, int hard,
+                         int64_t cut, int64_t squeezed_up, int64_t squeezed_low, int threads, float *grad_x,
+                         double *grad_scale, double *grad_shift, float *grad_weight_up, float *grad_weight_low) {
+    Shape s = {samples, channels, positions, 1};
+    Gate g = {groups, threshold, hard};
+    Squeezes q = {up, low, grad_up, grad_low, cut, squeezed_up, squeezed_low};
+    int64_t at_once = block_samples(s), chunks = chunk_count(s), step = chunk_positions(s);
+    int64_t weights_up = squeezed_up * cut, weights = weights_up + squeezed_low * (channels - cut);
+    int64_t room = 2 * BLOCK_ROWS * channels + STEP;
+    float *scratch = malloc(threads * room * sizeof(float)), *parts = calloc(PARTS * weights, sizeof(float));
+    Sample *all = make_samples(s, at_once);
+    int failed = !scratch || !parts || !all;
+    memset(grad_scale, 0, channels * sizeof(double));
+    memset(grad_shift, 0, channels * sizeof(double));
+    for (int64_t n = 0; n < samples && !failed; n += at_once) {
+        int64_t count = min_of(at_once, samples - n), tasks = count * chunks;
+        for (int64_t k = 0; k < count; k++)
+            spread(s, g, scale, shift, mean + (n + k) * groups, rstd + (n + k) * groups, all[k]);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t part = 0; part < PARTS; part++)
+            for (int64_t i = tasks * part / PARTS; i < tasks * (part + 1) / PARTS; i++) {
+                int64_t k = i / chunks, chunk = i % chunks, last = min_of((chunk + 1) * step, positions);
+                double *sum = all[k].sum + chunk * channels, *product = all[k].product + chunk * channels;
+                float *grad = scratch + thread_number() * room, *reconstructed = grad + BLOCK_ROWS * channels;
+                memset(sum, 0, channels * sizeof(double));
+                memset(product, 0, channels * sizeof(double));
+                for (int64_t first = chunk * step; first < last; first += BLOCK_ROWS) {
+                    int64_t rows = min_of(BLOCK_ROWS, last - first), at = (n + k) * positions + first;
+                    gate_chunk(s, g, x + at * channels, 0, rows, all[k], reconstructed);
+                    add_products(grad_up + at * squeezed_up, squeezed_up, squeezed_up, reconstructed, channels, cut, rows,
+                                 parts + part * weights);
+                    add_products(grad_low + at * squeezed_low, squeezed_low, squeezed_low, reconstructed + cut, channels,
+                                 channels - cut, rows, parts + part * weights + weights_up);
+                    reconstructed_grad(s, q, at, rows, grad);
+                    add_grad_sums(s, g, x + at * channels, grad, 0, rows, all[k], sum, product);
+                }
+            }
+        for (int64_t k = 0; k < count; k++) finish_grad_sums(s, g, scale, all[k], grad_scale, grad_shift);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < tasks; i++) {
+            int64_t k = i / chunks, chunk = i % chunks, last = min_of((chunk + 1) * step, positions);
+            float *grad = scratch + thread_number() * room;
+            for (int64_t first = chunk * step; first < last; first += BLOCK_ROWS) {
+                int64_t rows = min_of(BLOCK_ROWS, last - first), at = (n + k) * positions + first;
+                reconstructed_grad(s, q, at, rows, grad);
+                grad_chunk(s, g, x + at * channels, grad, 0, rows, all[k], grad_x + at * channels);
+            }
+        }
+    }
+    for (int64_t i = 0; i < weights && !failed; i++) {
+        double total = 0;
+        for (int64_t part = 0; part < PARTS; part++) total += parts[part * weights + i];
+        *(i < weights_up ? grad_weight_up + i : grad_weight_low + i - weights_up) = (float)total;
+    }
+    free(scratch);
+    free(parts);
+    if (all) free_samples(all);
+    return failed;
+}
