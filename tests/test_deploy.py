@@ -207,11 +207,13 @@ def test_inference_ops_are_registered_right():
     # Without the one that compiles, which starts autograd's threads: no training could be forked after it.
     kinds = ('test_schema', 'test_autograd_registration', 'test_faketensor')
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, leaves, test_utils=kinds)
-    transform = ops.Transform(8, 4, 2, (3, 3), (1, 1), (1, 1), (1, 1))
-    packed = transform.packed(torch.randn(8, 2, 3, 3), torch.randn(8, 4, 1, 1), torch.randn(4, 4, 1, 1))
+    weights = torch.randn(8, 2, 3, 3), torch.randn(8, 4, 1, 1), torch.randn(4, 4, 1, 1)
     window = (3, 3, 1, 1, 1, 1, 1, 1)
-    arguments = (up, up, up, packed, None, None, affine, affine, 8, 4, 2, window, True)
+    arguments = (up, up, up, *weights, None, None, None, affine, affine, 2, window, True)
     torch.library.opcheck(torch.ops.mmscconv.transform_fuse.default, arguments)
+    arguments = (up, up, up, *weights, None, None, None, None, None, 2, window, False)
+    leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in arguments]
+    torch.library.opcheck(torch.ops.mmscconv.transform_fuse.default, leaves, test_utils=kinds)
 
 
 @pytest.mark.parametrize('scconv', [{}, {'inner_norm': True, 'alpha': 0.75, 'low_squeeze': 'output'}], ids=str)

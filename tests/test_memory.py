@@ -36,15 +36,18 @@ def backbone(kind, **kwargs):
     return MODELS.build(dict(type=kind, depth=50, base_channels=16, norm_eval=False, frozen_stages=-1, **kwargs))
 
 
-def test_backbone_keeps_little_more_than_resnet():
-    x = torch.randn(2, 3, 64, 64)
+@pytest.mark.parametrize(
+    ('layout', 'most'), [(torch.contiguous_format, 1.10), (torch.channels_last, 1.06)], ids=['nchw', 'channels-last']
+)
+def test_backbone_keeps_little_more_than_resnet(layout, most):
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=layout)
     models = {
         'conv': backbone('mmdet.ResNet'),
         'default': backbone('SCConvResNet', scconv=dict(backend='native')),
         'recompute': backbone('SCConvResNet', scconv=dict(backend='native', recompute=True)),
     }
     kept = {name: saved_bytes(lambda m=model: m(x), model) for name, model in models.items()}
-    assert kept['default'] <= 1.10 * kept['conv']
+    assert kept['default'] <= most * kept['conv']
     assert kept['recompute'] <= 1.0 * kept['conv']
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from mmscconv import CRU, SRU, SCConv
 from mmscconv.layers.scconv import ARRANGEMENTS
+from mmscconv.ops import native
 
 
 def test_equals_reference():
@@ -209,17 +210,23 @@ def test_layers_need_torch_alone():
         {'stride': 2},
         {'inner_norm': True},
         {'gate': 'hard'},
+        {'dilation': 2, 'padding': 2},
         {'alpha': 0.75, 'gwc_groups': 1, 'low_squeeze': 'output', 'stride': 2},
     ],
     ids=str,
 )
-def test_gradients_of_the_kernels_in_channels_last(settings):
-    """Where one kernel does SRU and squeezes, and its backward computes them again."""
-    conv = SCConv(24, 24, 3, padding=1, backend='native', **settings)
+@pytest.mark.parametrize('output_is_kept', [False, True], ids=['', 'output-kept'])
+def test_gradients_of_the_kernels_in_channels_last(settings, output_is_kept, monkeypatch):
+    """Where one kernel does SRU and squeezes, one GWC to fuse where its output is kept, and backward computes again."""
+    called, call = [], native._call
+    monkeypatch.setattr(native, '_call', lambda name, *arguments: (called.append(name), call(name, *arguments)))
+    settings = {'padding': 1, **settings}
+    conv = SCConv(24, 24, 3, backend='native', **settings)
+    conv.cru.output_is_kept = output_is_kept
     for p in conv.parameters():
         nn.init.normal_(p, 0.3, 0.5)
     conv.sru.requires_grad_(settings.get('gate') != 'hard')
-    reference = SCConv(24, 24, 3, padding=1, backend='plain', **settings).double()
+    reference = SCConv(24, 24, 3, backend='plain', **settings).double()
     reference.load_state_dict(conv.state_dict())
     x = torch.randn(3, 24, 9, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
     leaf = x.detach().double().requires_grad_()
@@ -227,6 +234,9 @@ def test_gradients_of_the_kernels_in_channels_last(settings):
     upstream = torch.randn_like(y)
     y.backward(upstream)
     want.backward(upstream.double())
+    at_once = output_is_kept and not settings.get('inner_norm')
+    assert called[:2] == ['sru_squeeze', 'transform_fuse' if at_once else 'fuse_forward']
+    assert called[-1] == 'sru_squeeze_backward'
     torch.testing.assert_close(x.grad, leaf.grad.float(), rtol=1e-4, atol=1e-4)
     for (name, p), q in zip(conv.named_parameters(), reference.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None), name

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmscconv import ops
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Size2d, check_input, pair
+from mmscconv.layers.arguments import Size2d, check_input, padding_amounts, pair
 from mmscconv.layers.channels import CRUChannels
 from mmscconv.layers.recompute import recomputed
 from mmscconv.layers.sru import SRU
@@ -133,6 +133,11 @@ class CRU(nn.Module):
             if inner_norm:
                 self.norm_low, self.norm2 = nn.BatchNorm2d(low), nn.BatchNorm2d(out_channels)
 
+        self.gwc_window = None
+        if self.gwc is not None and self.pwc2 is not None:
+            (top, _), (left, _) = padding_amounts(self.padding, self.kernel_size, self.stride, self.dilation)
+            self.gwc_window = ops.Window(groups, self.kernel_size, self.stride, (top, left), self.dilation)
+
     @property
     def squeezes_alike(self) -> bool:
         """Whether both squeezes have the same shape, so that one grouped convolution can do both."""
@@ -151,6 +156,8 @@ class CRU(nn.Module):
             return _cat(*self.transform_low(x_low))
         if x_low is None:
             return _sum(*self.transform_up(x_up))
+        if backend == 'native' and self._transforms_at_once(x_up, x_low):
+            return self._transformed(x_up, x_low)
         made, low = self.transform_low(x_low)
         first, second = self.transform_up(x_up)
         return ops.fuse(first, low, second, made, output_is_kept=self.output_is_kept, backend=backend)
@@ -175,10 +182,27 @@ class CRU(nn.Module):
             or not ops.fits(x)
         ):
             return False
-        if sru._forward_hooks or sru._forward_pre_hooks:  # somebody looks at X^w
+        if _hooked(sru):
             return False
         commute = self.squeeze_low.bias is None or self.pool.is_identity
         return commute and not torch.is_autocast_enabled('cpu')
+
+    def _transforms_at_once(self, x_up: Tensor, x_low: Tensor) -> bool:
+        """Whether one kernel can do GWC, PWC1, PWC2 and fuse; in training, it keeps the output for backward."""
+        if self.gwc_window is None or self.norm1 is not None or torch.is_autocast_enabled('cpu'):
+            return False
+        if not ops.fits(x_up) or not ops.fits(x_low) or _hooked(self.gwc, self.pwc1, self.pwc2):
+            return False
+        if not torch.is_grad_enabled():
+            return True
+        # 'same' puts the odd zero of an even kernel on one side.
+        return self.output_is_kept and self.padding != 'same'
+
+    def _transformed(self, x_up: Tensor, x_low: Tensor) -> Tensor:
+        gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
+        assert self.gwc_window is not None and gwc is not None and pwc1 is not None and pwc2 is not None
+        up = self.pool(x_up)
+        return ops.transform_fuse(x_up, up, x_low, (gwc.weight, pwc1.weight, pwc2.weight), self.gwc_window)
 
     def squeeze(self, x: Tensor, merged: bool = False) -> tuple[Tensor | None, Tensor | None]:
         """Return the squeezed branches of (N, C1, H, W), before their norms; None for one that is not there.
@@ -245,6 +269,11 @@ def side_by_side(up: nn.Conv2d, low: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of one convolution in two groups for two of the same shape."""
     weight = torch.cat((up.weight, low.weight))
     return weight, None if up.bias is None or low.bias is None else torch.cat((up.bias, low.bias))
+
+
+def _hooked(*modules: nn.Module | None) -> bool:
+    """Whether somebody looks at what goes in or out of a module, which then has to be called."""
+    return any(m is not None and bool(m._forward_hooks or m._forward_pre_hooks) for m in modules)
 
 
 def _norm(norm: nn.Module | None, x: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmscconv import ops
-from mmscconv.layers.arguments import padding_amounts
 from mmscconv.layers.cru import CRU, side_by_side, squeeze_reconstructed
 from mmscconv.layers.sru import SRU
 
@@ -68,30 +67,22 @@ class DeployedCRU(nn.Module):
         self.register_buffer('shift', shift)
         for name in ('packed', 'packed_up', 'packed_low'):
             self.register_buffer(name, None, persistent=False)
-        self.transform = self._transform(cru)
+        # The kernels squeeze before they pool, which is the same only without a bias.
+        commute = self.pool.is_identity or self.squeeze_low is None or self.squeeze_low.bias is None
+        self.window = cru.gwc_window if commute else None
         self.pack()
         self.register_load_state_dict_post_hook(_pack_again)
         self.requires_grad_(False)
 
-    def _transform(self, cru: CRU) -> ops.Transform | None:
-        """Return what the kernels have to know besides the weights, or None where the layer is not of their kind."""
-        if cru.gwc is None or self.pwc2 is None or self.squeeze_low is None:
-            return None
-        if self.squeeze_low.bias is not None and not self.pool.is_identity:
-            return None  # they squeeze before they pool, which is the same only without a bias
-        kernel_size, stride, dilation = cru.kernel_size, cru.stride, cru.dilation
-        (top, _), (left, _) = padding_amounts(cru.padding, kernel_size, stride, dilation)
-        channels = cru.out_channels, self.pwc2.out_channels, cru.gwc.groups
-        return ops.Transform(*channels, kernel_size, stride, (top, left), dilation)
-
     def pack(self) -> None:
         """Bring the weights into the order of the kernels; after every change of them."""
-        if self.transform is None:
+        if self.window is None:
             return
+        # A layer with a window has all of them.
         convs = (self.squeeze_up, self.squeeze_low, self.gwc, self.pwc1, self.pwc2)
-        up, low, *others = (conv.weight.detach() for conv in convs if conv is not None)
+        up, low, gwc, pwc1, pwc2 = (conv.weight.detach() for conv in convs if conv is not None)
         self.packed_up, self.packed_low = ops.packed(up), ops.packed(low)
-        self.packed = self.transform.packed(*others)
+        self.packed = ops.packed_transform(gwc, pwc1, pwc2, self.window.groups)
 
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return the CRU's output of (N, C1, H, W), or of ``before(x)``."""
@@ -123,11 +114,20 @@ class DeployedCRU(nn.Module):
         """Return the output by the two ops that reach over the convolutions."""
         packed_squeezes = self.packed_up, self.packed_low
         x_up, x_low = squeeze_reconstructed(x, sru, self.squeeze_up, self.squeeze_low, *packed_squeezes)
-        gwc, pwc2 = self.gwc, self.pwc2
-        assert self.transform is not None and gwc is not None and pwc2 is not None  # something is packed
-        biases, affine = (gwc.bias, pwc2.bias), (self.scale, self.shift)
-        up, low = self.pool(x_up), self.pool(x_low)
-        return ops.transform_fuse(x_up, up, low, self.transform, packed, *biases, *affine, self.relu)
+        gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
+        assert self.window is not None and gwc is not None and pwc1 is not None and pwc2 is not None  # they are packed
+        weights, biases = (gwc.weight, pwc1.weight, pwc2.weight), (gwc.bias, pwc2.bias)
+        return ops.transform_fuse(
+            x_up,
+            self.pool(x_up),
+            self.pool(x_low),
+            weights,
+            self.window,
+            packed,
+            biases,
+            (self.scale, self.shift),
+            self.relu,
+        )
 
     def _squeezed(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         c = self.channels

@@ -2,19 +2,20 @@
 
 from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, plain_only
 from mmscconv.ops.fuse import fuse
-from mmscconv.ops.native import packed
-from mmscconv.ops.pointwise import Transform, fits, runs_on, sru_squeeze, transform_fuse
+from mmscconv.ops.native import packed, packed_transform
+from mmscconv.ops.pointwise import Window, fits, runs_on, sru_squeeze, transform_fuse
 from mmscconv.ops.sru import logit, separate_and_cross, sru
 
 __all__ = [
     'BACKENDS',
-    'Transform',
+    'Window',
     'check_backend',
     'choose_backend',
     'fits',
     'fuse',
     'logit',
     'packed',
+    'packed_transform',
     'plain_only',
     'runs_on',
     'separate_and_cross',

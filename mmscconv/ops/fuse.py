@@ -10,6 +10,8 @@ from torch import Tensor
 from mmscconv.ops.backend import choose_backend, kernels
 from mmscconv.ops.layout import empty_like_dense, layout_of
 
+FOR_INFERENCE = 'the deploy form of SCConv is for inference: train the model before switch_to_deploy()'
+
 
 def fuse(
     first: Tensor,
@@ -131,7 +133,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if ctx.scaled:
-        raise RuntimeError('the deploy form of SCConv is for inference: train the model before switch_to_deploy()')
+        raise RuntimeError(FOR_INFERENCE)
     reference, low, made, beta1 = ctx.saved_tensors
     grad1, grad_made, grad_low = torch.ops.mmscconv.fuse_backward(
         grad, reference, ctx.is_output, low, made, beta1, ctx.backend

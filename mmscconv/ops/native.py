@@ -40,7 +40,7 @@ _ARGUMENTS = {
     'fuse_forward': [_POINTER] * 6 + [_LONG] * 3 + [_INT] + [_LONG] * 3 + [_INT] + [_POINTER] * 2,
     'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 4, _DOUBLE, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 4],
     'sru_squeeze_backward': [*[_POINTER] * 9, *[_LONG] * 4, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 5],
-    'transform_fuse': [*[_POINTER] * 9, _INT, _INT, _POINTER],
+    'transform_fuse': [*[_POINTER] * 9, _INT, _INT, *[_POINTER] * 2],
     'fuse_backward': [_POINTER] * 2
     + [_INT]
     + [_POINTER] * 3
@@ -281,24 +281,43 @@ def transform_fuse(
     x_up: Tensor,
     up: Tensor,
     low: Tensor,
-    packed: Tensor,
+    gwc: Tensor,
+    pwc1: Tensor,
+    pwc2: Tensor,
+    packed_weights: Tensor | None,
     bias1: Tensor | None,
     bias2: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-    channels: int,
-    made: int,
     groups: int,
     window: Sequence[int],
     relu: bool,
-) -> Tensor:
-    """See :func:`mmscconv.ops.pointwise.transform_fuse`."""
+) -> tuple[Tensor, Tensor]:
+    """See :func:`mmscconv.ops.pointwise.transform_fuse`; also beta1, (N, C)."""
     x_up, up, low = (as_dense(t, torch.channels_last) for t in (x_up, up, low))
+    if packed_weights is None:
+        packed_weights = packed_transform(gwc, pwc1, pwc2, groups)
     n, u, h, w = x_up.shape
-    out = torch.empty(n, channels, *up.shape[2:], dtype=torch.float32, memory_format=torch.channels_last)
-    geometry = torch.tensor((n, h, w, u, low.shape[1], channels, made, groups, *window, *up.shape[2:]))
+    out = torch.empty(n, len(gwc), *up.shape[2:], dtype=torch.float32, memory_format=torch.channels_last)
+    beta1 = torch.empty(n, len(gwc), dtype=torch.float32)
+    geometry = torch.tensor((n, h, w, u, low.shape[1], len(gwc), len(pwc2), groups, *window, *up.shape[2:]))
     _call(
-        'transform_fuse', x_up, up, low, packed, bias1, bias2, scale, shift, geometry, relu, torch.get_num_threads(),
-        out,
+        'transform_fuse', x_up, up, low, packed_weights, bias1, bias2, scale, shift, geometry, relu,
+        torch.get_num_threads(), out, beta1,
     )  # fmt: skip
-    return out
+    return out, beta1
+
+
+def packed_transform(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int) -> Tensor:
+    """Return the weights of a CRU's transform as :func:`packed` does.
+
+    Each output channel has what PWC2, PWC1 and the GWC's taps multiply, one after
+    the other; PWC2's part is the identity where X_low itself is Y2.
+    """
+    copied = torch.eye(pwc2.shape[1], dtype=pwc2.dtype, device=pwc2.device)[: len(gwc) - len(pwc2)]
+    parts = (
+        torch.cat((pwc2.flatten(1), copied)),
+        pwc1.flatten(1),
+        gwc.flatten(2).transpose(1, 2).flatten(1),  # tap by tap
+    )
+    return packed(torch.cat(parts, dim=1), groups)

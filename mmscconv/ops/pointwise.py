@@ -1,8 +1,8 @@
 """The two CPU ops that reach over convolutions, for channels-last fp32.
 
-X^w then never leaves the caches, and in the deploy form the outputs of the GWC, PWC1 and PWC2
-neither. Where :func:`fits` or :func:`runs_on` says no, the layers compose the same
-from the other ops.
+X^w then never leaves the caches, and the outputs of GWC, PWC1 and PWC2 neither.
+Where :func:`fits` or :func:`runs_on` says no, the layers compose the same from
+the other ops.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmscconv.ops import native
 from mmscconv.ops.backend import choose_backend
+from mmscconv.ops.fuse import FOR_INFERENCE
 from mmscconv.ops.layout import layout_of
 
 
@@ -49,69 +50,51 @@ def sru_squeeze(
 
 
 @dataclass(frozen=True)
-class Transform:
-    """The window and channels of a CRU's transform: what its kernel needs besides tensors.
+class Window:
+    """What a convolution is besides its channels and weights; padding is that above and left of the image."""
 
-    Args:
-        channels: C2.
-        made: Channels of Y2 that PWC2 makes; the others are X_low's.
-        groups, kernel_size, stride, dilation: Of the GWC.
-        padding: Rows above and columns left of the image, both zeros.
-    """
-
-    channels: int
-    made: int
     groups: int
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
 
-    def packed(self, gwc: Tensor, pwc1: Tensor, pwc2: Tensor) -> Tensor:
-        """Return the weights of all three convolutions as :func:`mmscconv.ops.native.packed` does.
-
-        Each output channel has what PWC2, PWC1 and the GWC's taps multiply, one after
-        the other; PWC2's part is the identity where X_low itself is Y2.
-        """
-        copied = torch.eye(pwc2.shape[1]).to(pwc2)[: self.channels - self.made]
-        parts = (
-            torch.cat((pwc2.flatten(1), copied)),
-            pwc1.flatten(1),
-            gwc.flatten(2).transpose(1, 2).flatten(1),  # tap by tap
-        )
-        return native.packed(torch.cat(parts, dim=1), self.groups)
-
 
 def transform_fuse(
     x_up: Tensor,
     up: Tensor,
     low: Tensor,
-    transform: Transform,
-    packed: Tensor,
-    bias1: Tensor | None = None,
-    bias2: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
+    weights: tuple[Tensor, Tensor, Tensor],
+    window: Window,
+    packed: Tensor | None = None,
+    biases: tuple[Tensor | None, Tensor | None] = (None, None),
+    affine: tuple[Tensor | None, Tensor | None] = (None, None),
     relu: bool = False,
 ) -> Tensor:
-    """Return ``fuse(gwc(x_up), low, pwc1(up), pwc2(low), scale, shift)``, of which only the result is written.
+    """Return ``fuse(gwc(x_up), low, pwc1(up), pwc2(low), *affine)``, of which only the result is written.
+
+    The result is kept for backward, so that nobody may write into it before. Biases, affine and
+    ReLU are for inference only; so is a padding that is not the same on both sides.
 
     Args:
         x_up: (N, u, H, W), the GWC's input.
         up, low: (N, u, H', W') and (N, l, H', W'), the 1x1 convolutions' inputs.
-        packed: From ``transform.packed``.
-        bias1, bias2: (C) of Y1 and (made) of PWC2.
-        scale, shift: (C) of a norm behind the layer.
+        weights: Of GWC (C, u / groups, ...), PWC1 (C, u, 1, 1) and PWC2 (C - l, l, 1, 1), or
+            (C, l, 1, 1) where PWC2 makes all of Y2.
+        window: Of the GWC; padding below and right is what the size of ``up`` says.
+        packed: The weights from :func:`mmscconv.ops.native.packed_transform`, which each call does otherwise.
+        biases: Of Y1 (C) and of PWC2.
+        affine: Scale and shift (C) of a norm behind the layer.
         relu: Whether a ReLU ends it.
 
     Returns:
         (N, C, H', W'), channels last.
     """
-    t = transform
-    window = (*t.kernel_size, *t.stride, *t.padding, *t.dilation)
+    w = window
+    numbers = (*w.kernel_size, *w.stride, *w.padding, *w.dilation)
     return torch.ops.mmscconv.transform_fuse(
-        x_up, up, low, packed, bias1, bias2, scale, shift, t.channels, t.made, t.groups, window, relu
-    )
+        x_up, up, low, *weights, packed, *biases, *affine, w.groups, numbers, relu
+    )[0]  # fmt: skip
 
 
 torch.library.define(
@@ -126,8 +109,8 @@ torch.library.define(
 )
 torch.library.define(
     'mmscconv::transform_fuse',
-    '(Tensor x_up, Tensor up, Tensor low, Tensor packed, Tensor? bias1, Tensor? bias2, Tensor? scale, Tensor? shift,'
-    ' int channels, int made, int groups, int[] window, bool relu) -> Tensor',
+    '(Tensor x_up, Tensor up, Tensor low, Tensor gwc, Tensor pwc1, Tensor pwc2, Tensor? packed, Tensor? bias1,'
+    ' Tensor? bias2, Tensor? scale, Tensor? shift, int groups, int[] window, bool relu) -> (Tensor, Tensor)',
 )
 torch.library.impl('mmscconv::sru_squeeze', 'cpu')(native.sru_squeeze)
 torch.library.impl('mmscconv::sru_squeeze_backward', 'cpu')(native.sru_squeeze_backward)
@@ -151,13 +134,13 @@ def _sru_squeeze_backward_fake(_: Tensor, __: Tensor, x: Tensor, scale: Tensor, 
 
 
 @torch.library.register_fake('mmscconv::transform_fuse')
-def _transform_fuse_fake(x_up: Tensor, up: Tensor, *arguments: Any) -> Tensor:
-    channels = arguments[6]
-    n, _, h, w = up.shape
-    return torch.empty(n, channels, h, w, device=up.device, memory_format=torch.channels_last)
+def _transform_fuse_fake(x_up: Tensor, up: Tensor, low: Tensor, gwc: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    n, _u, h, w = up.shape
+    out = torch.empty(n, len(gwc), h, w, device=up.device, memory_format=torch.channels_last)
+    return out, up.new_empty(n, len(gwc))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _keep_for_squeeze(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, scale, shift, _, _, ctx.threshold, ctx.hard, up, low, _, _ = inputs
     _, _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
@@ -170,4 +153,39 @@ def _squeeze_backward(ctx: Any, grad_up: Tensor, grad_low: Tensor, *_: Tensor | 
     return *grads, None, None, None, None, grad_weight_up, grad_weight_low, None, None
 
 
-torch.library.register_autograd('mmscconv::sru_squeeze', _squeeze_backward, setup_context=_setup_context)
+torch.library.register_autograd('mmscconv::sru_squeeze', _squeeze_backward, setup_context=_keep_for_squeeze)
+
+
+def _keep_for_transform(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x_up, up, low, gwc, pwc1, pwc2, _, *folded, ctx.groups, ctx.window, relu = inputs
+    ctx.folded = relu or any(t is not None for t in folded)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x_up, up, low, gwc, pwc1, pwc2, *output)
+
+
+def _transform_backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if ctx.folded:
+        raise RuntimeError(FOR_INFERENCE)
+    x_up, up, low, gwc, pwc1, pwc2, out, beta1 = ctx.saved_tensors
+    window = ctx.window[2:]
+    made = torch.conv2d(low, pwc2)  # cheaper to compute again than to keep
+    grad1, grad_made, grad_low = torch.ops.mmscconv.fuse_backward(grad, out, True, low, made, beta1, 'native')
+
+    def convolution_backward(
+        grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        both = [True, True, False]
+        done = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, both
+        )
+        return done[0], done[1]
+
+    pointwise = [1, 1], [0, 0], [1, 1]
+    grad_x_up, grad_gwc = convolution_backward(grad1, x_up, gwc, window[:2], window[2:4], window[4:], ctx.groups)
+    grad_up, grad_pwc1 = convolution_backward(grad1, up, pwc1, *pointwise)
+    grad_more, grad_pwc2 = convolution_backward(grad_made, low, pwc2, *pointwise)
+    grads = grad_x_up, grad_up, grad_low + grad_more, grad_gwc, grad_pwc1, grad_pwc2
+    return *grads, *(None for _ in range(8))
+
+
+torch.library.register_autograd('mmscconv::transform_fuse', _transform_backward, setup_context=_keep_for_transform)

@@ -1,4 +1,4 @@
-/* CRU's transform and fuse in one pass, Eq. 5-9, for inference: GWC, PWC1, PWC2, the weighted sum, the norm behind the
+/* CRU's transform and fuse in one pass, Eq. 5-9: GWC, PWC1, PWC2, the weighted sum, the norm behind the
  * layer and a ReLU, channels last. Nothing of it but the result is written.
  *
  * The fuse's weights come from means over the positions, and a convolution's mean is the convolution of the means of
@@ -154,7 +154,7 @@ static const float minus_one[STEP] = {[0 ... STEP - 1] = -1.f};
 
 /* From the means of one sample: the weights of the fuse, with the biases, the norm's scale and shift (each may be NULL). */
 static void finish_panel(Geometry g, Plan p, const float *packed, int64_t index, const float *mean, const float *bias1,
-                         const float *bias2, const float *scale, const float *shift, Ends e) {
+                         const float *bias2, const float *scale, const float *shift, Ends e, float *beta1) {
     const float *panel = packed + index * p.depth * PANEL;
     int64_t group = index / p.panels_each, in_group = index % p.panels_each * PANEL, each = g.channels / g.groups;
     const float *up = mean + g.low_channels, *taps = up + g.up_channels + group * p.group_channels;
@@ -172,6 +172,7 @@ static void finish_panel(Geometry g, Plan p, const float *packed, int64_t index,
         d = d > LARGEST_DIFFERENCE ? LARGEST_DIFFERENCE : d;
         d = d < -LARGEST_DIFFERENCE ? -LARGEST_DIFFERENCE : d;
         float ratio = expf(-d), factor = (scale ? scale[c] : 1.f) / (1.f + ratio);
+        beta1[c] = 1.f / (1.f + ratio);
         e.ratio[at] = ratio;
         e.factor[at] = factor;
         e.offset[at] = (b2 * ratio + b1) * factor + (shift ? shift[c] : 0.f);
@@ -207,10 +208,10 @@ static void output_band(Geometry g, Plan p, const float *padded, const float *up
 /* x: (N, H, W, u), what GWC reads; up: (N, H', W', u) and low: (N, H', W', l), what PWC1 and PWC2 read, all dense;
  * packed: [panels][l + u + taps * u / groups][PANEL], the panels of each group of GWC for themselves, where the last
  * C - made columns of PWC2 copy X_low; bias1, bias2, scale, shift: (C), (made), (C), (C), or NULL; geometry: 8 + 5 * 2
- * numbers in Geometry's order; out: (N, H', W', C). Returns 0, or 1 without memory. */
+ * numbers in Geometry's order; out: (N, H', W', C); beta1: (N, C). Returns 0, or 1 without memory. */
 int transform_fuse(const float *x, const float *up, const float *low, const float *packed, const float *bias1,
                    const float *bias2, const float *scale, const float *shift, const int64_t *geometry, int relu,
-                   int threads, float *out) {
+                   int threads, float *out, float *beta1) {
     Geometry g;
     memcpy(&g, geometry, sizeof g);
     Plan p = plan_of(g);
@@ -249,7 +250,7 @@ int transform_fuse(const float *x, const float *up, const float *low, const floa
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < count * panels; i++)
             finish_panel(g, p, packed, i % panels, mean + i / panels * p.means, bias1, bias2, scale, shift,
-                         at_sample(all, i / panels, panels * PANEL));
+                         at_sample(all, i / panels, panels * PANEL), beta1 + (n + i / panels) * g.channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < count * bands * panels; i++) {
             int64_t k = i / (bands * panels), band = i / panels % bands, s = n + k;
