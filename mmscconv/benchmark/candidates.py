@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mmscconv.benchmark.unofficial import unofficial_like
-from mmscconv.layers import CRU, SRU, SCConv
+from mmscconv.layers import CRU, SRU, AlignedAvgPool2d, SCConv
 from mmscconv.layers.deploy import DeployedCRU
 
 
@@ -53,6 +53,12 @@ def _recomputing(layer: SCConv) -> nn.Module:
     return layer
 
 
+def _nothing(layer: SCConv) -> nn.Module:
+    if layer.in_channels != layer.out_channels:
+        raise ValueError(f'nothing stands for a layer that keeps its channels, not for {layer}')
+    return AlignedAvgPool2d(*layer.window)
+
+
 CANDIDATES = {
     candidate.name: candidate
     for candidate in (
@@ -61,6 +67,12 @@ CANDIDATES = {
         Candidate('scconv-plain', "SCConv, backend='plain'", plain),
         Candidate('cru', "CRU alone, arrangement='C', the fastest backend that runs", _cru_alone),
         Candidate('scconv-recompute', 'SCConv with recompute=True', _recomputing),
+        Candidate(
+            'nothing',
+            'no layer at all, but average pooling where the convolution is strided: the bound for a layer that costs '
+            'nothing',
+            _nothing,
+        ),
         Candidate(
             'unofficial',
             'our re-composition of the popular unofficial ScConv module, with AvgPool2d(2) in front where the '

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 VARIABLES = (
-    'ATEN_', 'DNNL_', 'GOMP_', 'KMP_', 'LD_PRELOAD', 'MALLOC_', 'MMSCCONV_', 'OMP_', 'ONEDNN_', 'TORCHINDUCTOR_',
+    'ATEN_', 'CC', 'DNNL_', 'GOMP_', 'KMP_', 'LD_PRELOAD', 'MALLOC_', 'MMSCCONV_', 'OMP_', 'ONEDNN_', 'TORCHINDUCTOR_',
     'TRITON_',
 )  # fmt: skip
 
@@ -48,11 +48,14 @@ def _without_folder(argv: list[str]) -> list[str]:
 
 
 def _cpu_model() -> str:
+    """Return the processor's name, on x86 with its family and model: a virtual machine may hide the rest."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')), platform.machine())
+    facts = dict(reversed([(k.strip(), v.strip()) for k, _, v in (line.partition(':') for line in lines)]))
+    named = [facts.get('model name', platform.machine())]
+    return ' '.join(named + [f'{key.split()[-1]} {facts[key]}' for key in ('cpu family', 'model') if key in facts])
 
 
 def _ram() -> str:
