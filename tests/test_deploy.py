@@ -198,9 +198,10 @@ def test_inference_ops_are_registered_right():
     x = torch.randn(2, 8, 4, 3).contiguous(memory_format=torch.channels_last)
     affine, weight = torch.rand(8), torch.randn(2, 4, 1, 1)
     settings = (affine, affine, 4, 1e-5, 0.0, False)
-    arguments = (x, *settings, weight, torch.randn(3, 4, 1, 1), None, None)
+    arguments = (x, *settings, weight, torch.randn(3, 4, 1, 1), None, None, (1, 1))
     up, low, mean, rstd = torch.ops.mmscconv.sru_squeeze(*arguments)
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, arguments)
+    torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, (*arguments[:-1], (2, 2)))
     backward = (up, low, x, affine, affine, mean, rstd, *arguments[7:9], 0.0, False)
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze_backward.default, backward)
     leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in arguments]

@@ -54,12 +54,17 @@ class AlignedAvgPool2d(nn.Module):
     @property
     def is_identity(self) -> bool:
         """Whether the output is the input, whatever its size."""
-        return self.stride == (1, 1) and self._slack == [0, 0] and self._offset == [0, 0]
+        return self.stride == (1, 1) and self.is_plain
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the windows lie side by side from position 0 on, the last one cut off where the image ends."""
+        return self._slack == [0, 0] and self._offset == [0, 0]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_identity:
             return x
-        if self._slack == [0, 0] and self._offset == [0, 0]:
+        if self.is_plain:
             # Decided without looking at the size of x, which keeps dynamic export possible.
             return F.avg_pool2d(x, self.stride, ceil_mode=True)
         check_window(x.shape[2:], self.kernel_size, self.padding, self.dilation)

@@ -13,6 +13,8 @@ What the paper leaves open, and the reading taken here:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
@@ -254,12 +256,12 @@ def squeeze_reconstructed(
     sru: SRU,
     squeeze_up: nn.Conv2d | None,
     squeeze_low: nn.Conv2d | None,
-    *packed: Tensor | None,
+    *more: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Return X_up and X_low of ``sru(x)``, neither of them pooled, by one kernel; ``packed`` as its op takes it."""
+    """Return X_up and X_low of ``sru(x)`` by one kernel; ``more``: packed weights and pool, as its op takes them."""
     assert squeeze_up is not None and squeeze_low is not None  # the callers looked
     arguments = sru.op_arguments(x.dtype)
-    x_up, x_low = ops.sru_squeeze(x, arguments, squeeze_up.weight, squeeze_low.weight, *packed)
+    x_up, x_low = ops.sru_squeeze(x, arguments, squeeze_up.weight, squeeze_low.weight, *more)
     if squeeze_up.bias is not None and squeeze_low.bias is not None:
         x_up, x_low = x_up + squeeze_up.bias.view(-1, 1, 1), x_low + squeeze_low.bias.view(-1, 1, 1)
     return x_up, x_low

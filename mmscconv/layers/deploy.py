@@ -67,8 +67,8 @@ class DeployedCRU(nn.Module):
         self.register_buffer('shift', shift)
         for name in ('packed', 'packed_up', 'packed_low'):
             self.register_buffer(name, None, persistent=False)
-        # The kernels squeeze before they pool, which is the same only without a bias.
-        commute = self.pool.is_identity or self.squeeze_low is None or self.squeeze_low.bias is None
+        # Of the pools, the kernels know the plain ones; behind the squeeze, another is the same only without a bias.
+        commute = self.pool.is_plain or self.squeeze_low is None or self.squeeze_low.bias is None
         self.window = cru.gwc_window if commute else None
         self.pack()
         self.register_load_state_dict_post_hook(_pack_again)
@@ -112,22 +112,16 @@ class DeployedCRU(nn.Module):
 
     def _fused(self, x: Tensor, sru: SRU, packed: Tensor) -> Tensor:
         """Return the output by the two ops that reach over the convolutions."""
+        pool = self.pool.stride if self.pool.is_plain else (1, 1)
         packed_squeezes = self.packed_up, self.packed_low
-        x_up, x_low = squeeze_reconstructed(x, sru, self.squeeze_up, self.squeeze_low, *packed_squeezes)
+        x_up, x_low = squeeze_reconstructed(x, sru, self.squeeze_up, self.squeeze_low, *packed_squeezes, pool)
+        low = x_low if self.pool.is_plain else self.pool(x_low)
         gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
         assert self.window is not None and gwc is not None and pwc1 is not None and pwc2 is not None  # they are packed
         weights, biases = (gwc.weight, pwc1.weight, pwc2.weight), (gwc.bias, pwc2.bias)
-        return ops.transform_fuse(
-            x_up,
-            self.pool(x_up),
-            self.pool(x_low),
-            weights,
-            self.window,
-            packed,
-            biases,
-            (self.scale, self.shift),
-            self.relu,
-        )
+        affine = self.scale, self.shift
+        up = self.pool(x_up)
+        return ops.transform_fuse(x_up, up, low, weights, self.window, packed, biases, affine, self.relu)
 
     def _squeezed(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         c = self.channels

@@ -38,7 +38,7 @@ _ARGUMENTS = {
     'sru_forward': [_POINTER] * 3 + [_LONG] * 3 + [_INT, _LONG, _DOUBLE, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'sru_backward': [_POINTER] * 6 + [_LONG] * 3 + [_INT, _LONG, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'fuse_forward': [_POINTER] * 6 + [_LONG] * 3 + [_INT] + [_LONG] * 3 + [_INT] + [_POINTER] * 2,
-    'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 4, _DOUBLE, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 4],
+    'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 5, _DOUBLE, _FLOAT, _INT, *[_LONG] * 5, _INT, *[_POINTER] * 4],
     'sru_squeeze_backward': [*[_POINTER] * 9, *[_LONG] * 4, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 5],
     'transform_fuse': [*[_POINTER] * 9, _INT, _INT, *[_POINTER] * 2],
     'fuse_backward': [_POINTER] * 2
@@ -223,21 +223,27 @@ def sru_squeeze(
     low: Tensor,
     packed_up: Tensor | None,
     packed_low: Tensor | None,
+    pool: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.pointwise.sru_squeeze`; also the groups' means and inverse deviations, (N, groups)."""
     values = as_dense(x, torch.channels_last)
-    n, _, h, w = x.shape
+    n, c, h, w = x.shape
     x_up, x_low = (
-        torch.empty(n, len(weight), h, w, dtype=torch.float32, memory_format=torch.channels_last)
-        for weight in (up, low)
+        torch.empty(n, len(weight), *size, dtype=torch.float32, memory_format=torch.channels_last)
+        for weight, size in ((up, (h, w)), (low, pooled_size((h, w), pool)))
     )
     mean, rstd = (torch.empty(n, num_groups, dtype=torch.float32) for _ in range(2))
     panels = (packed(up) if packed_up is None else packed_up, packed(low) if packed_low is None else packed_low)
     _call(
-        'sru_squeeze', values, scale, shift, *panels, *_size(x), num_groups, eps, threshold, hard, up.shape[1],
-        len(up), len(low), torch.get_num_threads(), x_up, x_low, mean, rstd,
+        'sru_squeeze', values, scale, shift, *panels, n, c, h, w, num_groups, eps, threshold, hard, up.shape[1],
+        len(up), len(low), *pool, torch.get_num_threads(), x_up, x_low, mean, rstd,
     )  # fmt: skip
     return x_up, x_low, mean, rstd
+
+
+def pooled_size(size: Sequence[int], pool: Sequence[int]) -> tuple[int, int]:
+    """Return H' and W' of H and W behind a pool whose last windows may be cut off."""
+    return -(-size[0] // pool[0]), -(-size[1] // pool[1])
 
 
 def sru_squeeze_backward(
@@ -294,6 +300,8 @@ def transform_fuse(
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.pointwise.transform_fuse`; also beta1, (N, C)."""
+    if up.shape[2:] != low.shape[2:]:
+        raise ValueError(f"both inputs of the 1x1 convolutions have the output's size, got {up.shape} and {low.shape}")
     x_up, up, low = (as_dense(t, torch.channels_last) for t in (x_up, up, low))
     if packed_weights is None:
         packed_weights = packed_transform(gwc, pwc1, pwc2, groups)

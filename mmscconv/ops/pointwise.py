@@ -37,16 +37,19 @@ def sru_squeeze(
     low: Tensor,
     packed_up: Tensor | None = None,
     packed_low: Tensor | None = None,
+    pool: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, Tensor]:
-    """Return X_up and X_low, (N, u, H, W) and (N, l, H, W), of the SRU's output, which backward computes again.
+    """Return X_up and X_low, (N, u, H, W) and (N, l, H', W'), of the SRU's output, which backward computes again.
 
     Args:
         x: (N, C, H, W).
         arguments: ``scale, shift, num_groups, eps, threshold, hard`` of :func:`mmscconv.ops.sru.sru`.
         up, low: The squeezes' weights, (u, C_up, 1, 1) and (l, C - C_up, 1, 1).
         packed_up, packed_low: The same from :func:`mmscconv.ops.native.packed`, which each call does otherwise.
+        pool: Height and width of windows over which X^w is averaged for X_low, the last one of a line or column
+            cut off where the image ends; for inference only.
     """
-    return torch.ops.mmscconv.sru_squeeze(x, *arguments, up, low, packed_up, packed_low)[:2]
+    return torch.ops.mmscconv.sru_squeeze(x, *arguments, up, low, packed_up, packed_low, pool)[:2]
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def transform_fuse(
 torch.library.define(
     'mmscconv::sru_squeeze',
     '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, Tensor up,'
-    ' Tensor low, Tensor? packed_up, Tensor? packed_low) -> (Tensor, Tensor, Tensor, Tensor)',
+    ' Tensor low, Tensor? packed_up, Tensor? packed_low, int[] pool) -> (Tensor, Tensor, Tensor, Tensor)',
 )
 torch.library.define(
     'mmscconv::sru_squeeze_backward',
@@ -121,8 +124,8 @@ torch.library.impl('mmscconv::transform_fuse', 'cpu')(native.transform_fuse)
 def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     n, _, h, w = x.shape
     branches = [
-        torch.empty(n, len(weight), h, w, device=x.device, memory_format=torch.channels_last)
-        for weight in arguments[6:8]
+        torch.empty(n, len(weight), *size, device=x.device, memory_format=torch.channels_last)
+        for weight, size in ((arguments[6], (h, w)), (arguments[7], native.pooled_size((h, w), arguments[10])))
     ]
     return *branches, *(x.new_empty(n, arguments[2]) for _ in range(2))
 
@@ -141,16 +144,18 @@ def _transform_fuse_fake(x_up: Tensor, up: Tensor, low: Tensor, gwc: Tensor, *_:
 
 
 def _keep_for_squeeze(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, scale, shift, _, _, ctx.threshold, ctx.hard, up, low, _, _ = inputs
+    x, scale, shift, _, _, ctx.threshold, ctx.hard, up, low, _, _, ctx.pool = inputs
     _, _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, scale, shift, mean, rstd, up, low)
 
 
 def _squeeze_backward(ctx: Any, grad_up: Tensor, grad_low: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if tuple(ctx.pool) != (1, 1):
+        raise RuntimeError(FOR_INFERENCE)
     done = torch.ops.mmscconv.sru_squeeze_backward(grad_up, grad_low, *ctx.saved_tensors, ctx.threshold, ctx.hard)
     *grads, grad_weight_up, grad_weight_low = done
-    return *grads, None, None, None, None, grad_weight_up, grad_weight_low, None, None
+    return *grads, None, None, None, None, grad_weight_up, grad_weight_low, None, None, None
 
 
 torch.library.register_autograd('mmscconv::sru_squeeze', _squeeze_backward, setup_context=_keep_for_squeeze)

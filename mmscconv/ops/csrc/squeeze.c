@@ -2,16 +2,38 @@
 #include "gate.h"
 #include "gemm.h"
 
-/* SRU and both squeezes: out_up = up * X^w[:cut] and out_low = low * X^w[cut:], (N, squeezed_up, H*W) and
- * (N, squeezed_low, H*W), with the weights up and low in panels; mean and rstd: (N, groups). */
+/* pooled[i]: the mean of `channels` numbers over the positions of window i, `pool` columns of `rows` lines of an image;
+ * the last one may be narrower. */
+static void pool_lines(const float *lines, int64_t width, int64_t stride, int64_t channels, int64_t rows, int64_t pool,
+                       float *pooled) {
+    for (int64_t first = 0; first < width; first += pool, pooled += channels) {
+        int64_t last = min_of(first + pool, width);
+        float share = 1.f / (float)(rows * (last - first));
+        memset(pooled, 0, channels * sizeof(float));
+        for (int64_t y = 0; y < rows; y++)
+            for (int64_t x = first; x < last; x++) {
+                const float *from = lines + (y * width + x) * stride;
+#pragma omp simd
+                for (int64_t c = 0; c < channels; c++) pooled[c] += from[c];
+            }
+        for (int64_t c = 0; c < channels; c++) pooled[c] *= share;
+    }
+}
+
+/* SRU and both squeezes: out_up = up * X^w[:cut] and out_low = low * pool(X^w[cut:]), (N, squeezed_up, H, W) and
+ * (N, squeezed_low, H', W'), with the weights up and low in panels. The pool averages windows of pool_height x
+ * pool_width, at the ends those positions that there are; 1 and 1 for none. mean and rstd: (N, groups). */
 int sru_squeeze(const float *x, const float *scale, const float *shift, const float *up, const float *low,
-                int64_t samples, int64_t channels, int64_t positions, int64_t groups, double eps, float threshold,
-                int hard, int64_t cut, int64_t squeezed_up, int64_t squeezed_low, int threads, float *out_up,
-                float *out_low, float *mean, float *rstd) {
+                int64_t samples, int64_t channels, int64_t height, int64_t width, int64_t groups, double eps,
+                float threshold, int hard, int64_t cut, int64_t squeezed_up, int64_t squeezed_low, int64_t pool_height,
+                int64_t pool_width, int threads, float *out_up, float *out_low, float *mean, float *rstd) {
+    int64_t positions = height * width, pooled = pool_height * pool_width > 1;
+    int64_t step = pooled ? pool_height * width : BLOCK_ROWS, blocks = (positions + step - 1) / step;
+    int64_t columns = (width + pool_width - 1) / pool_width; /* of out_low, whose lines are the blocks */
     Shape s = {samples, channels, positions, 1};
     Gate g = {groups, threshold, hard};
-    int64_t at_once = block_samples(s), blocks = (positions + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    float *scratch = malloc(threads * BLOCK_ROWS * channels * sizeof(float));
+    int64_t at_once = block_samples(s), room = step * channels + (pooled ? columns * (channels - cut) : 0);
+    float *scratch = malloc(threads * room * sizeof(float));
     Sample *all = make_samples(s, at_once);
     int failed = !scratch || !all;
     for (int64_t n = 0; n < samples && !failed; n += at_once) {
@@ -19,14 +41,19 @@ int sru_squeeze(const float *x, const float *scale, const float *shift, const fl
         measure(s, g, x, scale, shift, eps, n, count, threads, all, mean, rstd);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < count * blocks; i++) {
-            int64_t k = i / blocks, first = i % blocks * BLOCK_ROWS, rows = min_of(BLOCK_ROWS, positions - first);
-            float *reconstructed = scratch + thread_number() * BLOCK_ROWS * channels;
-            const float *from = x + ((n + k) * positions + first) * channels;
-            int64_t to = (n + k) * positions + first;
-            gate_chunk(s, g, from, 0, rows, all[k], reconstructed);
-            gemm(reconstructed, channels, rows, up, cut, squeezed_up, out_up + to * squeezed_up, squeezed_up);
-            gemm(reconstructed + cut, channels, rows, low, channels - cut, squeezed_low, out_low + to * squeezed_low,
-                 squeezed_low);
+            int64_t k = i / blocks, first = i % blocks * step, rows = min_of(step, positions - first);
+            float *reconstructed = scratch + thread_number() * room, *means = reconstructed + step * channels;
+            int64_t at = (n + k) * positions + first, depth = channels - cut;
+            gate_chunk(s, g, x + at * channels, 0, rows, all[k], reconstructed);
+            gemm(reconstructed, channels, rows, up, cut, squeezed_up, out_up + at * squeezed_up, squeezed_up);
+            if (pooled) {
+                pool_lines(reconstructed + cut, width, channels, depth, rows / width, pool_width, means);
+                gemm(means, depth, columns, low, depth, squeezed_low,
+                     out_low + ((n + k) * blocks + i % blocks) * columns * squeezed_low, squeezed_low);
+            } else {
+                gemm(reconstructed + cut, channels, rows, low, depth, squeezed_low, out_low + at * squeezed_low,
+                     squeezed_low);
+            }
         }
     }
     free(scratch);
