@@ -1,6 +1,6 @@
 """The CPU kernels of ``csrc/``: compiled on first use with the machine's C compiler, called through ctypes.
 
-Plain C without PyTorch's headers compiles in about a second and does not depend
+Plain C without PyTorch's headers compiles in a few seconds and does not depend
 on PyTorch's ABI. The kernels work in fp32 on NCHW or channels-last data; fp16 and
 bf16 are converted on the way in and out.
 """
