@@ -161,3 +161,16 @@ def test_tools_show_one_line(tool, monkeypatch, tmp_path):
     status, _, err = tool('benchmark', *layer, '--out', tmp_path)
     assert status == 2
     assert err.splitlines()[-1].startswith("error: backend 'triton' cannot run: ")
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize('deployed', [False, True], ids=['training-form', 'deploy-form'])
+def test_weights_of_another_dtype_than_the_input_raise(deployed, dtype):
+    # The kernels read them as fp32: they must not get them.
+    conv = SCConv(32, 32, 3, padding=1).eval()
+    conv.cru.output_is_kept = True
+    if deployed:
+        conv.switch_to_deploy()
+    x = torch.randn(2, 32, 5, 5).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), pytest.raises(RuntimeError, match='Input type'):
+        conv.to(dtype)(x)

@@ -177,23 +177,21 @@ class CRU(nn.Module):
 
     def _squeezes_at_once(self, x: Tensor, sru: SRU, backend: str) -> bool:
         """Whether one kernel can do the SRU and both squeezes, which with a bias must not be pooled before it."""
-        if (
-            self.squeeze_up is None
-            or self.squeeze_low is None
-            or {backend, sru.backend or backend} != {'native'}
-            or not ops.fits(x)
-        ):
+        squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
+        if {backend, sru.backend or backend} != {'native'} or squeeze_up is None or squeeze_low is None:
             return False
-        if _hooked(sru):
+        if _hooked(sru) or not ops.fits(x, squeeze_up.weight, squeeze_low.weight):
             return False
-        commute = self.squeeze_low.bias is None or self.pool.is_identity
+        commute = squeeze_low.bias is None or self.pool.is_identity
         return commute and not torch.is_autocast_enabled('cpu')
 
     def _transforms_at_once(self, x_up: Tensor, x_low: Tensor) -> bool:
         """Whether one kernel can do GWC, PWC1, PWC2 and fuse; in training, it keeps the output for backward."""
-        if self.gwc_window is None or self.norm1 is not None or torch.is_autocast_enabled('cpu'):
+        gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
+        if gwc is None or pwc1 is None or pwc2 is None or self.norm1 is not None or _hooked(gwc, pwc1, pwc2):
             return False
-        if not ops.fits(x_up) or not ops.fits(x_low) or _hooked(self.gwc, self.pwc1, self.pwc2):
+        weights = gwc.weight, pwc1.weight, pwc2.weight
+        if not ops.fits(x_up, *weights) or not ops.fits(x_low) or torch.is_autocast_enabled('cpu'):
             return False
         if not torch.is_grad_enabled():
             return True

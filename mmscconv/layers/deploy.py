@@ -87,8 +87,9 @@ class DeployedCRU(nn.Module):
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return the CRU's output of (N, C1, H, W), or of ``before(x)``."""
         backend = ops.choose_backend(x, self.backend)
-        if isinstance(before, SRU) and self.packed is not None and ops.runs_on(x, self.backend):
-            return self._fused(x, before, self.packed)
+        packed = self.packed
+        if isinstance(before, SRU) and packed is not None and ops.runs_on(x, self.backend, packed):
+            return self._fused(x, before, packed)
         y = self._composed(x, before, backend)
         return F.relu(y, inplace=True) if self.relu else y
 

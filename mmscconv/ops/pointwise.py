@@ -19,15 +19,16 @@ from mmscconv.ops.fuse import FOR_INFERENCE
 from mmscconv.ops.layout import layout_of
 
 
-def runs_on(x: Tensor, backend: str | None) -> bool:
+def runs_on(x: Tensor, backend: str | None, *weights: Tensor) -> bool:
     """Return whether the ops of this module take an input like ``x``; ``backend`` as chosen by hand, or None."""
     chosen = choose_backend(x, backend, beyond_fusion=True)
-    return chosen == 'native' and not torch.is_grad_enabled() and fits(x)
+    return chosen == 'native' and not torch.is_grad_enabled() and fits(x, *weights)
 
 
-def fits(x: Tensor) -> bool:
-    """Return whether the kernels are written for an input like ``x``."""
-    return x.dtype is torch.float32 and layout_of(x) is torch.channels_last and x.numel() > 0
+def fits(x: Tensor, *weights: Tensor) -> bool:
+    """Return whether the kernels are written for an input like ``x`` and for ``weights``, which they read as fp32."""
+    alike = all(t.dtype is torch.float32 for t in (x, *weights))
+    return alike and layout_of(x) is torch.channels_last and x.numel() > 0
 
 
 def sru_squeeze(

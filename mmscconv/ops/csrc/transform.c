@@ -198,7 +198,8 @@ static void output_band(Geometry g, Plan p, const float *padded, const float *up
                 int64_t corner = y * g.stride[0] * p.padded[1] + x * g.stride[1];
                 Inputs in = {low + position * g.low_channels, up + position * g.up_channels,
                              padded + corner * g.up_channels + group * p.group_channels, g.low_channels, g.up_channels,
-                             g.stride[1] * g.up_channels, g.dilation[0] * p.padded[1] * g.up_channels, g.dilation[1] * g.up_channels};
+                             g.stride[1] * g.up_channels, g.dilation[0] * p.padded[1] * g.up_channels,
+                             g.dilation[1] * g.up_channels};
                 const float *copied = columns == STEP && c >= g.made ? in.low + c - g.made : NULL;
                 output_rows(g, p, in, panel, copied, ends, relu, columns, out + position * g.channels + c, rows);
             }
