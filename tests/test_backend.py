@@ -172,5 +172,8 @@ def test_weights_of_another_dtype_than_the_input_raise(deployed, dtype):
     if deployed:
         conv.switch_to_deploy()
     x = torch.randn(2, 32, 5, 5).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), pytest.raises(RuntimeError, match='Input type'):
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=f'CRU has weights of {dtype} and got an input of torch.float32'),
+    ):
         conv.to(dtype)(x)

@@ -8,6 +8,7 @@ from fractions import Fraction
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Size2d = int | Sequence[int]
@@ -79,14 +80,22 @@ def padding_amounts(
     return (height, height), (width, width)
 
 
-def check_input(layer: str, x: Tensor, channels: int) -> None:
-    """Raise ValueError unless ``x`` is floating, (N, channels, H, W) or (channels, H, W), with H and W not 0."""
+def check_input(layer: str, x: Tensor, channels: int, weight: Tensor | None = None) -> None:
+    """Raise ValueError unless ``x`` is floating, (N, channels, H, W) or (channels, H, W), with H and W not 0.
+
+    Where ``weight`` is given, x must have its dtype, as convolutions need it; autocast converts both.
+    """
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f'{layer} expects (N, {channels}, H, W) or ({channels}, H, W), got shape {tuple(x.shape)}')
     if x.shape[-1] < 1 or x.shape[-2] < 1:
         raise ValueError(f'{layer} needs at least one position, got shape {tuple(x.shape)}')
     if not x.is_floating_point():
         raise ValueError(f'{layer} computes with floating-point numbers, got {x.dtype}: convert with .float() before')
+    if weight is not None and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(
+            f'{layer} has weights of {weight.dtype} and got an input of {x.dtype}: '
+            'convert one of them with .to(dtype), or use torch.autocast'
+        )
 
 
 def check_window(

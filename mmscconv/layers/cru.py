@@ -70,7 +70,8 @@ class CRU(nn.Module):
 
     Raises:
         ValueError: Channels that do not come out, with the nearest settings that
-            work; other arguments out of range; an input of another shape.
+            work; other arguments out of range; an input of another shape, or of
+            another dtype than the weights outside of autocast.
         RuntimeError: A ``backend`` that cannot run on the input.
     """
 
@@ -148,7 +149,8 @@ class CRU(nn.Module):
 
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return Y of (N, C1, H, W), or of ``before(x)``, which is then recomputed in backward and not kept."""
-        check_input('CRU', x, self.in_channels)
+        squeeze = self.squeeze_up or self.squeeze_low
+        check_input('CRU', x, self.in_channels, None if squeeze is None else squeeze.weight)
         if x.dim() == 3:
             return self(x.unsqueeze(0), before).squeeze(0)
         backend = ops.choose_backend(x, self.backend)

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmscconv import ops
+from mmscconv.layers.arguments import check_input
 from mmscconv.layers.cru import CRU, side_by_side, squeeze_reconstructed
 from mmscconv.layers.sru import SRU
 
@@ -86,6 +87,10 @@ class DeployedCRU(nn.Module):
 
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return the CRU's output of (N, C1, H, W), or of ``before(x)``."""
+        squeeze = self.squeeze_up or self.squeeze_low
+        check_input('CRU', x, self.in_channels, None if squeeze is None else squeeze.weight)
+        if x.dim() == 3:
+            return self(x.unsqueeze(0), before).squeeze(0)
         backend = ops.choose_backend(x, self.backend)
         packed = self.packed
         if isinstance(before, SRU) and packed is not None and ops.runs_on(x, self.backend, packed):
