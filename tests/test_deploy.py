@@ -31,6 +31,9 @@ SETTINGS = [
     {'alpha': 0.25, 'squeeze_ratio': 1, 'inner_norm': True},  # X_low has all of Y2's channels
     {'gate': 'hard', 'threshold': 0.48},
     {'dilation': 2},
+    {'gwc_groups': 4},
+    {'kernel_size': 2, 'padding': 'same'},  # PWC1 reads where the first tap does
+    {'kernel_size': 2, 'padding': 'same', 'dilation': 3},  # where no tap does
     {'arrangement': 'C'},
     {'arrangement': 'C+S'},
     {'arrangement': 'C&S', 'inner_norm': True},
@@ -210,7 +213,7 @@ def test_inference_ops_are_registered_right():
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, leaves, test_utils=kinds)
     weights = torch.randn(8, 2, 3, 3), torch.randn(8, 4, 1, 1), torch.randn(4, 4, 1, 1)
     window = (3, 3, 1, 1, 1, 1, 1, 1)
-    arguments = (up, up, up, *weights, None, None, None, affine, affine, 2, window, True)
+    arguments = (up, None, up, *weights, None, None, None, affine, affine, 2, window, True)
     torch.library.opcheck(torch.ops.mmscconv.transform_fuse.default, arguments)
     arguments = (up, up, up, *weights, None, None, None, None, None, 2, window, False)
     leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in arguments]

@@ -211,6 +211,7 @@ def test_layers_need_torch_alone():
         {'inner_norm': True},
         {'gate': 'hard'},
         {'dilation': 2, 'padding': 2},
+        {'gwc_groups': 3},
         {'alpha': 0.75, 'gwc_groups': 1, 'low_squeeze': 'output', 'stride': 2},
     ],
     ids=str,

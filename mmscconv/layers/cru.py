@@ -203,7 +203,7 @@ class CRU(nn.Module):
     def _transformed(self, x_up: Tensor, x_low: Tensor) -> Tensor:
         gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
         assert self.gwc_window is not None and gwc is not None and pwc1 is not None and pwc2 is not None
-        up = self.pool(x_up)
+        up = None if self.pool.is_identity and self.gwc_window.centre is not None else self.pool(x_up)
         return ops.transform_fuse(x_up, up, x_low, (gwc.weight, pwc1.weight, pwc2.weight), self.gwc_window)
 
     def squeeze(self, x: Tensor, merged: bool = False) -> tuple[Tensor | None, Tensor | None]:

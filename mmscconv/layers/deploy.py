@@ -71,6 +71,7 @@ class DeployedCRU(nn.Module):
         # Of the pools, the kernels know the plain ones; behind the squeeze, another is the same only without a bias.
         commute = self.pool.is_plain or self.squeeze_low is None or self.squeeze_low.bias is None
         self.window = cru.gwc_window if commute else None
+        self.centre = self.window.centre if self.window is not None and self.pool.is_identity else None
         self.pack()
         self.register_load_state_dict_post_hook(_pack_again)
         self.requires_grad_(False)
@@ -83,7 +84,7 @@ class DeployedCRU(nn.Module):
         convs = (self.squeeze_up, self.squeeze_low, self.gwc, self.pwc1, self.pwc2)
         up, low, gwc, pwc1, pwc2 = (conv.weight.detach() for conv in convs if conv is not None)
         self.packed_up, self.packed_low = ops.packed(up), ops.packed(low)
-        self.packed = ops.packed_transform(gwc, pwc1, pwc2, self.window.groups)
+        self.packed = ops.packed_transform(gwc, pwc1, pwc2, self.window.groups, self.centre)
 
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return the CRU's output of (N, C1, H, W), or of ``before(x)``."""
@@ -126,7 +127,7 @@ class DeployedCRU(nn.Module):
         assert self.window is not None and gwc is not None and pwc1 is not None and pwc2 is not None  # they are packed
         weights, biases = (gwc.weight, pwc1.weight, pwc2.weight), (gwc.bias, pwc2.bias)
         affine = self.scale, self.shift
-        up = self.pool(x_up)
+        up = self.pool(x_up) if self.centre is None else None
         return ops.transform_fuse(x_up, up, low, weights, self.window, packed, biases, affine, self.relu)
 
     def _squeezed(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -121,7 +121,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _call(name: str, *arguments: Tensor | float | None) -> None:
+def _call(name: str, *arguments: Tensor | ctypes.Array[ctypes.c_int64] | float | None) -> None:
     values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     if getattr(_library(), name)(*values):
         raise MemoryError(f'{name}: no memory for its workspace')
@@ -285,7 +285,7 @@ def packed(weight: Tensor, groups: int = 1) -> Tensor:
 
 def transform_fuse(
     x_up: Tensor,
-    up: Tensor,
+    up: Tensor | None,
     low: Tensor,
     gwc: Tensor,
     pwc1: Tensor,
@@ -300,15 +300,20 @@ def transform_fuse(
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.pointwise.transform_fuse`; also beta1, (N, C)."""
-    if up.shape[2:] != low.shape[2:]:
+    if up is not None and up.shape[2:] != low.shape[2:]:
         raise ValueError(f"both inputs of the 1x1 convolutions have the output's size, got {up.shape} and {low.shape}")
-    x_up, up, low = (as_dense(t, torch.channels_last) for t in (x_up, up, low))
+    centre = centre_of(window) if up is None else None
+    if up is None and centre is None:
+        raise ValueError(f'no tap of the window {tuple(window)} is at the place of its output: PWC1 needs an input')
+    x_up, low = (as_dense(t, torch.channels_last) for t in (x_up, low))
+    up = None if up is None else as_dense(up, torch.channels_last)
     if packed_weights is None:
-        packed_weights = packed_transform(gwc, pwc1, pwc2, groups)
+        packed_weights = packed_transform(gwc, pwc1, pwc2, groups, centre)
     n, u, h, w = x_up.shape
-    out = torch.empty(n, len(gwc), *up.shape[2:], dtype=torch.float32, memory_format=torch.channels_last)
+    out = torch.empty(n, len(gwc), *low.shape[2:], dtype=torch.float32, memory_format=torch.channels_last)
     beta1 = torch.empty(n, len(gwc), dtype=torch.float32)
-    geometry = torch.tensor((n, h, w, u, low.shape[1], len(gwc), len(pwc2), groups, *window, *up.shape[2:]))
+    numbers = (n, h, w, u, low.shape[1], len(gwc), len(pwc2), groups, *window, *low.shape[2:])
+    geometry = (ctypes.c_int64 * (len(numbers) + 1))(*numbers, -1 if centre is None else centre)
     _call(
         'transform_fuse', x_up, up, low, packed_weights, bias1, bias2, scale, shift, geometry, relu,
         torch.get_num_threads(), out, beta1,
@@ -316,16 +321,28 @@ def transform_fuse(
     return out, beta1
 
 
-def packed_transform(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int) -> Tensor:
+def centre_of(window: Sequence[int]) -> int | None:
+    """Return the tap that sees the position of its output, as kernel size, stride, padding and dilation have it."""
+    (height, width), stride, padding, dilation = (tuple(window[i : i + 2]) for i in (0, 2, 4, 6))
+    (y, more_y), (x, more_x) = (divmod(p, d) for p, d in zip(padding, dilation, strict=True))
+    if stride != (1, 1) or more_y or more_x or y >= height or x >= width:
+        return None
+    return y * width + x
+
+
+def packed_transform(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> Tensor:
     """Return the weights of a CRU's transform as :func:`packed` does.
 
     Each output channel has what PWC2, PWC1 and the GWC's taps multiply, one after
-    the other; PWC2's part is the identity where X_low itself is Y2.
+    the other; PWC2's part is the identity where X_low itself is Y2. PWC1 is part of
+    the tap ``centre`` where that is given, which then sees all channels.
     """
     copied = torch.eye(pwc2.shape[1], dtype=pwc2.dtype, device=pwc2.device)[: len(gwc) - len(pwc2)]
-    parts = (
-        torch.cat((pwc2.flatten(1), copied)),
-        pwc1.flatten(1),
-        gwc.flatten(2).transpose(1, 2).flatten(1),  # tap by tap
-    )
-    return packed(torch.cat(parts, dim=1), groups)
+    taps = list(gwc.flatten(2).unbind(2))
+    first = [torch.cat((pwc2.flatten(1), copied))]
+    if centre is None:
+        first.append(pwc1.flatten(1))
+    else:
+        # Of each group's channels, the centre of the GWC multiplies a block of PWC1's.
+        taps[centre] = pwc1.flatten(1) + torch.block_diag(*taps[centre].chunk(groups))
+    return packed(torch.cat((*first, *taps), dim=1), groups)

@@ -63,10 +63,20 @@ class Window:
     padding: tuple[int, int]
     dilation: tuple[int, int]
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Kernel size, stride, padding and dilation, as the ops take them."""
+        return (*self.kernel_size, *self.stride, *self.padding, *self.dilation)
+
+    @property
+    def centre(self) -> int | None:
+        """The tap that sees the position of its output, None where there is none."""
+        return native.centre_of(self.numbers)
+
 
 def transform_fuse(
     x_up: Tensor,
-    up: Tensor,
+    up: Tensor | None,
     low: Tensor,
     weights: tuple[Tensor, Tensor, Tensor],
     window: Window,
@@ -82,7 +92,8 @@ def transform_fuse(
 
     Args:
         x_up: (N, u, H, W), the GWC's input.
-        up, low: (N, u, H', W') and (N, l, H', W'), the 1x1 convolutions' inputs.
+        up, low: (N, u, H', W') and (N, l, H', W'), the 1x1 convolutions' inputs; ``up`` is None where it is x_up
+            and the window has a ``centre``, which then does PWC1 as well.
         weights: Of GWC (C, u / groups, ...), PWC1 (C, u, 1, 1) and PWC2 (C - l, l, 1, 1), or
             (C, l, 1, 1) where PWC2 makes all of Y2.
         window: Of the GWC; padding below and right is what the size of ``up`` says.
@@ -94,10 +105,8 @@ def transform_fuse(
     Returns:
         (N, C, H', W'), channels last.
     """
-    w = window
-    numbers = (*w.kernel_size, *w.stride, *w.padding, *w.dilation)
     return torch.ops.mmscconv.transform_fuse(
-        x_up, up, low, *weights, packed, *biases, *affine, w.groups, numbers, relu
+        x_up, up, low, *weights, packed, *biases, *affine, window.groups, window.numbers, relu
     )[0]  # fmt: skip
 
 
@@ -113,7 +122,7 @@ torch.library.define(
 )
 torch.library.define(
     'mmscconv::transform_fuse',
-    '(Tensor x_up, Tensor up, Tensor low, Tensor gwc, Tensor pwc1, Tensor pwc2, Tensor? packed, Tensor? bias1,'
+    '(Tensor x_up, Tensor? up, Tensor low, Tensor gwc, Tensor pwc1, Tensor pwc2, Tensor? packed, Tensor? bias1,'
     ' Tensor? bias2, Tensor? scale, Tensor? shift, int groups, int[] window, bool relu) -> (Tensor, Tensor)',
 )
 torch.library.impl('mmscconv::sru_squeeze', 'cpu')(native.sru_squeeze)
@@ -138,10 +147,10 @@ def _sru_squeeze_backward_fake(_: Tensor, __: Tensor, x: Tensor, scale: Tensor, 
 
 
 @torch.library.register_fake('mmscconv::transform_fuse')
-def _transform_fuse_fake(x_up: Tensor, up: Tensor, low: Tensor, gwc: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    n, _u, h, w = up.shape
-    out = torch.empty(n, len(gwc), h, w, device=up.device, memory_format=torch.channels_last)
-    return out, up.new_empty(n, len(gwc))
+def _transform_fuse_fake(_: Tensor, __: Tensor | None, low: Tensor, gwc: Tensor, *___: Any) -> tuple[Tensor, Tensor]:
+    n, _l, h, w = low.shape
+    out = torch.empty(n, len(gwc), h, w, device=low.device, memory_format=torch.channels_last)
+    return out, low.new_empty(n, len(gwc))
 
 
 def _keep_for_squeeze(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -188,7 +197,10 @@ def _transform_backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tens
 
     pointwise = [1, 1], [0, 0], [1, 1]
     grad_x_up, grad_gwc = convolution_backward(grad1, x_up, gwc, window[:2], window[2:4], window[4:], ctx.groups)
-    grad_up, grad_pwc1 = convolution_backward(grad1, up, pwc1, *pointwise)
+    grad_of_up, grad_pwc1 = convolution_backward(grad1, x_up if up is None else up, pwc1, *pointwise)
+    grad_up: Tensor | None = grad_of_up
+    if up is None:
+        grad_x_up, grad_up = grad_x_up + grad_of_up, None
     grad_more, grad_pwc2 = convolution_backward(grad_made, low, pwc2, *pointwise)
     grads = grad_x_up, grad_up, grad_low + grad_more, grad_gwc, grad_pwc1, grad_pwc2
     return *grads, *(None for _ in range(8))

@@ -12,9 +12,11 @@
 typedef struct {
     int64_t samples, height, width, up_channels, low_channels, channels, made, groups;
     int64_t kernel[2], stride[2], padding[2], dilation[2], out[2]; /* vertical, horizontal */
+    int64_t centre; /* the tap at whose place PWC1 reads, or -1 where it has an input of its own */
 } Geometry;
 
-/* Where things lie in a panel of weights and in a row of means: what PWC2, PWC1 and GWC see. */
+/* Where things lie in a panel of weights and in a row of means: what PWC2, PWC1 and GWC see. At the centre, GWC and
+ * PWC1 together are one tap that sees all channels. */
 typedef struct {
     int64_t taps, depth, means;          /* depth: of a panel; means: of a row */
     int64_t group_channels, panels_each; /* of a group: the channels that its taps see, its panels */
@@ -23,8 +25,9 @@ typedef struct {
 
 static Plan plan_of(Geometry g) {
     int64_t taps = g.kernel[0] * g.kernel[1], each = g.up_channels / g.groups;
-    Plan p = {taps, g.low_channels + g.up_channels + taps * each, g.low_channels + g.up_channels + taps * g.up_channels,
-              each, panels_of(g.channels / g.groups), {0}};
+    int64_t depth = g.low_channels + g.up_channels + (taps - (g.centre >= 0)) * each;
+    int64_t means = g.low_channels + (taps + (g.centre < 0)) * g.up_channels;
+    Plan p = {taps, depth, means, each, panels_of(g.channels / g.groups), {0}};
     for (int i = 0; i < 2; i++)
         p.padded[i] = (g.out[i] - 1) * g.stride[i] + (g.kernel[i] - 1) * g.dilation[i] + 1;
     return p;
@@ -94,6 +97,7 @@ typedef struct {
 typedef struct {
     const float *low, *up, *taps;
     int64_t low_stride, up_stride, tap_stride, tap_down, tap_right; /* from row to row; from tap to tap */
+    int64_t before; /* channels of the groups before the one that the taps see */
 } Inputs;
 
 /* sum = Y2 * ratio + Y1 in STEP columns, without biases: one loop over the 2 + taps convolutions, for the compiler
@@ -101,24 +105,27 @@ typedef struct {
 static inline __attribute__((always_inline)) void sum_up(Geometry g, Plan p, Inputs in, const float *panel,
                                                          const float *copied, const float *ratio, Vec (*sum)[2],
                                                          const int rows) {
-    int64_t ky = 0, kx = 0, first = 0;
+    int64_t ky = 0, kx = -1, tap = -1;
     if (copied) {
 #pragma GCC unroll 14
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < 2; v++)
                 sum[r][v] = *(const Vec *)(copied + r * in.low_stride + v * LANES) * *(const Vec *)(ratio + v * LANES);
         panel += g.low_channels * PANEL;
-        first = 1;
     }
-    for (int64_t i = first; i < 2 + p.taps; i++) {
-        const float *from = in.taps + ky * in.tap_down + kx * in.tap_right;
-        int64_t stride = in.tap_stride, depth = p.group_channels;
-        if (i == 0)
+    for (int64_t i = copied ? 1 : 0; i < 2 + p.taps; i++) {
+        const float *from;
+        int64_t stride, depth;
+        if (i == 0) {
             from = in.low, stride = in.low_stride, depth = g.low_channels;
-        else if (i == 1)
+        } else if (i == 1) {
+            if (g.centre >= 0) continue;
             from = in.up, stride = in.up_stride, depth = g.up_channels;
-        else if (++kx == g.kernel[1])
-            kx = 0, ky++;
+        } else {
+            if (++kx == g.kernel[1]) kx = 0, ky++;
+            from = in.taps + ky * in.tap_down + kx * in.tap_right, stride = in.tap_stride, depth = p.group_channels;
+            if (++tap == g.centre) from -= in.before, depth = g.up_channels;
+        }
         accumulate(sum, from, stride, 1, panel, PANEL, depth, rows, 2);
         panel += depth * PANEL;
         if (i == 0)
@@ -132,6 +139,8 @@ static inline __attribute__((always_inline)) void output_tile(Geometry g, Plan p
                                                               const float *copied, Ends e, int relu, int64_t columns,
                                                               float *out, const int rows) {
     Sums sum = {0};
+    for (int r = 0; r < rows; r++) /* the lines to be written arrive while the sums are made */
+        for (int v = 0; v < 2; v++) __builtin_prefetch(out + r * g.channels + v * LANES, 1);
     sum_up(g, p, in, panel, copied, e.ratio, sum, rows);
     for (int r = 0; r < rows; r++) {
         for (int v = 0; v < 2; v++) {
@@ -157,8 +166,9 @@ static void finish_panel(Geometry g, Plan p, const float *packed, int64_t index,
                          const float *bias2, const float *scale, const float *shift, Ends e, float *beta1) {
     const float *panel = packed + index * p.depth * PANEL;
     int64_t group = index / p.panels_each, in_group = index % p.panels_each * PANEL, each = g.channels / g.groups;
-    const float *up = mean + g.low_channels, *taps = up + g.up_channels + group * p.group_channels;
-    Inputs in = {mean, up, taps, 0, 0, 0, g.kernel[1] * g.up_channels, g.up_channels};
+    int64_t before = group * p.group_channels;
+    const float *up = mean + g.low_channels, *taps = up + (g.centre < 0 ? g.up_channels : 0) + before;
+    Inputs in = {mean, up, taps, 0, 0, 0, g.kernel[1] * g.up_channels, g.up_channels, before};
     float difference[PANEL];
     for (int64_t j = 0; j < PANEL; j += STEP) {
         Sums sum = {0};
@@ -187,6 +197,7 @@ static Ends at_sample(Ends e, int64_t n, int64_t length) {
 static void output_band(Geometry g, Plan p, const float *padded, const float *up, const float *low, const float *packed,
                         int64_t index, Ends e, int relu, int64_t first, int64_t last, float *out) {
     int64_t group = index / p.panels_each, in_group = index % p.panels_each * PANEL, each = g.channels / g.groups;
+    int64_t before = group * p.group_channels;
     for (int64_t j = 0; j < min_of(PANEL, each - in_group); j += STEP) {
         int64_t c = group * each + in_group + j, columns = min_of(STEP, each - in_group - j), at = index * PANEL + j;
         const float *panel = packed + index * p.depth * PANEL + j;
@@ -196,20 +207,20 @@ static void output_band(Geometry g, Plan p, const float *padded, const float *up
                 int64_t position = y * g.out[1] + x;
                 rows = next_rows(g.out[1] - x);
                 int64_t corner = y * g.stride[0] * p.padded[1] + x * g.stride[1];
-                Inputs in = {low + position * g.low_channels, up + position * g.up_channels,
-                             padded + corner * g.up_channels + group * p.group_channels, g.low_channels, g.up_channels,
+                Inputs in = {low + position * g.low_channels, up ? up + position * g.up_channels : NULL,
+                             padded + corner * g.up_channels + before, g.low_channels, g.up_channels,
                              g.stride[1] * g.up_channels, g.dilation[0] * p.padded[1] * g.up_channels,
-                             g.dilation[1] * g.up_channels};
+                             g.dilation[1] * g.up_channels, before};
                 const float *copied = columns == STEP && c >= g.made ? in.low + c - g.made : NULL;
                 output_rows(g, p, in, panel, copied, ends, relu, columns, out + position * g.channels + c, rows);
             }
     }
 }
 
-/* x: (N, H, W, u), what GWC reads; up: (N, H', W', u) and low: (N, H', W', l), what PWC1 and PWC2 read, all dense;
- * packed: [panels][l + u + taps * u / groups][PANEL], the panels of each group of GWC for themselves, where the last
- * C - made columns of PWC2 copy X_low; bias1, bias2, scale, shift: (C), (made), (C), (C), or NULL; geometry: 8 + 5 * 2
- * numbers in Geometry's order; out: (N, H', W', C); beta1: (N, C). Returns 0, or 1 without memory. */
+/* x: (N, H, W, u), what GWC reads; up: (N, H', W', u) and low: (N, H', W', l), what PWC1 and PWC2 read, all dense, and
+ * up NULL where there is a centre; packed: [panels][depth][PANEL], the panels of each group of GWC for themselves,
+ * where the last C - made columns of PWC2 copy X_low; bias1, bias2, scale, shift: (C), (made), (C), (C), or NULL;
+ * geometry: 8 + 5 * 2 + 1 numbers in Geometry's order; out: (N, H', W', C); beta1: (N, C). Returns 0, or 1 without memory. */
 int transform_fuse(const float *x, const float *up, const float *low, const float *packed, const float *bias1,
                    const float *bias2, const float *scale, const float *shift, const int64_t *geometry, int relu,
                    int threads, float *out, float *beta1) {
@@ -236,10 +247,11 @@ int transform_fuse(const float *x, const float *up, const float *low, const floa
             for (int64_t y = g.out[0] * band / bands; y < g.out[0] * (band + 1) / bands; y++) {
                 int64_t at = (n + k) * positions + y * g.out[1];
                 add_line(low + at * g.low_channels, g.out[1], g.low_channels, sums);
-                add_line(up + at * g.up_channels, g.out[1], g.up_channels, sums + g.low_channels);
+                if (up) add_line(up + at * g.up_channels, g.out[1], g.up_channels, sums + g.low_channels);
             }
             take_rows(g, p, x + (n + k) * g.height * g.width * g.up_channels, g.height * band / bands,
-                      g.height * (band + 1) / bands, padded + k * image, sums + g.low_channels + g.up_channels);
+                      g.height * (band + 1) / bands, padded + k * image,
+                      sums + g.low_channels + (up ? g.up_channels : 0));
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t k = 0; k < count; k++)
@@ -255,9 +267,9 @@ int transform_fuse(const float *x, const float *up, const float *low, const floa
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < count * bands * panels; i++) {
             int64_t k = i / (bands * panels), band = i / panels % bands, s = n + k;
-            output_band(g, p, padded + k * image, up + s * positions * g.up_channels, low + s * positions * g.low_channels,
-                        packed, i % panels, at_sample(all, k, panels * PANEL), relu, g.out[0] * band / bands,
-                        g.out[0] * (band + 1) / bands, out + s * positions * g.channels);
+            output_band(g, p, padded + k * image, up ? up + s * positions * g.up_channels : NULL,
+                        low + s * positions * g.low_channels, packed, i % panels, at_sample(all, k, panels * PANEL), relu,
+                        g.out[0] * band / bands, g.out[0] * (band + 1) / bands, out + s * positions * g.channels);
         }
     }
     free(padded);
