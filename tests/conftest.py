@@ -45,6 +45,24 @@ def _metafiles_are_read_once():
         yield
 
 
+@pytest.fixture(scope='module', params=['of this machine', 'any'])
+def instructions(request, tmp_path_factory):
+    """The vector registers that the kernels are written for: the widest that this machine has, or the narrowest."""
+    from mmscconv.ops import native
+
+    caches = (native.unavailable, native._build, native._library)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == 'any':
+            patch.setattr(native, 'OPTIONAL_FLAGS', ((),))
+            patch.setenv('MMSCCONV_CACHE_DIR', str(tmp_path_factory.mktemp('kernels')))
+            for cache in caches:
+                cache.cache_clear()
+        assert native.unavailable() is None
+        yield
+    for cache in caches:
+        cache.cache_clear()
+
+
 @pytest.fixture(scope='session')
 def real_data():
     """Folder with coco/, VOCdevkit/ and imagenet_mini/ in their standard layouts."""

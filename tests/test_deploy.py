@@ -13,7 +13,6 @@ from torch import nn
 import mmscconv.models
 from mmscconv import CRU, SRU, SCConv, ops
 from mmscconv.models import switch_to_deploy
-from mmscconv.ops import native
 from tools import ONE_WORKER, run_tool
 
 CONFIGS = ROOT / 'configs'
@@ -134,22 +133,6 @@ def test_weights_loaded_later_are_used():
         assert torch.equal(pickle.loads(pickle.dumps(first))(x), second(x))
 
 
-@pytest.fixture(scope='module', params=['of this machine', 'any'])
-def instructions(request, tmp_path_factory):
-    """The vector registers that the kernels are written for: the widest that this machine has, or the narrowest."""
-    caches = (native.unavailable, native._build, native._library)
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == 'any':
-            patch.setattr(native, 'OPTIONAL_FLAGS', ((),))
-            patch.setenv('MMSCCONV_CACHE_DIR', str(tmp_path_factory.mktemp('kernels')))
-            for cache in caches:
-                cache.cache_clear()
-        assert native.unavailable() is None
-        yield
-    for cache in caches:
-        cache.cache_clear()
-
-
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (5, 5), (31, 29)], ids=str)
 @pytest.mark.parametrize('channels', [8, 24, 64, 136])
 @pytest.mark.parametrize('n', [1, 3])
@@ -218,6 +201,10 @@ def test_inference_ops_are_registered_right():
     arguments = (up, up, up, *weights, None, None, None, None, None, 2, window, False)
     leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in arguments]
     torch.library.opcheck(torch.ops.mmscconv.transform_fuse.default, leaves, test_utils=kinds)
+    for own in (None, up):
+        out, beta1 = torch.ops.mmscconv.transform_fuse(up, own, up, *weights, *(None,) * 5, 2, window, False)
+        backward = (out, up, own, up, *weights, beta1, 2, window)
+        torch.library.opcheck(torch.ops.mmscconv.transform_fuse_backward.default, backward)
 
 
 @pytest.mark.parametrize('scconv', [{}, {'inner_norm': True, 'alpha': 0.75, 'low_squeeze': 'output'}], ids=str)

@@ -63,7 +63,8 @@ class CRU(nn.Module):
     Attributes:
         output_is_kept: Set it where a layer follows that keeps its input for
             backward and does not change it, as a norm: memory of the size of the
-            output is saved. False by default, for an in-place activation.
+            output is saved where the fuse is done by itself. False by default, for
+            an in-place activation.
 
     Shape:
         Input (N, C1, H, W) or (C1, H, W); output as ``nn.Conv2d``'s with C2 channels.
@@ -188,17 +189,12 @@ class CRU(nn.Module):
         return commute and not torch.is_autocast_enabled('cpu')
 
     def _transforms_at_once(self, x_up: Tensor, x_low: Tensor) -> bool:
-        """Whether one kernel can do GWC, PWC1, PWC2 and fuse; in training, it keeps the output for backward."""
+        """Whether one kernel can do GWC, PWC1, PWC2 and fuse."""
         gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
         if gwc is None or pwc1 is None or pwc2 is None or self.norm1 is not None or _hooked(gwc, pwc1, pwc2):
             return False
         weights = gwc.weight, pwc1.weight, pwc2.weight
-        if not ops.fits(x_up, *weights) or not ops.fits(x_low) or torch.is_autocast_enabled('cpu'):
-            return False
-        if not torch.is_grad_enabled():
-            return True
-        # 'same' puts the odd zero of an even kernel on one side.
-        return self.output_is_kept and self.padding != 'same'
+        return ops.fits(x_up, *weights) and ops.fits(x_low) and not torch.is_autocast_enabled('cpu')
 
     def _transformed(self, x_up: Tensor, x_low: Tensor) -> Tensor:
         gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2

@@ -16,7 +16,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812, the field's name for it
@@ -28,7 +30,7 @@ SOURCES = Path(__file__).parent / 'csrc'
 PANEL = 32  # as csrc/gemm.h has it
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # NaN and infinity keep their meaning: no -ffast-math. gnu11 and not c11, which rules out fused multiply-adds.
-FLAGS = ('-O3', '-std=gnu11', '-shared', '-fPIC', '-fno-math-errno', '-fno-trapping-math')
+FLAGS = ('-O3', '-std=gnu11', '-fPIC', '-fno-math-errno', '-fno-trapping-math')
 # In order of preference: a compiler may lack OpenMP, or not know the machine it runs on.
 OPTIONAL_FLAGS = (('-march=native', '-fopenmp'), ('-march=native', '-fopenmp-simd'), ())
 
@@ -41,6 +43,7 @@ _ARGUMENTS = {
     'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 5, _DOUBLE, _FLOAT, _INT, *[_LONG] * 5, _INT, *[_POINTER] * 4],
     'sru_squeeze_backward': [*[_POINTER] * 9, *[_LONG] * 4, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 5],
     'transform_fuse': [*[_POINTER] * 9, _INT, _INT, *[_POINTER] * 2],
+    'transform_fuse_backward': [*[_POINTER] * 7, _INT, *[_POINTER] * 4],
     'fuse_backward': [_POINTER] * 2
     + [_INT]
     + [_POINTER] * 3
@@ -80,17 +83,29 @@ def _build() -> Path | str:
         return f'{error}: name a folder that can be written in MMSCCONV_CACHE_DIR'
     try:
         for optional in OPTIONAL_FLAGS:
-            command = [compiler, *FLAGS, *optional, *map(str, sources), '-o', str(scratch / name), '-lm']
-            run = subprocess.run(command, capture_output=True, text=True)
-            if run.returncode == 0:
+            message = _compile([compiler, *FLAGS, *optional], sources, scratch / name)
+            if message is None:
                 # At once, for several processes may compile at the same time.
                 (scratch / name).replace(folder / name)
                 return folder / name
-        return f'{compiler} failed: {run.stderr.strip() or "no message"}'
+        return f'{compiler} failed: {message}'
     except OSError as error:
         return f'{compiler} failed: {error}'
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _compile(command: Sequence[str], sources: Sequence[Path], library: Path) -> str | None:
+    """Write the library; return the compiler's message if it fails."""
+
+    def run(*arguments: object) -> str | None:
+        done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
+        return None if done.returncode == 0 else done.stderr.strip() or 'no message'
+
+    objects = [library.with_name(f'{source.stem}.o') for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        messages = list(pool.map(lambda pair: run('-c', pair[0], '-o', pair[1]), zip(sources, objects, strict=True)))
+    return next(filter(None, messages), None) or run('-shared', *objects, '-o', library, '-lm')
 
 
 def cache_folder() -> Path:
@@ -300,25 +315,73 @@ def transform_fuse(
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.pointwise.transform_fuse`; also beta1, (N, C)."""
-    if up is not None and up.shape[2:] != low.shape[2:]:
-        raise ValueError(f"both inputs of the 1x1 convolutions have the output's size, got {up.shape} and {low.shape}")
-    centre = centre_of(window) if up is None else None
-    if up is None and centre is None:
-        raise ValueError(f'no tap of the window {tuple(window)} is at the place of its output: PWC1 needs an input')
-    x_up, low = (as_dense(t, torch.channels_last) for t in (x_up, low))
-    up = None if up is None else as_dense(up, torch.channels_last)
+    centre = _centre(up, low, window)
+    x_up, up, low = _inputs(x_up, up, low)
     if packed_weights is None:
         packed_weights = packed_transform(gwc, pwc1, pwc2, groups, centre)
-    n, u, h, w = x_up.shape
-    out = torch.empty(n, len(gwc), *low.shape[2:], dtype=torch.float32, memory_format=torch.channels_last)
-    beta1 = torch.empty(n, len(gwc), dtype=torch.float32)
-    numbers = (n, h, w, u, low.shape[1], len(gwc), len(pwc2), groups, *window, *low.shape[2:])
-    geometry = (ctypes.c_int64 * (len(numbers) + 1))(*numbers, -1 if centre is None else centre)
+    out = torch.empty(len(low), len(gwc), *low.shape[2:], dtype=torch.float32, memory_format=torch.channels_last)
+    beta1 = torch.empty(len(low), len(gwc), dtype=torch.float32)
+    geometry = _geometry(x_up, low, len(gwc), len(pwc2), groups, window, centre)
     _call(
         'transform_fuse', x_up, up, low, packed_weights, bias1, bias2, scale, shift, geometry, relu,
         torch.get_num_threads(), out, beta1,
     )  # fmt: skip
     return out, beta1
+
+
+def transform_fuse_backward(
+    grad: Tensor,
+    x_up: Tensor,
+    up: Tensor | None,
+    low: Tensor,
+    gwc: Tensor,
+    pwc1: Tensor,
+    pwc2: Tensor,
+    beta1: Tensor,
+    groups: int,
+    window: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`mmscconv.ops.pointwise.transform_fuse`; the gradient of ``up`` is empty where that is None."""
+    centre = _centre(up, low, window)
+    x_up, up, low = _inputs(x_up, up, low)
+    grad = as_dense(grad, torch.channels_last)
+    weights = transform_rows(gwc, pwc1, pwc2, groups, centre, PANEL)
+    grad_x_up, grad_low = torch.empty_like(x_up), torch.empty_like(low)
+    grad_up = None if up is None else torch.empty_like(up)
+    grad_weights = torch.empty_like(weights)
+    geometry = _geometry(x_up, low, len(gwc), len(pwc2), groups, window, centre)
+    _call(
+        'transform_fuse_backward', grad, x_up, up, low, weights, beta1, geometry, torch.get_num_threads(), grad_x_up,
+        grad_up, grad_low, grad_weights,
+    )  # fmt: skip
+    grads = _weights_of_rows(grad_weights, gwc, pwc1, pwc2, groups, centre)
+    return grad_x_up, x_up.new_empty(0) if grad_up is None else grad_up, grad_low, *grads
+
+
+def _centre(up: Tensor | None, low: Tensor, window: Sequence[int]) -> int | None:
+    """Return the tap that does PWC1 as well, or None where PWC1 has an input of its own."""
+    if up is not None:
+        if up.shape[2:] != low.shape[2:]:
+            raise ValueError(f"the 1x1 convolutions' inputs have the output's size, got {up.shape} and {low.shape}")
+        return None
+    centre = centre_of(window)
+    if centre is None:
+        raise ValueError(f'no tap of the window {tuple(window)} is at the place of its output: PWC1 needs an input')
+    return centre
+
+
+def _inputs(x_up: Tensor, up: Tensor | None, low: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    x_up, low = (as_dense(t, torch.channels_last) for t in (x_up, low))
+    return x_up, None if up is None else as_dense(up, torch.channels_last), low
+
+
+def _geometry(
+    x_up: Tensor, low: Tensor, channels: int, made: int, groups: int, window: Sequence[int], centre: int | None
+) -> ctypes.Array[ctypes.c_int64]:
+    """Return the numbers of csrc/transform.h's Geometry."""
+    n, u, h, w = x_up.shape
+    numbers = (n, h, w, u, low.shape[1], channels, made, groups, *window, *low.shape[2:])
+    return (ctypes.c_int64 * (len(numbers) + 1))(*numbers, -1 if centre is None else centre)
 
 
 def centre_of(window: Sequence[int]) -> int | None:
@@ -331,18 +394,77 @@ def centre_of(window: Sequence[int]) -> int | None:
 
 
 def packed_transform(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> Tensor:
-    """Return the weights of a CRU's transform as :func:`packed` does.
+    """Return the weights of a CRU's transform as :func:`packed` does."""
+    return packed(transform_rows(gwc, pwc1, pwc2, groups, centre), groups)
 
-    Each output channel has what PWC2, PWC1 and the GWC's taps multiply, one after
-    the other; PWC2's part is the identity where X_low itself is Y2. PWC1 is part of
-    the tap ``centre`` where that is given, which then sees all channels.
+
+def transform_rows(
+    gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre: int | None, multiple: int = 1
+) -> Tensor:
+    """Return a row (K) for each output channel: what PWC2, PWC1 and the GWC's taps multiply, one after the other.
+
+    PWC2's part is the identity where X_low itself is Y2. PWC1 is part of the tap
+    ``centre`` where that is given, which then sees all channels. Zeros fill up K to a
+    ``multiple``.
     """
-    copied = torch.eye(pwc2.shape[1], dtype=pwc2.dtype, device=pwc2.device)[: len(gwc) - len(pwc2)]
-    taps = list(gwc.flatten(2).unbind(2))
-    first = [torch.cat((pwc2.flatten(1), copied))]
-    if centre is None:
-        first.append(pwc1.flatten(1))
-    else:
-        # Of each group's channels, the centre of the GWC multiplies a block of PWC1's.
-        taps[centre] = pwc1.flatten(1) + torch.block_diag(*taps[centre].chunk(groups))
-    return packed(torch.cat((*first, *taps), dim=1), groups)
+    parts = _Parts.of(gwc, pwc2, groups, centre)
+    gwc, pwc1, pwc2 = gwc.detach(), pwc1.detach(), pwc2.detach()
+    rows = gwc.new_zeros(len(gwc), -(-parts.end // multiple) * multiple)
+    rows[: len(pwc2), parts.pwc2] = pwc2.flatten(1)
+    rows[len(pwc2) :, parts.pwc2].fill_diagonal_(1)
+    rows[:, parts.pwc1] = pwc1.flatten(1)
+    taps = gwc.permute(0, 2, 3, 1).flatten(1)  # tap by tap: without a copy where the weights lie channels last
+    rows[:, parts.before] = taps[:, : parts.taps_before]
+    rows[:, parts.after] = taps[:, parts.taps_after :]
+    if centre is not None:
+        _blocks(rows[:, parts.pwc1], groups).add_(_blocks_of_tap(taps[:, parts.taps_before : parts.taps_after], groups))
+    return rows
+
+
+def _weights_of_rows(
+    rows: Tensor, gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what of gradients of :func:`transform_rows` belongs to each weight, in its shape; GWC's channels last."""
+    parts = _Parts.of(gwc, pwc2, groups, centre)
+    c, each, height, width = gwc.shape
+    taps = rows.new_empty(c, height, width, each)
+    flat = taps.view(c, -1)
+    flat[:, : parts.taps_before] = rows[:, parts.before]
+    flat[:, parts.taps_after :] = rows[:, parts.after]
+    if centre is not None:
+        tap = flat[:, parts.taps_before : parts.taps_after]
+        _blocks_of_tap(tap, groups).copy_(_blocks(rows[:, parts.pwc1], groups))
+    of_pwc1, of_pwc2 = rows[:, parts.pwc1].clone(), rows[: len(pwc2), parts.pwc2].clone()
+    return taps.permute(0, 3, 1, 2), of_pwc1.view(pwc1.shape), of_pwc2.view(pwc2.shape)
+
+
+class _Parts(NamedTuple):
+    """The columns of :func:`transform_rows`; GWC's taps lie in two parts, before and after what is done with PWC1."""
+
+    pwc2: slice
+    before: slice
+    pwc1: slice
+    after: slice
+    taps_before: int  # columns of GWC's own, (taps, u / g)
+    taps_after: int
+    end: int
+
+    @classmethod
+    def of(cls, gwc: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> _Parts:
+        each, low = gwc.shape[1], pwc2.shape[1]
+        before = 0 if centre is None else centre * each
+        after = before if centre is None else before + each
+        pwc1 = low + before
+        tail = pwc1 + groups * each
+        end = tail + gwc[0].numel() - after
+        return cls(slice(low), slice(low, pwc1), slice(pwc1, tail), slice(tail, end), before, after, end)
+
+
+def _blocks(rows: Tensor, groups: int) -> Tensor:
+    """Return of (C, u) the blocks that belong to GWC's groups, (C / g, u / g, g)."""
+    return rows.unflatten(0, (groups, -1)).unflatten(2, (groups, -1)).diagonal(dim1=0, dim2=2)
+
+
+def _blocks_of_tap(tap: Tensor, groups: int) -> Tensor:
+    """Return a tap, (C, u / g), in the order of :func:`_blocks`."""
+    return tap.unflatten(0, (groups, -1)).permute(1, 2, 0)

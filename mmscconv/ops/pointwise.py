@@ -87,8 +87,7 @@ def transform_fuse(
 ) -> Tensor:
     """Return ``fuse(gwc(x_up), low, pwc1(up), pwc2(low), *affine)``, of which only the result is written.
 
-    The result is kept for backward, so that nobody may write into it before. Biases, affine and
-    ReLU are for inference only; so is a padding that is not the same on both sides.
+    Only the inputs are kept for backward. Biases, affine and ReLU are for inference only.
 
     Args:
         x_up: (N, u, H, W), the GWC's input.
@@ -125,9 +124,15 @@ torch.library.define(
     '(Tensor x_up, Tensor? up, Tensor low, Tensor gwc, Tensor pwc1, Tensor pwc2, Tensor? packed, Tensor? bias1,'
     ' Tensor? bias2, Tensor? scale, Tensor? shift, int groups, int[] window, bool relu) -> (Tensor, Tensor)',
 )
+torch.library.define(
+    'mmscconv::transform_fuse_backward',
+    '(Tensor grad, Tensor x_up, Tensor? up, Tensor low, Tensor gwc, Tensor pwc1, Tensor pwc2, Tensor beta1, int groups,'
+    ' int[] window) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+)
 torch.library.impl('mmscconv::sru_squeeze', 'cpu')(native.sru_squeeze)
 torch.library.impl('mmscconv::sru_squeeze_backward', 'cpu')(native.sru_squeeze_backward)
 torch.library.impl('mmscconv::transform_fuse', 'cpu')(native.transform_fuse)
+torch.library.impl('mmscconv::transform_fuse_backward', 'cpu')(native.transform_fuse_backward)
 
 
 @torch.library.register_fake('mmscconv::sru_squeeze')
@@ -171,39 +176,30 @@ def _squeeze_backward(ctx: Any, grad_up: Tensor, grad_low: Tensor, *_: Tensor | 
 torch.library.register_autograd('mmscconv::sru_squeeze', _squeeze_backward, setup_context=_keep_for_squeeze)
 
 
+@torch.library.register_fake('mmscconv::transform_fuse_backward')
+def _transform_fuse_backward_fake(_: Tensor, x_up: Tensor, up: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
+    inputs = [
+        x_up.new_empty(0) if t is None else torch.empty(t.shape, device=t.device, memory_format=torch.channels_last)
+        for t in (x_up, up, others[0])
+    ]
+    gwc, *pointwise = others[1:4]
+    grad_gwc = torch.empty(gwc.shape, device=gwc.device, memory_format=torch.channels_last)
+    return *inputs, grad_gwc, *(torch.empty(t.shape, device=t.device) for t in pointwise)
+
+
 def _keep_for_transform(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x_up, up, low, gwc, pwc1, pwc2, _, *folded, ctx.groups, ctx.window, relu = inputs
     ctx.folded = relu or any(t is not None for t in folded)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x_up, up, low, gwc, pwc1, pwc2, *output)
+    ctx.save_for_backward(x_up, up, low, gwc, pwc1, pwc2, output[1])
 
 
 def _transform_backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if ctx.folded:
         raise RuntimeError(FOR_INFERENCE)
-    x_up, up, low, gwc, pwc1, pwc2, out, beta1 = ctx.saved_tensors
-    window = ctx.window[2:]
-    made = torch.conv2d(low, pwc2)  # cheaper to compute again than to keep
-    grad1, grad_made, grad_low = torch.ops.mmscconv.fuse_backward(grad, out, True, low, made, beta1, 'native')
-
-    def convolution_backward(
-        grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        both = [True, True, False]
-        done = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, both
-        )
-        return done[0], done[1]
-
-    pointwise = [1, 1], [0, 0], [1, 1]
-    grad_x_up, grad_gwc = convolution_backward(grad1, x_up, gwc, window[:2], window[2:4], window[4:], ctx.groups)
-    grad_of_up, grad_pwc1 = convolution_backward(grad1, x_up if up is None else up, pwc1, *pointwise)
-    grad_up: Tensor | None = grad_of_up
-    if up is None:
-        grad_x_up, grad_up = grad_x_up + grad_of_up, None
-    grad_more, grad_pwc2 = convolution_backward(grad_made, low, pwc2, *pointwise)
-    grads = grad_x_up, grad_up, grad_low + grad_more, grad_gwc, grad_pwc1, grad_pwc2
-    return *grads, *(None for _ in range(8))
+    saved = ctx.saved_tensors
+    grad_x_up, grad_up, *grads = torch.ops.mmscconv.transform_fuse_backward(grad, *saved, ctx.groups, ctx.window)
+    return grad_x_up, None if saved[1] is None else grad_up, *grads, *(None for _ in range(8))
 
 
 torch.library.register_autograd('mmscconv::transform_fuse', _transform_backward, setup_context=_keep_for_transform)

@@ -60,16 +60,21 @@ static inline __attribute__((always_inline)) void store(float *out, const Vec *s
     if (columns >= STEP) {
         *(Vec *)out = sum[0];
         *(Vec *)(out + LANES) = sum[1];
+    } else if (columns == LANES) {
+        *(Vec *)out = sum[0];
     } else {
         memcpy(out, sum, columns * sizeof(float));
     }
 }
 
 
-static inline __attribute__((always_inline)) void tile(const float *a, int64_t stride, const float *panel,
-                                                       int64_t depth, float *out, int64_t out_stride, int64_t columns,
-                                                       const int rows, const int vectors) {
+static inline __attribute__((always_inline)) void tile(const float *start, const float *a, int64_t stride,
+                                                       const float *panel, int64_t depth, float *out,
+                                                       int64_t out_stride, int64_t columns, const int rows,
+                                                       const int vectors) {
     Sums sum = {0};
+    if (start)
+        for (int r = 0; r < rows; r++) load(sum[r], start, columns);
     accumulate(sum, a, stride, 1, panel, PANEL, depth, rows, vectors);
     for (int r = 0; r < rows; r++) store(out + r * out_stride, sum[r], columns);
 }
@@ -99,19 +104,25 @@ static inline int64_t next_rows(int64_t left) {
     return (left + tiles - 1) / tiles;
 }
 
-static __attribute__((noinline)) void gemm(const float *a, int64_t stride, int64_t rows, const float *packed,
-                                           int64_t depth, int64_t columns, float *out, int64_t out_stride) {
+/* start: what each row starts from, or NULL for zeros. */
+static __attribute__((noinline)) void gemm(const float *start, const float *a, int64_t stride, int64_t rows,
+                                           const float *packed, int64_t depth, int64_t columns, float *out,
+                                           int64_t out_stride) {
     for (int64_t j = 0; j < columns; j += STEP) {
         const float *panel = packed + j / PANEL * PANEL * depth + j % PANEL;
         for (int64_t r = 0, count; r < rows; r += count) {
             count = next_rows(rows - r);
-#define TILE(R)                                                                                             \
-    if (columns - j > LANES)                                                                                \
-        tile(a + r * stride, stride, panel, depth, out + r * out_stride + j, out_stride, columns - j, R, 2); \
-    else                                                                                                    \
-        tile(a + r * stride, stride, panel, depth, out + r * out_stride + j, out_stride, columns - j, R, 1)
+#define TILE_OF(R, VECTORS)                                                                                       \
+    tile(start ? start + j : NULL, a + r * stride, stride, panel, depth, out + r * out_stride + j, out_stride, \
+         columns - j, R, VECTORS)
+#define TILE(R)             \
+    if (columns - j > LANES) \
+        TILE_OF(R, 2);      \
+    else                    \
+        TILE_OF(R, 1)
             FOR_ROWS_OF_TILE(count, TILE)
 #undef TILE
+#undef TILE_OF
         }
     }
 }

@@ -45,13 +45,13 @@ int sru_squeeze(const float *x, const float *scale, const float *shift, const fl
             float *reconstructed = scratch + thread_number() * room, *means = reconstructed + step * channels;
             int64_t at = (n + k) * positions + first, depth = channels - cut;
             gate_chunk(s, g, x + at * channels, 0, rows, all[k], reconstructed);
-            gemm(reconstructed, channels, rows, up, cut, squeezed_up, out_up + at * squeezed_up, squeezed_up);
+            gemm(NULL, reconstructed, channels, rows, up, cut, squeezed_up, out_up + at * squeezed_up, squeezed_up);
             if (pooled) {
                 pool_lines(reconstructed + cut, width, channels, depth, rows / width, pool_width, means);
-                gemm(means, depth, columns, low, depth, squeezed_low,
+                gemm(NULL, means, depth, columns, low, depth, squeezed_low,
                      out_low + ((n + k) * blocks + i % blocks) * columns * squeezed_low, squeezed_low);
             } else {
-                gemm(reconstructed + cut, channels, rows, low, depth, squeezed_low, out_low + at * squeezed_low,
+                gemm(NULL, reconstructed + cut, channels, rows, low, depth, squeezed_low, out_low + at * squeezed_low,
                      squeezed_low);
             }
         }
@@ -88,9 +88,9 @@ typedef struct {
 
 /* The gradient of X^w at `rows` positions from `at` on, counted over all samples. */
 static void reconstructed_grad(Shape s, Squeezes q, int64_t at, int64_t rows, float *grad) {
-    gemm(q.grad_up + at * q.squeezed_up, q.squeezed_up, rows, q.up, q.squeezed_up, q.cut, grad, s.channels);
-    gemm(q.grad_low + at * q.squeezed_low, q.squeezed_low, rows, q.low, q.squeezed_low, s.channels - q.cut, grad + q.cut,
-         s.channels);
+    gemm(NULL, q.grad_up + at * q.squeezed_up, q.squeezed_up, rows, q.up, q.squeezed_up, q.cut, grad, s.channels);
+    gemm(NULL, q.grad_low + at * q.squeezed_low, q.squeezed_low, rows, q.low, q.squeezed_low, s.channels - q.cut,
+         grad + q.cut, s.channels);
 }
 
 /* What sru_squeeze's inputs get of the gradients (N, squeezed_up, H*W) and (N, squeezed_low, H*W) of its outputs. The

@@ -4,89 +4,10 @@
  * The fuse's weights come from means over the positions, and a convolution's mean is the convolution of the means of
  * what each of its taps sees: they are known before the first output is. A tile of outputs is then summed up in
  * registers: Y2, times beta2 / beta1, plus Y1, times beta1. */
-#include "gemm.h"
+#include "transform.h"
 
 /* Beyond it one of both weights is 0 next to the other in float, and their ratio stays far from its ends. */
 #define LARGEST_DIFFERENCE 40.0f
-
-typedef struct {
-    int64_t samples, height, width, up_channels, low_channels, channels, made, groups;
-    int64_t kernel[2], stride[2], padding[2], dilation[2], out[2]; /* vertical, horizontal */
-    int64_t centre; /* the tap at whose place PWC1 reads, or -1 where it has an input of its own */
-} Geometry;
-
-/* Where things lie in a panel of weights and in a row of means: what PWC2, PWC1 and GWC see. At the centre, GWC and
- * PWC1 together are one tap that sees all channels. */
-typedef struct {
-    int64_t taps, depth, means;          /* depth: of a panel; means: of a row */
-    int64_t group_channels, panels_each; /* of a group: the channels that its taps see, its panels */
-    int64_t padded[2];
-} Plan;
-
-static Plan plan_of(Geometry g) {
-    int64_t taps = g.kernel[0] * g.kernel[1], each = g.up_channels / g.groups;
-    int64_t depth = g.low_channels + g.up_channels + (taps - (g.centre >= 0)) * each;
-    int64_t means = g.low_channels + (taps + (g.centre < 0)) * g.up_channels;
-    Plan p = {taps, depth, means, each, panels_of(g.channels / g.groups), {0}};
-    for (int i = 0; i < 2; i++)
-        p.padded[i] = (g.out[i] - 1) * g.stride[i] + (g.kernel[i] - 1) * g.dilation[i] + 1;
-    return p;
-}
-
-/* The sum of `rows` vectors that lie `stride` apart: in float, for these are at most one line of an image. */
-static inline Vec sum_of_rows(const float *x, int64_t stride, int64_t rows, int64_t width) {
-    Vec even = {0}, odd = {0}; /* two chains of additions */
-    int64_t r = 0;
-    if (width < LANES) {
-        float line[LANES] = {0};
-        for (; r < rows; r++)
-            for (int64_t i = 0; i < width; i++) line[i] += x[r * stride + i];
-        return *(Vec *)line;
-    }
-    for (; r + 2 <= rows; r += 2) {
-        even += *(const Vec *)(x + r * stride);
-        odd += *(const Vec *)(x + (r + 1) * stride);
-    }
-    return r < rows ? even + *(const Vec *)(x + r * stride) + odd : even + odd;
-}
-
-static inline void add_to(double *sums, Vec line, int64_t width) {
-    for (int64_t i = 0; i < min_of(LANES, width); i++) sums[i] += line[i];
-}
-
-static void add_line(const float *x, int64_t positions, int64_t channels, double *sums) {
-    for (int64_t c = 0; c < channels; c += LANES)
-        add_to(sums + c, sum_of_rows(x + c, channels, positions, channels - c), channels - c);
-}
-
-/* Along axis i, the first output position whose tap number `tap` sees an input position >= `position`. */
-static int64_t first_reaching(Geometry g, int i, int64_t tap, int64_t position) {
-    int64_t distance = position + g.padding[i] - tap * g.dilation[i];
-    return distance <= 0 ? 0 : min_of(g.out[i], (distance + g.stride[i] - 1) / g.stride[i]);
-}
-
-/* Of one sample, the input rows [first, last): copied into their place in the padded image, and added to the sums of
- * what each tap sees, [taps][up_channels]. */
-static void take_rows(Geometry g, Plan p, const float *x, int64_t first, int64_t last, float *padded, double *sums) {
-    int64_t u = g.up_channels, left = g.padding[1], columns = min_of(g.width, p.padded[1] - left);
-    for (int64_t y = first; y < min_of(last, p.padded[0] - g.padding[0]); y++) {
-        const float *row = x + y * g.width * u;
-        if (columns > 0)
-            memcpy(padded + ((y + g.padding[0]) * p.padded[1] + left) * u, row, columns * u * sizeof(float));
-        for (int64_t kx = 0; kx < g.kernel[1]; kx++) {
-            int64_t from = first_reaching(g, 1, kx, 0), to = first_reaching(g, 1, kx, g.width);
-            const float *seen = row + (from * g.stride[1] + kx * g.dilation[1] - left) * u;
-            for (int64_t c = 0; c < u && from < to; c += LANES) {
-                Vec line = sum_of_rows(seen + c, g.stride[1] * u, to - from, u - c);
-                for (int64_t ky = 0; ky < g.kernel[0]; ky++) {
-                    int64_t top = y + g.padding[0] - ky * g.dilation[0];
-                    if (top >= 0 && top % g.stride[0] == 0 && top / g.stride[0] < g.out[0])
-                        add_to(sums + (ky * g.kernel[1] + kx) * u + c, line, u - c);
-                }
-            }
-        }
-    }
-}
 
 /* What the panels of one sample end in: out = (Y2 * ratio + Y1) * factor + offset, [panels * PANEL] each. */
 typedef struct {
@@ -228,7 +149,7 @@ int transform_fuse(const float *x, const float *up, const float *low, const floa
     memcpy(&g, geometry, sizeof g);
     Plan p = plan_of(g);
     int64_t positions = g.out[0] * g.out[1], panels = g.groups * p.panels_each;
-    int64_t bands = max_of(1, min_of(g.out[0], positions * g.channels / CHUNK_VALUES));
+    int64_t bands = bands_of(g);
     int64_t at_once = block_samples((Shape){g.samples, g.channels, positions, 1});
     int64_t image = p.padded[0] * p.padded[1] * g.up_channels;
     float *padded = calloc(at_once * image, sizeof(float));
@@ -239,27 +160,8 @@ int transform_fuse(const float *x, const float *up, const float *low, const floa
     Ends all = {ends, ends + at_once * panels * PANEL, ends + 2 * at_once * panels * PANEL};
     for (int64_t n = 0; n < g.samples && !failed; n += at_once) {
         int64_t count = min_of(at_once, g.samples - n);
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t i = 0; i < count * bands; i++) {
-            int64_t k = i / bands, band = i % bands;
-            double *sums = parts + i * p.means;
-            memset(sums, 0, p.means * sizeof(double));
-            for (int64_t y = g.out[0] * band / bands; y < g.out[0] * (band + 1) / bands; y++) {
-                int64_t at = (n + k) * positions + y * g.out[1];
-                add_line(low + at * g.low_channels, g.out[1], g.low_channels, sums);
-                if (up) add_line(up + at * g.up_channels, g.out[1], g.up_channels, sums + g.low_channels);
-            }
-            take_rows(g, p, x + (n + k) * g.height * g.width * g.up_channels, g.height * band / bands,
-                      g.height * (band + 1) / bands, padded + k * image,
-                      sums + g.low_channels + (up ? g.up_channels : 0));
-        }
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t k = 0; k < count; k++)
-            for (int64_t i = 0; i < p.means; i++) {
-                double total = 0;
-                for (int64_t band = 0; band < bands; band++) total += parts[(k * bands + band) * p.means + i];
-                mean[k * p.means + i] = (float)(total / (double)positions);
-            }
+        see(g, p, x + n * g.height * g.width * g.up_channels, up ? up + n * positions * g.up_channels : NULL,
+            low + n * positions * g.low_channels, count, bands, threads, padded, parts, mean);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < count * panels; i++)
             finish_panel(g, p, packed, i % panels, mean + i / panels * p.means, bias1, bias2, scale, shift,
