@@ -124,7 +124,8 @@ def test_one_branch(alpha, gone, left):
     x = torch.randn(2, 8, 7, 7)
     cru.eval()
     branch = 0 if left == 'up' else 1
-    assert torch.equal(cru(x), getattr(cru, f'transform_{left}')(cru.squeeze(x)[branch])[branch])
+    squeezed = getattr(cru, f'norm_{left}')(cru.squeeze(x)[branch])
+    assert torch.equal(cru(x), getattr(cru, f'transform_{left}')(squeezed)[branch])
     cru.train()(x).sum().backward()
     assert all(p.grad is not None for p in cru.parameters())
 

@@ -184,7 +184,7 @@ def test_inference_ops_are_registered_right():
     x = torch.randn(2, 8, 4, 3).contiguous(memory_format=torch.channels_last)
     affine, weight = torch.rand(8), torch.randn(2, 4, 1, 1)
     settings = (affine, affine, 4, 1e-5, 0.0, False)
-    arguments = (x, *settings, weight, torch.randn(3, 4, 1, 1), None, None, (1, 1))
+    arguments = (x, *settings, weight, torch.randn(3, 4, 1, 1), torch.randn(2), torch.randn(3), None, None, (1, 1))
     up, low, mean, rstd = torch.ops.mmscconv.sru_squeeze(*arguments)
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, arguments)
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, (*arguments[:-1], (2, 2)))
@@ -202,8 +202,11 @@ def test_inference_ops_are_registered_right():
     leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in arguments]
     torch.library.opcheck(torch.ops.mmscconv.transform_fuse.default, leaves, test_utils=kinds)
     for own in (None, up):
-        out, beta1 = torch.ops.mmscconv.transform_fuse(up, own, up, *weights, *(None,) * 5, 2, window, False)
-        backward = (out, up, own, up, *weights, beta1, 2, window)
+        biases = (None, None) if own is None else (torch.randn(8), torch.randn(4))
+        out, beta1 = torch.ops.mmscconv.transform_fuse(
+            up, own, up, *weights, None, *biases, None, None, 2, window, False
+        )
+        backward = (out, up, own, up, *weights, *biases, beta1, 2, window)
         torch.library.opcheck(torch.ops.mmscconv.transform_fuse_backward.default, backward)
 
 

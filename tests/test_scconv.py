@@ -217,21 +217,27 @@ def test_layers_need_torch_alone():
         {'kernel_size': (1, 5), 'padding': 0},
         {'stride': (3, 1), 'padding': (0, 2)},
         {'alpha': 0.75, 'gwc_groups': 1, 'low_squeeze': 'output', 'stride': 2},
+        {'inner_norm': True, 'stride': 2, 'padding': 0},
     ],
     ids=str,
 )
 @pytest.mark.parametrize('output_is_kept', [False, True], ids=['', 'output-kept'])
-def test_gradients_of_the_kernels_in_channels_last(settings, output_is_kept, monkeypatch):
+@pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
+def test_gradients_of_the_kernels_in_channels_last(settings, output_is_kept, training, monkeypatch):
     """Where one kernel does SRU and squeezes, one GWC to fuse where its output is kept, and backward computes again."""
     called, call = [], native._call
     monkeypatch.setattr(native, '_call', lambda name, *arguments: (called.append(name), call(name, *arguments)))
     settings = {'kernel_size': 3, 'padding': 1, **settings}
-    conv = SCConv(24, 24, backend='native', **settings)
+    conv = SCConv(24, 24, backend='native', **settings).train(training)
     conv.cru.output_is_kept = output_is_kept
     for p in conv.parameters():
         nn.init.normal_(p, 0.3, 0.5)
+    for m in conv.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.running_mean)
+            nn.init.uniform_(m.running_var, 0.5, 2.0)
     conv.sru.requires_grad_(settings.get('gate') != 'hard')
-    reference = SCConv(24, 24, backend='plain', **settings).double()
+    reference = SCConv(24, 24, backend='plain', **settings).double().train(training)
     reference.load_state_dict(conv.state_dict())
     x = torch.randn(3, 24, 9, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
     leaf = x.detach().double().requires_grad_()
@@ -239,7 +245,7 @@ def test_gradients_of_the_kernels_in_channels_last(settings, output_is_kept, mon
     upstream = torch.randn_like(y)
     y.backward(upstream)
     want.backward(upstream.double())
-    at_once = not settings.get('inner_norm')
+    at_once = not settings.get('inner_norm') or not training  # norms in eval mode are folded
     assert called[:2] == ['sru_squeeze', 'transform_fuse' if at_once else 'fuse_forward']
     assert called[-2:] == ['transform_fuse_backward' if at_once else 'fuse_backward', 'sru_squeeze_backward']
     torch.testing.assert_close(x.grad, leaf.grad.float(), rtol=1e-4, atol=1e-4)

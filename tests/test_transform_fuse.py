@@ -18,9 +18,9 @@ WINDOWS = {
 }
 
 
-def tensors(channels, groups, window, size, n, l_share=4):
-    """x_up, up or None, low and the three weights, leaves that require gradients."""
-    u, low = 8 * groups if channels % 16 else channels // 4, channels // l_share
+def tensors(channels, groups, window, size, n, biased=True):
+    """x_up, up or None, low, the three weights and two biases or None, leaves that require gradients."""
+    u, low = 8 * groups if channels % 16 else channels // 4, channels // 4
     pool = AlignedAvgPool2d(*window)
     x_up = torch.randn(n, u, *size)
     out = pool(x_up).shape[2:]
@@ -31,13 +31,14 @@ def tensors(channels, groups, window, size, n, l_share=4):
         torch.randn(channels, u, 1, 1),
         torch.randn(channels - low, low, 1, 1),
     ]
-    return [None if t is None else t.mul_(0.5).requires_grad_() for t in (*inputs, *weights)]
+    biases = [torch.randn(channels), torch.randn(channels - low)] if biased else [None, None]
+    return [None if t is None else t.mul_(0.5).requires_grad_() for t in (*inputs, *weights, *biases)]
 
 
-def by_equations(x_up, up, low, gwc, pwc1, pwc2, window):
+def by_equations(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, window):
     groups, _, stride, padding, dilation = window
-    y1 = F.conv2d(x_up, gwc, None, stride, padding, dilation, groups) + F.conv2d(x_up if up is None else up, pwc1)
-    y2 = torch.cat((F.conv2d(low, pwc2), low), dim=1)
+    y1 = F.conv2d(x_up, gwc, bias1, stride, padding, dilation, groups) + F.conv2d(x_up if up is None else up, pwc1)
+    y2 = torch.cat((F.conv2d(low, pwc2, bias2), low), dim=1)
     beta = torch.stack((y1.mean((2, 3)), y2.mean((2, 3)))).softmax(dim=0)[..., None, None]
     return beta[0] * y1 + beta[1] * y2
 
@@ -47,7 +48,7 @@ def by_kernel(leaves, window, upstream=None):
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
     try:
-        out = ops.transform_fuse(*leaves[:3], tuple(leaves[3:]), ops.Window(*window))
+        out = ops.transform_fuse(*leaves[:3], tuple(leaves[3:6]), ops.Window(*window), None, tuple(leaves[6:]))
         upstream = torch.ones_like(out) if upstream is None else upstream
         return out, *torch.autograd.grad(out, [t for t in leaves if t is not None], upstream)
     finally:
@@ -61,7 +62,7 @@ def test_output_and_all_gradients(window, channels, n, size, instructions):
     groups, kernel_size, _, padding, dilation = window
     if any(s + 2 * p <= d * (k - 1) for s, k, p, d in zip(size, kernel_size, padding, dilation, strict=True)):
         size = (7, 9)
-    leaves = tensors(channels, groups, window[1:], size, n)
+    leaves = tensors(channels, groups, window[1:], size, n, biased=n > 1)
     doubles = [None if t is None else t.detach().double().requires_grad_() for t in leaves]
     want = by_equations(*doubles, window)
     upstream = torch.randn(want.shape)
@@ -91,6 +92,6 @@ def test_same_bits_with_any_number_of_threads(n, window):
 
 def test_a_position_of_its_own_is_needed_where_no_tap_is():
     window = (2, (2, 2), (2, 2), (0, 0), (1, 1))
-    x_up, _, low, *weights = tensors(16, 2, window[1:], (4, 4), 1)
+    x_up, _, low, *weights = tensors(16, 2, window[1:], (4, 4), 1, biased=False)[:6]
     with pytest.raises(ValueError, match=r'no tap of the window .* PWC1 needs an input'):
         ops.transform_fuse(x_up, None, low, tuple(weights), ops.Window(*window))

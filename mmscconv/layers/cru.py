@@ -13,8 +13,6 @@ What the paper leaves open, and the reading taken here:
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from mmscconv import ops
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Size2d, check_input, padding_amounts, pair
 from mmscconv.layers.channels import CRUChannels
+from mmscconv.layers.folding import folded, is_affine, with_identity
 from mmscconv.layers.recompute import recomputed
 from mmscconv.layers.sru import SRU
 
@@ -168,39 +167,57 @@ class CRU(nn.Module):
         return ops.fuse(first, low, second, made, output_is_kept=self.output_is_kept, backend=backend)
 
     def _squeezed(self, x: Tensor, before: nn.Module | None, backend: str) -> tuple[Tensor | None, Tensor | None]:
-        """Return the squeezed branches of ``before(x)``, of which nothing is kept for backward where kernels run."""
+        """Return the squeezed branches of ``before(x)``, normed; where kernels run, nothing before is kept."""
         if isinstance(before, SRU) and self._squeezes_at_once(x, before, backend):
-            x_up, x_low = squeeze_reconstructed(x, before, self.squeeze_up, self.squeeze_low)
-            return x_up, self.pool(x_low)
+            squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
+            assert squeeze_up is not None and squeeze_low is not None
+            up, low = (squeeze_up.weight, squeeze_up.bias), (squeeze_low.weight, squeeze_low.bias)
+            if _folds(self.norm_up) and _folds(self.norm_low):
+                return squeeze_reconstructed(
+                    x, before, folded(*up, self.norm_up), folded(*low, self.norm_low), self.pool
+                )
+            raw_up, raw_low = squeeze_reconstructed(x, before, up, low, self.pool)
+            return _norm(self.norm_up, raw_up), _norm(self.norm_low, raw_low)
 
         def squeeze(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
             return self.squeeze(x if before is None else before(x), merged=backend != 'plain')
 
-        return recomputed(squeeze, x) if before is not None and backend != 'plain' else squeeze(x)
+        kept_out = before is not None and backend != 'plain'
+        branches = recomputed(squeeze, x) if kept_out else squeeze(x)
+        norms = self.norm_up, self.norm_low
+        x_up, x_low = (None if t is None else _norm(norm, t) for t, norm in zip(branches, norms, strict=True))
+        return x_up, x_low
 
     def _squeezes_at_once(self, x: Tensor, sru: SRU, backend: str) -> bool:
-        """Whether one kernel can do the SRU and both squeezes, which with a bias must not be pooled before it."""
+        """Whether one kernel can do the SRU and both squeezes."""
         squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
         if {backend, sru.backend or backend} != {'native'} or squeeze_up is None or squeeze_low is None:
             return False
         if _hooked(sru) or not ops.fits(x, squeeze_up.weight, squeeze_low.weight):
             return False
-        commute = squeeze_low.bias is None or self.pool.is_identity
-        return commute and not torch.is_autocast_enabled('cpu')
+        return not torch.is_autocast_enabled('cpu')
 
     def _transforms_at_once(self, x_up: Tensor, x_low: Tensor) -> bool:
-        """Whether one kernel can do GWC, PWC1, PWC2 and fuse."""
+        """Whether one kernel can do GWC, PWC1, PWC2, norms in eval mode and fuse."""
         gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
-        if gwc is None or pwc1 is None or pwc2 is None or self.norm1 is not None or _hooked(gwc, pwc1, pwc2):
+        if gwc is None or pwc1 is None or pwc2 is None or _hooked(gwc, pwc1, pwc2):
+            return False
+        if not _folds(self.norm1) or not _folds(self.norm2):
             return False
         weights = gwc.weight, pwc1.weight, pwc2.weight
         return ops.fits(x_up, *weights) and ops.fits(x_low) and not torch.is_autocast_enabled('cpu')
 
     def _transformed(self, x_up: Tensor, x_low: Tensor) -> Tensor:
-        gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
-        assert self.gwc_window is not None and gwc is not None and pwc1 is not None and pwc2 is not None
+        assert self.gwc_window is not None and self.gwc is not None and self.pwc1 is not None and self.pwc2 is not None
         up = None if self.pool.is_identity and self.gwc_window.centre is not None else self.pool(x_up)
-        return ops.transform_fuse(x_up, up, x_low, (gwc.weight, pwc1.weight, pwc2.weight), self.gwc_window)
+        gwc, bias1 = folded(self.gwc.weight, None, self.norm1)
+        pwc1, pwc2, bias2 = self.pwc1.weight, self.pwc2.weight, self.pwc2.bias
+        if self.norm1 is not None:
+            pwc1 = folded(pwc1, None, self.norm1)[0]  # the sum of both is shifted once
+        if self.norm2 is not None:
+            # X_low is then no longer the part of Y2 that costs nothing, so PWC2 makes all of it.
+            pwc2, bias2 = folded(*with_identity(pwc2, bias2), self.norm2)
+        return ops.transform_fuse(x_up, up, x_low, (gwc, pwc1, pwc2), self.gwc_window, biases=(bias1, bias2))
 
     def squeeze(self, x: Tensor, merged: bool = False) -> tuple[Tensor | None, Tensor | None]:
         """Return the squeezed branches of (N, C1, H, W), before their norms; None for one that is not there.
@@ -222,17 +239,15 @@ class CRU(nn.Module):
         return squeeze_up(up), squeeze_low(self.pool(low))
 
     def transform_up(self, x_up: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return two tensors whose sum is Y1 (Eq. 5), or Y1 and None, of the squeezed (N, u, H, W)."""
+        """Return two tensors whose sum is Y1 (Eq. 5), or Y1 and None, of the squeezed and normed (N, u, H, W)."""
         gwc, pwc1 = self.gwc, self.pwc1
         assert gwc is not None and pwc1 is not None  # as squeeze_up is
-        x_up = _norm(self.norm_up, x_up)
         # The pool comes first: it says in words that a window is larger than the input.
         second, first = pwc1(self.pool(x_up)), gwc(x_up)
         return (first, second) if self.norm1 is None else (self.norm1(first + second), None)
 
     def transform_low(self, x_low: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return two tensors that make Y2 (Eq. 6) side by side, or None and Y2, of the squeezed (N, l, H', W')."""
-        x_low = _norm(self.norm_low, x_low)
+        """Return two tensors that make Y2 (Eq. 6), or None and Y2, of the squeezed and normed (N, l, H', W')."""
         made = None if self.pwc2 is None else self.pwc2(x_low)
         if self.norm2 is None:
             return made, x_low
@@ -250,17 +265,28 @@ class CRU(nn.Module):
 def squeeze_reconstructed(
     x: Tensor,
     sru: SRU,
-    squeeze_up: nn.Conv2d | None,
-    squeeze_low: nn.Conv2d | None,
-    *more: Any,
+    up: tuple[Tensor, Tensor | None],
+    low: tuple[Tensor, Tensor | None],
+    pool: AlignedAvgPool2d,
+    packed: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor]:
-    """Return X_up and X_low of ``sru(x)`` by one kernel; ``more``: packed weights and pool, as its op takes them."""
-    assert squeeze_up is not None and squeeze_low is not None  # the callers looked
+    """Return X_up and the pooled X_low of ``sru(x)`` by one kernel.
+
+    Args:
+        x: (N, C, H, W).
+        sru: What reconstructs it.
+        up, low: Weight and bias of the squeezes.
+        pool: Of X_low; the kernel does it where it is a plain one and no gradients are recorded.
+        packed: The weights as the op takes them.
+    """
+    size = (1, 1) if torch.is_grad_enabled() or not pool.is_plain else pool.stride
+    # A plain pool leaves a constant as it is; others have windows with nothing in them.
+    early = low[1] if pool.is_plain else None
     arguments = sru.op_arguments(x.dtype)
-    x_up, x_low = ops.sru_squeeze(x, arguments, squeeze_up.weight, squeeze_low.weight, *more)
-    if squeeze_up.bias is not None and squeeze_low.bias is not None:
-        x_up, x_low = x_up + squeeze_up.bias.view(-1, 1, 1), x_low + squeeze_low.bias.view(-1, 1, 1)
-    return x_up, x_low
+    x_up, x_low = ops.sru_squeeze(x, arguments, up[0], low[0], (up[1], early), packed, size)
+    if size != pool.stride or not pool.is_plain:
+        x_low = pool(x_low)
+    return x_up, x_low if low[1] is None or early is not None else x_low + low[1].view(-1, 1, 1)
 
 
 def side_by_side(up: nn.Conv2d, low: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
@@ -272,6 +298,11 @@ def side_by_side(up: nn.Conv2d, low: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
 def _hooked(*modules: nn.Module | None) -> bool:
     """Whether somebody looks at what goes in or out of a module, which then has to be called."""
     return any(m is not None and bool(m._forward_hooks or m._forward_pre_hooks) for m in modules)
+
+
+def _folds(norm: nn.Module | None) -> bool:
+    """Whether a norm may be folded into the convolution in front of it, or there is none."""
+    return is_affine(norm) and not _hooked(norm)
 
 
 def _norm(norm: nn.Module | None, x: Tensor) -> Tensor:

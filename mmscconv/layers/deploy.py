@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import overload
 
 import torch
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmscconv import ops
 from mmscconv.layers.arguments import check_input
 from mmscconv.layers.cru import CRU, side_by_side, squeeze_reconstructed
+from mmscconv.layers.folding import affine_of, fold_norm, with_identity
 from mmscconv.layers.sru import SRU
 
 
@@ -58,19 +56,20 @@ class DeployedCRU(nn.Module):
             self.squeeze_low = fold_norm(self.squeeze_low, cru.norm2)
         elif cru.norm2 is not None:
             # X_low is no longer the part of Y2 that costs nothing, so PWC2 makes all of it.
-            self.pwc2, self.makes_all = fold_norm(_with_identity(cru.pwc2), cru.norm2), True
+            whole = nn.Conv2d(cru.pwc2.in_channels, cru.out_channels, 1)
+            weight, bias = with_identity(cru.pwc2.weight, cru.pwc2.bias)
+            whole.weight, whole.bias = nn.Parameter(weight), nn.Parameter(bias)
+            self.pwc2, self.makes_all = fold_norm(whole.eval(), cru.norm2), True
         self.merged = None
         if self.squeeze_up is not None and self.squeeze_low is not None and cru.squeezes_alike:
             self.merged = _merged(self.squeeze_up, self.squeeze_low) if self.pool.is_identity else None
 
-        scale, shift = (None, None) if norm is None else affine_of(norm)
+        scale, shift = (None, None) if norm is None else (t.detach() for t in affine_of(norm))
         self.register_buffer('scale', scale)
         self.register_buffer('shift', shift)
         for name in ('packed', 'packed_up', 'packed_low'):
             self.register_buffer(name, None, persistent=False)
-        # Of the pools, the kernels know the plain ones; behind the squeeze, another is the same only without a bias.
-        commute = self.pool.is_plain or self.squeeze_low is None or self.squeeze_low.bias is None
-        self.window = cru.gwc_window if commute else None
+        self.window = cru.gwc_window
         self.centre = self.window.centre if self.window is not None and self.pool.is_identity else None
         self.pack()
         self.register_load_state_dict_post_hook(_pack_again)
@@ -119,10 +118,10 @@ class DeployedCRU(nn.Module):
 
     def _fused(self, x: Tensor, sru: SRU, packed: Tensor) -> Tensor:
         """Return the output by the two ops that reach over the convolutions."""
-        pool = self.pool.stride if self.pool.is_plain else (1, 1)
-        packed_squeezes = self.packed_up, self.packed_low
-        x_up, x_low = squeeze_reconstructed(x, sru, self.squeeze_up, self.squeeze_low, *packed_squeezes, pool)
-        low = x_low if self.pool.is_plain else self.pool(x_low)
+        squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
+        assert squeeze_up is not None and squeeze_low is not None  # they are packed
+        squeezes = (squeeze_up.weight, squeeze_up.bias), (squeeze_low.weight, squeeze_low.bias)
+        x_up, low = squeeze_reconstructed(x, sru, *squeezes, self.pool, (self.packed_up, self.packed_low))
         gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
         assert self.window is not None and gwc is not None and pwc1 is not None and pwc2 is not None  # they are packed
         weights, biases = (gwc.weight, pwc1.weight, pwc2.weight), (gwc.bias, pwc2.bias)
@@ -162,40 +161,6 @@ def _pack_again(cru: DeployedCRU, _: object) -> None:
     cru.pack()
 
 
-def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift (C) that a BN applies in eval mode.
-
-    Raises:
-        ValueError: A norm that is no BN with running statistics.
-    """
-    bn, mean, variance = _with_statistics(norm)
-    scale = torch.rsqrt(variance + bn.eps) * (1 if bn.weight is None else bn.weight)
-    shift = (0 if bn.bias is None else bn.bias) - mean * scale
-    return scale.detach(), shift.detach()
-
-
-@overload
-def fold_norm(conv: nn.Conv2d, norm: nn.Module | None) -> nn.Conv2d: ...
-@overload
-def fold_norm(conv: None, norm: nn.Module | None) -> None: ...
-def fold_norm(conv: nn.Conv2d | None, norm: nn.Module | None) -> nn.Conv2d | None:
-    """Return one convolution for ``conv`` and the BN behind it; ``conv`` itself where there is no norm.
-
-    Raises:
-        ValueError: A norm that is no BN with running statistics.
-    """
-    if conv is None or norm is None:
-        return conv
-    return fuse_conv_bn_eval(conv, _with_statistics(norm)[0])
-
-
-def _with_statistics(norm: nn.Module) -> tuple[_BatchNorm, Tensor, Tensor]:
-    """Return a BN with its running mean and variance, or raise."""
-    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
-        raise ValueError(f'only a BN with running statistics can be folded, got {norm}')
-    return norm, norm.running_mean, norm.running_var
-
-
 def _merged(up: nn.Conv2d, low: nn.Conv2d) -> nn.Conv2d:
     """Return one grouped convolution for two of the same shape."""
     merged = nn.Conv2d(2 * up.in_channels, 2 * up.out_channels, 1, groups=2, bias=False)
@@ -203,14 +168,3 @@ def _merged(up: nn.Conv2d, low: nn.Conv2d) -> nn.Conv2d:
     merged.weight = nn.Parameter(weight)
     merged.bias = None if bias is None else nn.Parameter(bias)
     return merged
-
-
-def _with_identity(pwc2: nn.Conv2d) -> nn.Conv2d:
-    """Return a 1x1 convolution that makes Y2 = cat(pwc2(x), x) of x."""
-    channels = pwc2.in_channels
-    identity = torch.eye(channels).to(pwc2.weight).view(channels, channels, 1, 1)
-    whole = nn.Conv2d(channels, pwc2.out_channels + channels, 1)
-    whole.weight = nn.Parameter(torch.cat((pwc2.weight, identity)))
-    bias = pwc2.weight.new_zeros(pwc2.out_channels) if pwc2.bias is None else pwc2.bias
-    whole.bias = nn.Parameter(torch.cat((bias, bias.new_zeros(channels))))
-    return whole.eval()

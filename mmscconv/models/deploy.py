@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmscconv.layers import SCConv
-from mmscconv.layers.deploy import DeployedCRU, fold_norm
+from mmscconv.layers.deploy import DeployedCRU
+from mmscconv.layers.folding import fold_norm
 from mmscconv.models.openmmlab import PlainBottleneck
 
 

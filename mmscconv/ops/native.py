@@ -40,10 +40,10 @@ _ARGUMENTS = {
     'sru_forward': [_POINTER] * 3 + [_LONG] * 3 + [_INT, _LONG, _DOUBLE, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'sru_backward': [_POINTER] * 6 + [_LONG] * 3 + [_INT, _LONG, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'fuse_forward': [_POINTER] * 6 + [_LONG] * 3 + [_INT] + [_LONG] * 3 + [_INT] + [_POINTER] * 2,
-    'sru_squeeze': [*[_POINTER] * 5, *[_LONG] * 5, _DOUBLE, _FLOAT, _INT, *[_LONG] * 5, _INT, *[_POINTER] * 4],
+    'sru_squeeze': [*[_POINTER] * 7, *[_LONG] * 5, _DOUBLE, _FLOAT, _INT, *[_LONG] * 5, _INT, *[_POINTER] * 4],
     'sru_squeeze_backward': [*[_POINTER] * 9, *[_LONG] * 4, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 5],
     'transform_fuse': [*[_POINTER] * 9, _INT, _INT, *[_POINTER] * 2],
-    'transform_fuse_backward': [*[_POINTER] * 7, _INT, *[_POINTER] * 4],
+    'transform_fuse_backward': [*[_POINTER] * 9, _INT, *[_POINTER] * 6],
     'fuse_backward': [_POINTER] * 2
     + [_INT]
     + [_POINTER] * 3
@@ -236,6 +236,8 @@ def sru_squeeze(
     hard: bool,
     up: Tensor,
     low: Tensor,
+    bias_up: Tensor | None,
+    bias_low: Tensor | None,
     packed_up: Tensor | None,
     packed_low: Tensor | None,
     pool: Sequence[int],
@@ -250,8 +252,8 @@ def sru_squeeze(
     mean, rstd = (torch.empty(n, num_groups, dtype=torch.float32) for _ in range(2))
     panels = (packed(up) if packed_up is None else packed_up, packed(low) if packed_low is None else packed_low)
     _call(
-        'sru_squeeze', values, scale, shift, *panels, n, c, h, w, num_groups, eps, threshold, hard, up.shape[1],
-        len(up), len(low), *pool, torch.get_num_threads(), x_up, x_low, mean, rstd,
+        'sru_squeeze', values, scale, shift, *panels, bias_up, bias_low, n, c, h, w, num_groups, eps, threshold, hard,
+        up.shape[1], len(up), len(low), *pool, torch.get_num_threads(), x_up, x_low, mean, rstd,
     )  # fmt: skip
     return x_up, x_low, mean, rstd
 
@@ -337,11 +339,13 @@ def transform_fuse_backward(
     gwc: Tensor,
     pwc1: Tensor,
     pwc2: Tensor,
+    bias1: Tensor | None,
+    bias2: Tensor | None,
     beta1: Tensor,
     groups: int,
     window: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`mmscconv.ops.pointwise.transform_fuse`; the gradient of ``up`` is empty where that is None."""
+) -> tuple[Tensor, ...]:
+    """See :func:`mmscconv.ops.pointwise.transform_fuse`; the gradient of what is None is empty."""
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
     grad = as_dense(grad, torch.channels_last)
@@ -349,13 +353,15 @@ def transform_fuse_backward(
     grad_x_up, grad_low = torch.empty_like(x_up), torch.empty_like(low)
     grad_up = None if up is None else torch.empty_like(up)
     grad_weights = torch.empty_like(weights)
+    grad_biases = [None if bias is None else torch.empty_like(bias) for bias in (bias1, bias2)]
     geometry = _geometry(x_up, low, len(gwc), len(pwc2), groups, window, centre)
     _call(
-        'transform_fuse_backward', grad, x_up, up, low, weights, beta1, geometry, torch.get_num_threads(), grad_x_up,
-        grad_up, grad_low, grad_weights,
+        'transform_fuse_backward', grad, x_up, up, low, weights, beta1, bias1, bias2, geometry,
+        torch.get_num_threads(), grad_x_up, grad_up, grad_low, grad_weights, *grad_biases,
     )  # fmt: skip
     grads = _weights_of_rows(grad_weights, gwc, pwc1, pwc2, groups, centre)
-    return grad_x_up, x_up.new_empty(0) if grad_up is None else grad_up, grad_low, *grads
+    optional = [x_up.new_empty(0) if t is None else t for t in (grad_up, *grad_biases)]
+    return grad_x_up, optional[0], grad_low, *grads, *optional[1:]
 
 
 def _centre(up: Tensor | None, low: Tensor, window: Sequence[int]) -> int | None:

@@ -36,8 +36,8 @@ def sru_squeeze(
     arguments: tuple[Tensor, Tensor, int, float, float, bool],
     up: Tensor,
     low: Tensor,
-    packed_up: Tensor | None = None,
-    packed_low: Tensor | None = None,
+    biases: tuple[Tensor | None, Tensor | None] = (None, None),
+    packed: tuple[Tensor | None, Tensor | None] = (None, None),
     pool: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, Tensor]:
     """Return X_up and X_low, (N, u, H, W) and (N, l, H', W'), of the SRU's output, which backward computes again.
@@ -46,11 +46,12 @@ def sru_squeeze(
         x: (N, C, H, W).
         arguments: ``scale, shift, num_groups, eps, threshold, hard`` of :func:`mmscconv.ops.sru.sru`.
         up, low: The squeezes' weights, (u, C_up, 1, 1) and (l, C - C_up, 1, 1).
-        packed_up, packed_low: The same from :func:`mmscconv.ops.native.packed`, which each call does otherwise.
+        biases: Of both squeezes, (u) and (l).
+        packed: The weights from :func:`mmscconv.ops.native.packed`, which each call does otherwise.
         pool: Height and width of windows over which X^w is averaged for X_low, the last one of a line or column
             cut off where the image ends; for inference only.
     """
-    return torch.ops.mmscconv.sru_squeeze(x, *arguments, up, low, packed_up, packed_low, pool)[:2]
+    return torch.ops.mmscconv.sru_squeeze(x, *arguments, up, low, *biases, *packed, pool)[:2]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def transform_fuse(
 ) -> Tensor:
     """Return ``fuse(gwc(x_up), low, pwc1(up), pwc2(low), *affine)``, of which only the result is written.
 
-    Only the inputs are kept for backward. Biases, affine and ReLU are for inference only.
+    Only the inputs are kept for backward. Affine and ReLU are for inference only.
 
     Args:
         x_up: (N, u, H, W), the GWC's input.
@@ -112,7 +113,8 @@ def transform_fuse(
 torch.library.define(
     'mmscconv::sru_squeeze',
     '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, Tensor up,'
-    ' Tensor low, Tensor? packed_up, Tensor? packed_low, int[] pool) -> (Tensor, Tensor, Tensor, Tensor)',
+    ' Tensor low, Tensor? bias_up, Tensor? bias_low, Tensor? packed_up, Tensor? packed_low, int[] pool)'
+    ' -> (Tensor, Tensor, Tensor, Tensor)',
 )
 torch.library.define(
     'mmscconv::sru_squeeze_backward',
@@ -126,8 +128,9 @@ torch.library.define(
 )
 torch.library.define(
     'mmscconv::transform_fuse_backward',
-    '(Tensor grad, Tensor x_up, Tensor? up, Tensor low, Tensor gwc, Tensor pwc1, Tensor pwc2, Tensor beta1, int groups,'
-    ' int[] window) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+    '(Tensor grad, Tensor x_up, Tensor? up, Tensor low, Tensor gwc, Tensor pwc1, Tensor pwc2, Tensor? bias1,'
+    ' Tensor? bias2, Tensor beta1, int groups, int[] window)'
+    ' -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
 torch.library.impl('mmscconv::sru_squeeze', 'cpu')(native.sru_squeeze)
 torch.library.impl('mmscconv::sru_squeeze_backward', 'cpu')(native.sru_squeeze_backward)
@@ -140,7 +143,7 @@ def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     n, _, h, w = x.shape
     branches = [
         torch.empty(n, len(weight), *size, device=x.device, memory_format=torch.channels_last)
-        for weight, size in ((arguments[6], (h, w)), (arguments[7], native.pooled_size((h, w), arguments[10])))
+        for weight, size in ((arguments[6], (h, w)), (arguments[7], native.pooled_size((h, w), arguments[12])))
     ]
     return *branches, *(x.new_empty(n, arguments[2]) for _ in range(2))
 
@@ -159,7 +162,8 @@ def _transform_fuse_fake(_: Tensor, __: Tensor | None, low: Tensor, gwc: Tensor,
 
 
 def _keep_for_squeeze(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, scale, shift, _, _, ctx.threshold, ctx.hard, up, low, _, _, ctx.pool = inputs
+    x, scale, shift, _, _, ctx.threshold, ctx.hard, up, low, *biases, _, _, ctx.pool = inputs
+    ctx.biased = [bias is not None for bias in biases]
     _, _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, scale, shift, mean, rstd, up, low)
@@ -170,7 +174,9 @@ def _squeeze_backward(ctx: Any, grad_up: Tensor, grad_low: Tensor, *_: Tensor | 
         raise RuntimeError(FOR_INFERENCE)
     done = torch.ops.mmscconv.sru_squeeze_backward(grad_up, grad_low, *ctx.saved_tensors, ctx.threshold, ctx.hard)
     *grads, grad_weight_up, grad_weight_low = done
-    return *grads, None, None, None, None, grad_weight_up, grad_weight_low, None, None, None
+    pairs = zip((grad_up, grad_low), ctx.biased, strict=True)
+    biases = [grad.sum(dim=(0, 2, 3)) if biased else None for grad, biased in pairs]
+    return *grads, None, None, None, None, grad_weight_up, grad_weight_low, *biases, None, None, None
 
 
 torch.library.register_autograd('mmscconv::sru_squeeze', _squeeze_backward, setup_context=_keep_for_squeeze)
@@ -182,24 +188,25 @@ def _transform_fuse_backward_fake(_: Tensor, x_up: Tensor, up: Tensor | None, *o
         x_up.new_empty(0) if t is None else torch.empty(t.shape, device=t.device, memory_format=torch.channels_last)
         for t in (x_up, up, others[0])
     ]
-    gwc, *pointwise = others[1:4]
+    gwc, *more = others[1:6]
     grad_gwc = torch.empty(gwc.shape, device=gwc.device, memory_format=torch.channels_last)
-    return *inputs, grad_gwc, *(torch.empty(t.shape, device=t.device) for t in pointwise)
+    return *inputs, grad_gwc, *(x_up.new_empty(0 if t is None else t.shape) for t in more)
 
 
 def _keep_for_transform(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x_up, up, low, gwc, pwc1, pwc2, _, *folded, ctx.groups, ctx.window, relu = inputs
-    ctx.folded = relu or any(t is not None for t in folded)
+    x_up, up, low, gwc, pwc1, pwc2, _, bias1, bias2, *affine, ctx.groups, ctx.window, relu = inputs
+    ctx.folded = relu or any(t is not None for t in affine)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x_up, up, low, gwc, pwc1, pwc2, output[1])
+    ctx.save_for_backward(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, output[1])
 
 
 def _transform_backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if ctx.folded:
         raise RuntimeError(FOR_INFERENCE)
     saved = ctx.saved_tensors
-    grad_x_up, grad_up, *grads = torch.ops.mmscconv.transform_fuse_backward(grad, *saved, ctx.groups, ctx.window)
-    return grad_x_up, None if saved[1] is None else grad_up, *grads, *(None for _ in range(8))
+    grads = torch.ops.mmscconv.transform_fuse_backward(grad, *saved, ctx.groups, ctx.window)
+    *grads, bias1, bias2 = (None if t is None else grad for grad, t in zip(grads, saved, strict=False))
+    return *grads, None, bias1, bias2, *(None for _ in range(5))
 
 
 torch.library.register_autograd('mmscconv::transform_fuse', _transform_backward, setup_context=_keep_for_transform)

@@ -51,6 +51,8 @@ static inline __attribute__((always_inline)) void load(Vec *sum, const float *fr
     if (columns >= STEP) {
         sum[0] = *(const Vec *)from;
         sum[1] = *(const Vec *)(from + LANES);
+    } else if (columns == LANES) {
+        sum[0] = *(const Vec *)from;
     } else {
         memcpy(sum, from, columns * sizeof(float));
     }

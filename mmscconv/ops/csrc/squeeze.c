@@ -20,11 +20,11 @@ static void pool_lines(const float *lines, int64_t width, int64_t stride, int64_
     }
 }
 
-/* SRU and both squeezes: out_up = up * X^w[:cut] and out_low = low * pool(X^w[cut:]), (N, squeezed_up, H, W) and
- * (N, squeezed_low, H', W'), with the weights up and low in panels. The pool averages windows of pool_height x
+/* SRU and both squeezes: out_up = up * X^w[:cut] + bias_up and out_low = low * pool(X^w[cut:]) + bias_low, (N,
+ * squeezed_up, H, W) and (N, squeezed_low, H', W'), with the weights up and low in panels and NULL for no bias. The pool averages windows of pool_height x
  * pool_width, at the ends those positions that there are; 1 and 1 for none. mean and rstd: (N, groups). */
 int sru_squeeze(const float *x, const float *scale, const float *shift, const float *up, const float *low,
-                int64_t samples, int64_t channels, int64_t height, int64_t width, int64_t groups, double eps,
+                const float *bias_up, const float *bias_low, int64_t samples, int64_t channels, int64_t height, int64_t width, int64_t groups, double eps,
                 float threshold, int hard, int64_t cut, int64_t squeezed_up, int64_t squeezed_low, int64_t pool_height,
                 int64_t pool_width, int threads, float *out_up, float *out_low, float *mean, float *rstd) {
     int64_t positions = height * width, pooled = pool_height * pool_width > 1;
@@ -45,13 +45,13 @@ int sru_squeeze(const float *x, const float *scale, const float *shift, const fl
             float *reconstructed = scratch + thread_number() * room, *means = reconstructed + step * channels;
             int64_t at = (n + k) * positions + first, depth = channels - cut;
             gate_chunk(s, g, x + at * channels, 0, rows, all[k], reconstructed);
-            gemm(NULL, reconstructed, channels, rows, up, cut, squeezed_up, out_up + at * squeezed_up, squeezed_up);
+            gemm(bias_up, reconstructed, channels, rows, up, cut, squeezed_up, out_up + at * squeezed_up, squeezed_up);
             if (pooled) {
                 pool_lines(reconstructed + cut, width, channels, depth, rows / width, pool_width, means);
-                gemm(NULL, means, depth, columns, low, depth, squeezed_low,
+                gemm(bias_low, means, depth, columns, low, depth, squeezed_low,
                      out_low + ((n + k) * blocks + i % blocks) * columns * squeezed_low, squeezed_low);
             } else {
-                gemm(NULL, reconstructed + cut, channels, rows, low, depth, squeezed_low, out_low + at * squeezed_low,
+                gemm(bias_low, reconstructed + cut, channels, rows, low, depth, squeezed_low, out_low + at * squeezed_low,
                      squeezed_low);
             }
         }

@@ -239,13 +239,31 @@ static void input_gradients(Geometry g, Plan p, const float *grad, const float *
     }
 }
 
-/* grad: (N, H', W', C), dense; x, up, low and geometry: as transform_fuse has them; weights: (C, pitch), its rows before
- * they are packed, filled up with zeros; beta1: its second result. Biases, norm and ReLU: none. grad_x, grad_up (NULL with up), grad_low: as
- * the inputs; grad_weights: as the weights, of which those that copy X_low mean nothing. Returns 0, or 1 without
- * memory. */
+/* total[n][c]: the sum of grad over the positions; parts: [samples * bands][channels]. */
+static void add_up(Geometry g, const float *grad, int64_t bands, int threads, double *parts, double *total) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < g.samples * bands; i++) {
+        int64_t first = g.out[0] * (i % bands) / bands, last = g.out[0] * (i % bands + 1) / bands;
+        const float *lines = grad + i / bands * g.out[0] * g.out[1] * g.channels;
+        memset(parts + i * g.channels, 0, g.channels * sizeof(double));
+        for (int64_t y = first; y < last; y++)
+            add_line(lines + y * g.out[1] * g.channels, g.out[1], g.channels, parts + i * g.channels);
+    }
+    for (int64_t i = 0; i < g.samples * g.channels; i++) {
+        total[i] = 0;
+        for (int64_t band = 0; band < bands; band++)
+            total[i] += parts[(i / g.channels * bands + band) * g.channels + i % g.channels];
+    }
+}
+
+/* grad: (N, H', W', C), dense; x, up, low, bias1, bias2 and geometry: as transform_fuse has them; weights: (C, pitch),
+ * its rows before they are packed, filled up with zeros; beta1: its second result. Norm and ReLU: none. grad_x, grad_up
+ * (NULL with up), grad_low, grad_bias1, grad_bias2: as the inputs; grad_weights: as the weights, of which those that
+ * copy X_low mean nothing. Returns 0, or 1 without memory. */
 int transform_fuse_backward(const float *grad, const float *x, const float *up, const float *low, const float *weights,
-                            const float *beta1, const int64_t *geometry, int threads, float *grad_x, float *grad_up,
-                            float *grad_low, float *grad_weights) {
+                            const float *beta1, const float *bias1, const float *bias2, const int64_t *geometry,
+                            int threads, float *grad_x, float *grad_up, float *grad_low, float *grad_weights,
+                            float *grad_bias1, float *grad_bias2) {
     Geometry g;
     memcpy(&g, geometry, sizeof g);
     Plan p = plan_of(g);
@@ -263,7 +281,9 @@ int transform_fuse_backward(const float *grad, const float *x, const float *up, 
     float *of_parts = calloc(max_of(1, (parts - 1) * weight_count), sizeof(float));
     double *means_parts = malloc(samples * bands * p.means * sizeof(double));
     double *sums = malloc(g.groups * panels * samples * each * sizeof(double));
-    int failed = !padded || !mean || !scratch || !e || !of_parts || !means_parts || !sums;
+    double *grad_parts = malloc(samples * bands * g.channels * sizeof(double));
+    double *grad_total = calloc(samples * g.channels, sizeof(double));
+    int failed = !padded || !mean || !scratch || !e || !of_parts || !means_parts || !sums || !grad_parts || !grad_total;
     if (!failed) {
         memset(grad_weights, 0, weight_count * sizeof(float));
         see(g, p, x, up, low, samples, bands, threads, padded, means_parts, mean);
@@ -276,9 +296,10 @@ int transform_fuse_backward(const float *grad, const float *x, const float *up, 
                               samples * (part + 1) / parts, own + each * PANEL, own,
                               sums + (group * panels + panel) * samples * each, of_part);
         }
+        if (bias1 || bias2) add_up(g, grad, bands, threads, grad_parts, grad_total);
         for (int64_t i = 0; i < samples * g.channels; i++) {
             int64_t n = i / g.channels, c = i % g.channels;
-            double total = 0;
+            double total = ((bias1 ? bias1[c] : 0.f) - (bias2 && c < g.made ? bias2[c] : 0.f)) * grad_total[i];
             for (int64_t panel = 0; panel < panels; panel++)
                 total += sums[((c / each * panels + panel) * samples + n) * each + c % each];
             e[i] = (float)(total / (double)positions * beta1[i] * (1.f - beta1[i]));
@@ -286,12 +307,16 @@ int transform_fuse_backward(const float *grad, const float *x, const float *up, 
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t c = 0; c < g.channels; c++) {
             float *to = grad_weights + c * p.pitch;
+            double of_bias1 = 0, of_bias2 = 0;
             for (int64_t part = 1; part < parts; part++)
 #pragma omp simd
                 for (int64_t k = 0; k < p.depth; k++) to[k] += of_parts[(part - 1) * weight_count + c * p.pitch + k];
             for (int64_t n = 0; n < samples; n++) { /* e' times sums is e times means */
                 const float *of_sample = mean + n * p.means;
-                float constant = e[n * g.channels + c] * (float)positions;
+                int64_t i = n * g.channels + c;
+                float constant = e[i] * (float)positions;
+                of_bias1 += beta1[i] * grad_total[i] + constant;
+                of_bias2 += (1.f - beta1[i]) * grad_total[i] - constant;
                 for (int64_t k = 0; k < l; k++) to[k] -= constant * of_sample[k];
                 int64_t k = l, at = l;
                 if (g.centre < 0)
@@ -301,6 +326,8 @@ int transform_fuse_backward(const float *grad, const float *x, const float *up, 
                     for (int64_t j = 0; j < count; j++, k++) to[k] += constant * of_sample[at + skip + j];
                 }
             }
+            if (bias1) grad_bias1[c] = (float)of_bias1;
+            if (bias2 && c < g.made) grad_bias2[c] = (float)of_bias2;
         }
         int64_t cuts = (threads + samples - 1) / samples; /* no more than there are threads for: each scales the weights */
         cuts = max_of(1, min_of(cuts, min_of(g.height, g.out[0])));
@@ -326,5 +353,7 @@ int transform_fuse_backward(const float *grad, const float *x, const float *up, 
     free(of_parts);
     free(means_parts);
     free(sums);
+    free(grad_parts);
+    free(grad_total);
     return failed;
 }

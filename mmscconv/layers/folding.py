@@ -1,0 +1,65 @@
+"""BN in eval mode as what it is, an affine map, and folded into the convolution in front of it."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return scale and shift (C) that a BN applies in eval mode, with gradients.
+
+    Raises:
+        ValueError: A norm that is no BN with running statistics.
+    """
+    bn, mean, variance = _with_statistics(norm)
+    scale = torch.rsqrt(variance + bn.eps) * (1 if bn.weight is None else bn.weight)
+    shift = (0 if bn.bias is None else bn.bias) - mean * scale
+    return scale, shift
+
+
+@overload
+def fold_norm(conv: nn.Conv2d, norm: nn.Module | None) -> nn.Conv2d: ...
+@overload
+def fold_norm(conv: None, norm: nn.Module | None) -> None: ...
+def fold_norm(conv: nn.Conv2d | None, norm: nn.Module | None) -> nn.Conv2d | None:
+    """Return one convolution for ``conv`` and the BN behind it; ``conv`` itself where there is no norm.
+
+    Raises:
+        ValueError: A norm that is no BN with running statistics.
+    """
+    if conv is None or norm is None:
+        return conv
+    return fuse_conv_bn_eval(conv, _with_statistics(norm)[0])
+
+
+def _with_statistics(norm: nn.Module) -> tuple[_BatchNorm, Tensor, Tensor]:
+    """Return a BN with its running mean and variance, or raise."""
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
+        raise ValueError(f'only a BN with running statistics can be folded, got {norm}')
+    return norm, norm.running_mean, norm.running_var
+
+
+def is_affine(norm: nn.Module | None) -> bool:
+    """Whether ``norm`` is an affine map in its present mode, or there is none."""
+    return norm is None or (isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None)
+
+
+def folded(weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of a convolution with the BN behind it, in eval mode, and with gradients."""
+    if norm is None:
+        return weight, bias
+    scale, shift = affine_of(norm)
+    return weight * scale.view(-1, 1, 1, 1), shift if bias is None else torch.addcmul(shift, bias, scale)
+
+
+def with_identity(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the 1x1 convolution that makes cat(conv(x), x) of x."""
+    channels = weight.shape[1]
+    identity = torch.eye(channels, dtype=weight.dtype, device=weight.device).view(channels, channels, 1, 1)
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    return torch.cat((weight, identity)), torch.cat((bias, bias.new_zeros(channels)))
