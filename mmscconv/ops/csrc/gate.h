@@ -10,6 +10,7 @@
 
 #define RUN 512        /* NCHW: positions */
 #define CHANNEL_RUN 32 /* channels last */
+#define PAIR_RUN 16    /* of each half: what both have to keep fills the registers */
 
 typedef struct {
     int64_t groups;
@@ -105,6 +106,17 @@ static inline void spread(Shape s, Gate g, const float *scale, const float *shif
 
 static inline float logit_of(float x, Sample t, int64_t c) { return (x - t.mean[c]) * t.slope[c] + t.shift[c]; }
 
+/* What of a value stays in its own half of the channels, and what goes over to the other one. */
+static inline float own_part(float x, float logit, Gate g) {
+    float below = g.hard ? 0.f : x * sigmoid_of(logit);
+    return logit > g.threshold ? x : below;
+}
+
+static inline float cross_part(float x, float logit, Gate g) {
+    float below = g.hard ? x : x * sigmoid_of(logit);
+    return logit > g.threshold ? 0.f : below;
+}
+
 /* In the runs, `vary` is 1 where successive values belong to successive channels and 0 within one channel: a
  * constant at each call, for the compiler to make two loops of it. */
 static inline void gate_run(const float *restrict a, const float *restrict b, float *restrict out_a,
@@ -113,11 +125,8 @@ static inline void gate_run(const float *restrict a, const float *restrict b, fl
     for (int64_t i = 0; i < length; i++) {
         int64_t c = vary ? i : 0;
         float logit_a = logit_of(a[i], t, c), logit_b = logit_of(b[i], t, c + half);
-        float part_a = a[i] * sigmoid_of(logit_a), part_b = b[i] * sigmoid_of(logit_b);
-        float own_a = g.hard ? 0.f : part_a, own_b = g.hard ? 0.f : part_b;
-        float cross_a = g.hard ? a[i] : part_a, cross_b = g.hard ? b[i] : part_b;
-        out_a[i] = (logit_a > g.threshold ? a[i] : own_a) + (logit_b > g.threshold ? 0.f : cross_b);
-        out_b[i] = (logit_b > g.threshold ? b[i] : own_b) + (logit_a > g.threshold ? 0.f : cross_a);
+        out_a[i] = own_part(a[i], logit_a, g) + cross_part(b[i], logit_b, g);
+        out_b[i] = own_part(b[i], logit_b, g) + cross_part(a[i], logit_a, g);
     }
 }
 
@@ -226,12 +235,17 @@ static inline void finish_grad_sums(Shape s, Gate g, const float *scale, Sample 
     }
 }
 
-/* What reaches a value directly through the gate, and through GN. `slope` is scale * rstd. */
+/* What reaches a value directly through the gate. */
+static inline float direct_grad(float logit, float own, float other, Gate g) {
+    float below = g.hard ? other : sigmoid_of(logit) * (own + other);
+    return logit > g.threshold ? own : below;
+}
+
+/* That, and what reaches it through GN. `slope` is scale * rstd. */
 static inline float input_grad(float x, float own, float other, Sample t, int64_t c, Gate g) {
-    float logit = logit_of(x, t, c), upstream = own + other, xhat = (x - t.mean[c]) * t.rstd[c];
-    float below = g.hard ? other : sigmoid_of(logit) * upstream;
-    float direct = logit > g.threshold ? own : below;
-    return direct + logit_grad(x, logit, upstream, g) * t.slope[c] - t.rstd[c] * (t.mean_dl[c] + xhat * t.mean_dlx[c]);
+    float logit = logit_of(x, t, c), xhat = (x - t.mean[c]) * t.rstd[c];
+    float through_own_logit = logit_grad(x, logit, own + other, g) * t.slope[c];
+    return direct_grad(logit, own, other, g) + through_own_logit - t.rstd[c] * (t.mean_dl[c] + xhat * t.mean_dlx[c]);
 }
 
 static inline void grad_run(const float *restrict a, const float *restrict b, const float *restrict grad_a,
@@ -255,6 +269,59 @@ static inline void grad_chunk(Shape s, Gate g, const float *x, const float *grad
         for (int64_t c = 0, i = first; c < half; c++, i += s.positions)
             grad_run(x + i, x + i + far, grad + i, grad + i + far, out + i, out + i + far, last - first,
                      at_channel(t, c), half, g, 0);
+}
+
+/* Channels last, both halves of `width` channels over `rows` positions, all of whose rows lie `stride` apart: X^w,
+ * the sums of dl and of dl * xhat, [2][half], added to what is there, and what reaches X without the means over the
+ * groups, which these sums give: finish_grads takes them off. */
+static inline __attribute__((always_inline)) void pair_grads(const float *restrict x, const float *restrict grad,
+                                                             int64_t rows, int64_t stride, int64_t half, Sample t,
+                                                             Gate g, float *restrict reconstructed,
+                                                             float *restrict out, double *sum, double *product,
+                                                             const int64_t width) {
+    float dl_a[PAIR_RUN] = {0}, dl_b[PAIR_RUN] = {0}, dlx_a[PAIR_RUN] = {0}, dlx_b[PAIR_RUN] = {0};
+    for (int64_t p = 0; p < rows; p++, x += stride, grad += stride, reconstructed += stride, out += stride)
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) {
+            float a = x[c], b = x[c + half], grad_a = grad[c], grad_b = grad[c + half];
+            float logit_a = logit_of(a, t, c), logit_b = logit_of(b, t, c + half);
+            float d_a = logit_grad(a, logit_a, grad_a + grad_b, g), d_b = logit_grad(b, logit_b, grad_a + grad_b, g);
+            reconstructed[c] = own_part(a, logit_a, g) + cross_part(b, logit_b, g);
+            reconstructed[c + half] = own_part(b, logit_b, g) + cross_part(a, logit_a, g);
+            out[c] = direct_grad(logit_a, grad_a, grad_b, g) + d_a * t.slope[c];
+            out[c + half] = direct_grad(logit_b, grad_b, grad_a, g) + d_b * t.slope[c + half];
+            dl_a[c] += d_a;
+            dl_b[c] += d_b;
+            dlx_a[c] += d_a * ((a - t.mean[c]) * t.rstd[c]);
+            dlx_b[c] += d_b * ((b - t.mean[c + half]) * t.rstd[c + half]);
+        }
+    for (int64_t c = 0; c < width; c++) {
+        sum[c] += dl_a[c];
+        sum[c + half] += dl_b[c];
+        product[c] += dlx_a[c];
+        product[c + half] += dlx_b[c];
+    }
+}
+
+static inline void pair_grads_of_rows(Shape s, Gate g, const float *x, const float *grad, int64_t rows, Sample t,
+                                      float *reconstructed, float *out, double *sum, double *product) {
+    int64_t half = s.channels / 2;
+    for (int64_t c = 0; c < half; c += PAIR_RUN) {
+        int64_t width = min_of(PAIR_RUN, half - c);
+        if (width == PAIR_RUN)
+            pair_grads(x + c, grad + c, rows, s.channels, half, at_channel(t, c), g, reconstructed + c, out + c, sum + c,
+                       product + c, PAIR_RUN);
+        else
+            pair_grads(x + c, grad + c, rows, s.channels, half, at_channel(t, c), g, reconstructed + c, out + c, sum + c,
+                       product + c, width);
+    }
+}
+
+static inline void finish_grads(Shape s, const float *restrict x, int64_t rows, Sample t, float *restrict out) {
+    for (int64_t p = 0; p < rows; p++, x += s.channels, out += s.channels)
+#pragma omp simd
+        for (int64_t c = 0; c < s.channels; c++)
+            out[c] -= t.rstd[c] * (t.mean_dl[c] + (x[c] - t.mean[c]) * t.rstd[c] * t.mean_dlx[c]);
 }
 
 /* Statistics of the samples [n, n + count) and what their gates need. */

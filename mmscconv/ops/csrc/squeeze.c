@@ -130,25 +130,20 @@ int sru_squeeze_backward(const float *grad_up, const float *grad_low, const floa
                 memset(product, 0, channels * sizeof(double));
                 for (int64_t first = chunk * step; first < last; first += BLOCK_ROWS) {
                     int64_t rows = min_of(BLOCK_ROWS, last - first), at = (n + k) * positions + first;
-                    gate_chunk(s, g, x + at * channels, 0, rows, all[k], reconstructed);
+                    reconstructed_grad(s, q, at, rows, grad);
+                    pair_grads_of_rows(s, g, x + at * channels, grad, rows, all[k], reconstructed,
+                                       grad_x + at * channels, sum, product);
                     add_products(grad_up + at * squeezed_up, squeezed_up, squeezed_up, reconstructed, channels, cut, rows,
                                  parts + part * weights);
                     add_products(grad_low + at * squeezed_low, squeezed_low, squeezed_low, reconstructed + cut, channels,
                                  channels - cut, rows, parts + part * weights + weights_up);
-                    reconstructed_grad(s, q, at, rows, grad);
-                    add_grad_sums(s, g, x + at * channels, grad, 0, rows, all[k], sum, product);
                 }
             }
         for (int64_t k = 0; k < count; k++) finish_grad_sums(s, g, scale, all[k], grad_scale, grad_shift);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < tasks; i++) {
-            int64_t k = i / chunks, chunk = i % chunks, last = min_of((chunk + 1) * step, positions);
-            float *grad = scratch + thread_number() * room;
-            for (int64_t first = chunk * step; first < last; first += BLOCK_ROWS) {
-                int64_t rows = min_of(BLOCK_ROWS, last - first), at = (n + k) * positions + first;
-                reconstructed_grad(s, q, at, rows, grad);
-                grad_chunk(s, g, x + at * channels, grad, 0, rows, all[k], grad_x + at * channels);
-            }
+            int64_t k = i / chunks, first = i % chunks * step, at = (n + k) * positions + first;
+            finish_grads(s, x + at * channels, min_of(step, positions - first), all[k], grad_x + at * channels);
         }
     }
     for (int64_t i = 0; i < weights && !failed; i++) {
