@@ -245,9 +245,11 @@ def test_gradients_of_the_kernels_in_channels_last(settings, output_is_kept, tra
     upstream = torch.randn_like(y)
     y.backward(upstream)
     want.backward(upstream.double())
-    at_once = not settings.get('inner_norm') or not training  # norms in eval mode are folded
-    assert called[:2] == ['sru_squeeze', 'transform_fuse' if at_once else 'fuse_forward']
-    assert called[-2:] == ['transform_fuse_backward' if at_once else 'fuse_backward', 'sru_squeeze_backward']
+    by_batch = settings.get('inner_norm') and training  # other norms are folded
+    assert called[:2] == ['sru_squeeze', 'norm_fuse_sums' if by_batch else 'transform_fuse']
+    assert called[-2:] == ['norm_fuse_backward' if by_batch else 'transform_fuse_backward', 'sru_squeeze_backward']
+    for (name, got), expected in zip(conv.named_buffers(), reference.buffers(), strict=True):
+        torch.testing.assert_close(got, expected.to(got.dtype), rtol=1e-5, atol=1e-5, msg=name)
     torch.testing.assert_close(x.grad, leaf.grad.float(), rtol=1e-4, atol=1e-4)
     for (name, p), q in zip(conv.named_parameters(), reference.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None), name

@@ -21,7 +21,7 @@ from mmscconv import ops
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Size2d, check_input, padding_amounts, pair
 from mmscconv.layers.channels import CRUChannels
-from mmscconv.layers.folding import folded, is_affine, with_identity
+from mmscconv.layers.folding import folded, is_affine, update_statistics, with_identity
 from mmscconv.layers.recompute import recomputed
 from mmscconv.layers.sru import SRU
 
@@ -162,6 +162,8 @@ class CRU(nn.Module):
             return _sum(*self.transform_up(x_up))
         if backend == 'native' and self._transforms_at_once(x_up, x_low):
             return self._transformed(x_up, x_low)
+        if backend == 'native' and self._norms_at_once(x_up, x_low):
+            return self._normed(x_up, x_low)
         made, low = self.transform_low(x_low)
         first, second = self.transform_up(x_up)
         return ops.fuse(first, low, second, made, output_is_kept=self.output_is_kept, backend=backend)
@@ -218,6 +220,26 @@ class CRU(nn.Module):
             # X_low is then no longer the part of Y2 that costs nothing, so PWC2 makes all of it.
             pwc2, bias2 = folded(*with_identity(pwc2, bias2), self.norm2)
         return ops.transform_fuse(x_up, up, x_low, (gwc, pwc1, pwc2), self.gwc_window, biases=(bias1, bias2))
+
+    def _norms_at_once(self, x_up: Tensor, x_low: Tensor) -> bool:
+        """Whether one kernel can do ``norm1``, ``norm2`` with the batch's statistics, and fuse."""
+        norms = self.norm1, self.norm2
+        if self.pwc2 is None or _hooked(*norms) or torch.is_autocast_enabled('cpu'):
+            return False
+        if any(type(norm) is not nn.BatchNorm2d or is_affine(norm) for norm in norms):
+            return False
+        # Of one value there is no variance: BN says so.
+        return ops.fits(x_up, self.pwc2.weight) and ops.fits(x_low) and x_low[:, 0].numel() > 1
+
+    def _normed(self, x_up: Tensor, x_low: Tensor) -> Tensor:
+        gwc, pwc1, pwc2, norm1, norm2 = self.gwc, self.pwc1, self.pwc2, self.norm1, self.norm2
+        assert gwc is not None and pwc1 is not None and pwc2 is not None and norm1 is not None and norm2 is not None
+        second, first = pwc1(self.pool(x_up)), gwc(x_up)  # the pool first, as in transform_up
+        settings = ((norm.weight, norm.bias, norm.eps) for norm in (norm1, norm2))
+        y, mean, variance = ops.norm_fuse(first + second, pwc2(x_low), x_low, *settings)
+        for norm, mu, v in zip((norm1, norm2), mean, variance, strict=True):
+            update_statistics(norm, mu, v, y[:, 0].numel())
+        return y
 
     def squeeze(self, x: Tensor, merged: bool = False) -> tuple[Tensor | None, Tensor | None]:
         """Return the squeezed branches of (N, C1, H, W), before their norms; None for one that is not there.

@@ -1,4 +1,4 @@
-"""BN in eval mode as what it is, an affine map, and folded into the convolution in front of it."""
+"""BN in eval mode as what it is, an affine map, folded into the convolution in front of it; BN's running statistics."""
 
 from __future__ import annotations
 
@@ -63,3 +63,21 @@ def with_identity(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     identity = torch.eye(channels, dtype=weight.dtype, device=weight.device).view(channels, channels, 1, 1)
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     return torch.cat((weight, identity)), torch.cat((bias, bias.new_zeros(channels)))
+
+
+def update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Do to the running statistics what a call of ``norm`` in training does.
+
+    Args:
+        norm: In training, or without running statistics.
+        mean, variance: (C), of the batch; the variance is the biased one.
+        count: Of values per channel.
+    """
+    if not norm.training or norm.running_mean is None or norm.running_var is None:
+        return
+    assert norm.num_batches_tracked is not None  # as the running statistics are
+    norm.num_batches_tracked.add_(1)
+    momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
+        norm.running_var.lerp_((variance * count / (count - 1)).to(norm.running_var), momentum)

@@ -3,6 +3,7 @@
 from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, plain_only
 from mmscconv.ops.fuse import fuse
 from mmscconv.ops.native import packed, packed_transform
+from mmscconv.ops.norm_fuse import norm_fuse
 from mmscconv.ops.pointwise import Window, fits, runs_on, sru_squeeze, transform_fuse
 from mmscconv.ops.sru import logit, separate_and_cross, sru
 
@@ -14,6 +15,7 @@ __all__ = [
     'fits',
     'fuse',
     'logit',
+    'norm_fuse',
     'packed',
     'packed_transform',
     'plain_only',

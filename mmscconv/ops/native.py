@@ -43,6 +43,9 @@ _ARGUMENTS = {
     'sru_squeeze': [*[_POINTER] * 7, *[_LONG] * 5, _DOUBLE, _FLOAT, _INT, *[_LONG] * 5, _INT, *[_POINTER] * 4],
     'sru_squeeze_backward': [*[_POINTER] * 9, *[_LONG] * 4, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 5],
     'transform_fuse': [*[_POINTER] * 9, _INT, _INT, *[_POINTER] * 2],
+    'norm_fuse_sums': [*[_POINTER] * 4, *[_LONG] * 4, _INT, _POINTER],
+    'norm_fuse_forward': [*[_POINTER] * 4, *[_LONG] * 4, _INT, _POINTER],
+    'norm_fuse_backward': [*[_POINTER] * 5, *[_LONG] * 4, _INT, *[_POINTER] * 3],
     'transform_fuse_backward': [*[_POINTER] * 9, _INT, *[_POINTER] * 6],
     'fuse_backward': [_POINTER] * 2
     + [_INT]
@@ -474,3 +477,28 @@ def _blocks(rows: Tensor, groups: int) -> Tensor:
 def _blocks_of_tap(tap: Tensor, groups: int) -> Tensor:
     """Return a tap, (C, u / g), in the order of :func:`_blocks`."""
     return tap.unflatten(0, (groups, -1)).permute(1, 2, 0)
+
+
+def norm_fuse_sums(grad: Tensor | None, y1: Tensor, made: Tensor, low: Tensor) -> Tensor:
+    """Return the sums over the positions of Y1, Y1^2, Y2 and Y2^2, or grad, grad * Y1 and grad * Y2: (N, 4 or 3, C)."""
+    sums = torch.empty(len(y1), 4 if grad is None else 3, y1.shape[1], dtype=torch.float64)
+    _call('norm_fuse_sums', grad, y1, made, low, *_size(y1), low.shape[1], torch.get_num_threads(), sums)
+    return sums
+
+
+def norm_fuse_forward(y1: Tensor, made: Tensor, low: Tensor, factors: Tensor) -> Tensor:
+    """Return p * Y1 + q * Y2 + r of the ``factors`` p, q and r, (N, 3, C)."""
+    out = torch.empty_like(y1)
+    _call('norm_fuse_forward', y1, made, low, factors, *_size(y1), low.shape[1], torch.get_num_threads(), out)
+    return out
+
+
+def norm_fuse_backward(
+    grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, factors: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a * grad + b * Y + c for Y1 and for the parts of Y2; ``factors``: (N, 6, C), those of Y1 first."""
+    grads = torch.empty_like(y1), torch.empty_like(made), torch.empty_like(low)
+    _call(
+        'norm_fuse_backward', grad, y1, made, low, factors, *_size(y1), low.shape[1], torch.get_num_threads(), *grads
+    )  # fmt: skip
+    return grads

@@ -1,0 +1,130 @@
+"""CRU's fuse behind two batch norms in training, a CPU kernel for fp32 in channels last: neither norm is written.
+
+Y1' = a1 * Y1 + c1 with a = weight * rstd and c = bias - a * mean, Y2' alike, and Z = beta1 * Y1' + beta2 * Y2': an
+affine map of Y1 and Y2 whose factors come from sums over the positions. So are both gradients, with
+e = beta1 * beta2 * sum(grad * (Y1' - Y2')) and dY1' = beta1 * grad + e / P, dY2' = beta2 * grad - e / P.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmscconv.ops import native
+from mmscconv.ops.layout import as_dense
+
+
+def norm_fuse(
+    y1: Tensor, made: Tensor, low: Tensor, norm1: tuple[Tensor, Tensor, float], norm2: tuple[Tensor, Tensor, float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``fuse(BN(y1), BN(cat(made, low)))`` with the batch's statistics, which are returned as well.
+
+    Only the inputs are kept for backward.
+
+    Args:
+        y1, made, low: (N, C, H, W), (N, C - l, H, W) and (N, l, H, W), fp32, channels last; not empty.
+        norm1, norm2: Weight and bias (C), and eps, of both norms.
+
+    Returns:
+        (N, C, H, W), channels last; mean and biased variance of both norms, (2, C) each, without gradients.
+    """
+    out, mean, variance, _ = torch.ops.mmscconv.norm_fuse(y1, made, low, *norm1, *norm2)
+    return out, mean, variance
+
+
+_SCHEMA = (
+    'Tensor y1, Tensor made, Tensor low, Tensor weight1, Tensor bias1, float eps1, Tensor weight2, Tensor bias2,'
+    ' float eps2'
+)
+torch.library.define('mmscconv::norm_fuse', f'({_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)')
+torch.library.define(
+    'mmscconv::norm_fuse_backward',
+    f'(Tensor grad, {_SCHEMA}, Tensor mean, Tensor variance, Tensor sample_means)'
+    ' -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+)
+
+
+class _Norms:
+    """Both norms as affine maps, and the fuse's weights; (2, C) and (2, N, C), in double."""
+
+    def __init__(self, settings: tuple[Any, ...], mean: Tensor, variance: Tensor, sample_means: Tensor) -> None:
+        weight1, bias1, eps1, weight2, bias2, eps2 = settings
+        self.mean, self.sample_means = mean, sample_means
+        self.rstd = (variance + mean.new_tensor([[eps1], [eps2]])).rsqrt()
+        self.a = torch.stack((weight1, weight2)).detach().double() * self.rstd
+        self.c = torch.stack((bias1, bias2)).detach().double() - self.a * mean
+        s = self.a.unsqueeze(1) * sample_means + self.c.unsqueeze(1)
+        self.beta = s.softmax(dim=0)
+
+
+@torch.library.impl('mmscconv::norm_fuse', 'cpu')
+def _forward(y1: Tensor, made: Tensor, low: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y1, made, low = (as_dense(t, torch.channels_last) for t in (y1, made, low))
+    positions = y1.shape[2] * y1.shape[3]
+    sums = native.norm_fuse_sums(None, y1, made, low).unflatten(1, (2, 2)) / positions  # (N, norm, power, C)
+    sample_means = sums[:, :, 0].transpose(0, 1).contiguous()
+    mean = sample_means.mean(dim=1)
+    variance = (sums[:, :, 1].mean(dim=0) - mean * mean).clamp(min=0)
+    norms = _Norms(settings, mean, variance, sample_means)
+    p, q = norms.beta * norms.a.unsqueeze(1)
+    r = (norms.beta * norms.c.unsqueeze(1)).sum(dim=0)
+    out = native.norm_fuse_forward(y1, made, low, torch.stack((p, q, r), dim=1).float())
+    return out, mean, variance, sample_means
+
+
+@torch.library.impl('mmscconv::norm_fuse_backward', 'cpu')
+def _backward(grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    grad, y1, made, low = (as_dense(t, torch.channels_last) for t in (grad, y1, made, low))
+    norms = _Norms(rest[:6], *rest[6:])
+    positions = y1.shape[2] * y1.shape[3]
+    total, *products = native.norm_fuse_sums(grad, y1, made, low).unbind(1)  # (N, C) each
+    product = torch.stack(products)
+    a, c, mean, rstd = (t.unsqueeze(1) for t in (norms.a, norms.c, norms.mean, norms.rstd))
+    behind = a * product + c * total  # of grad and what the norms give
+    e = norms.beta.prod(dim=0) * (behind[0] - behind[1])
+    e = torch.stack((e, -e))
+    grad_bias = (norms.beta * total + e).sum(dim=1)
+    of_product = (norms.beta * product + e * norms.sample_means).sum(dim=1)
+    grad_weight = norms.rstd * (of_product - norms.mean * grad_bias)
+    # BN's backward: a * (dY' - mean(dY') - xhat * mean(dY' * xhat)), means over the batch.
+    share = 1 / (len(y1) * positions)
+    on_y = (-a * rstd * share * grad_weight.unsqueeze(1)).expand_as(e)
+    constant = a * (e / positions - share * grad_bias.unsqueeze(1)) - on_y * mean
+    factors = torch.stack((a * norms.beta, on_y, constant), dim=2)  # (norm, N, 3, C)
+    grads = native.norm_fuse_backward(grad, y1, made, low, factors.transpose(0, 1).flatten(1, 2).float().contiguous())
+    grad_weight, grad_bias = grad_weight.float(), grad_bias.float()
+    return *grads, grad_weight[0].clone(), grad_bias[0].clone(), grad_weight[1].clone(), grad_bias[1].clone()
+
+
+@torch.library.register_fake('mmscconv::norm_fuse')
+def _forward_fake(y1: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, c = y1.shape[:2]
+    mean, variance = (y1.new_empty(2, c, dtype=torch.float64) for _ in range(2))
+    out = torch.empty(y1.shape, device=y1.device, memory_format=torch.channels_last)
+    return out, mean, variance, y1.new_empty(2, n, c, dtype=torch.float64)
+
+
+@torch.library.register_fake('mmscconv::norm_fuse_backward')
+def _backward_fake(_: Tensor, y1: Tensor, made: Tensor, low: Tensor, weight1: Tensor, *__: Any) -> tuple[Tensor, ...]:
+    maps = [torch.empty(t.shape, device=t.device, memory_format=torch.channels_last) for t in (y1, made, low)]
+    return *maps, *(torch.empty_like(weight1) for _ in range(4))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    y1, made, low, weight1, bias1, ctx.eps1, weight2, bias2, ctx.eps2 = inputs
+    statistics = output[1:]
+    ctx.mark_non_differentiable(*statistics)
+    ctx.save_for_backward(y1, made, low, weight1, bias1, weight2, bias2, *statistics)
+
+
+def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    y1, made, low, weight1, bias1, weight2, bias2, *statistics = ctx.saved_tensors
+    *grads, grad_weight1, grad_bias1, grad_weight2, grad_bias2 = torch.ops.mmscconv.norm_fuse_backward(
+        grad, y1, made, low, weight1, bias1, ctx.eps1, weight2, bias2, ctx.eps2, *statistics
+    )
+    return *grads, grad_weight1, grad_bias1, None, grad_weight2, grad_bias2, None
+
+
+torch.library.register_autograd('mmscconv::norm_fuse', _backward_of_forward, setup_context=_keep)
