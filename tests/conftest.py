@@ -48,16 +48,16 @@ def _metafiles_are_read_once():
 @pytest.fixture(scope='module', params=['of this machine', 'any'])
 def instructions(request, tmp_path_factory):
     """The vector registers that the kernels are written for: the widest that this machine has, or the narrowest."""
-    from mmscconv.ops import native
+    from mmscconv.ops import compiled
 
-    caches = (native.unavailable, native._build, native._library)
+    caches = (compiled.unavailable, compiled._build, compiled._library)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == 'any':
-            patch.setattr(native, 'OPTIONAL_FLAGS', ((),))
+            patch.setattr(compiled, 'OPTIONAL_FLAGS', ((),))
             patch.setenv('MMSCCONV_CACHE_DIR', str(tmp_path_factory.mktemp('kernels')))
             for cache in caches:
                 cache.cache_clear()
-        assert native.unavailable() is None
+        assert compiled.unavailable() is None
         yield
     for cache in caches:
         cache.cache_clear()

@@ -180,11 +180,11 @@ def test_same_bits_with_any_number_of_threads(layout, deployed):
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-def test_inference_ops_are_registered_right():
+def test_ops_that_reach_over_convolutions_are_registered_right():
     x = torch.randn(2, 8, 4, 3).contiguous(memory_format=torch.channels_last)
     affine, weight = torch.rand(8), torch.randn(2, 4, 1, 1)
     settings = (affine, affine, 4, 1e-5, 0.0, False)
-    arguments = (x, *settings, weight, torch.randn(3, 4, 1, 1), torch.randn(2), torch.randn(3), None, None, (1, 1))
+    arguments = (x, *settings, weight, torch.randn(3, 4, 1, 1), torch.randn(2), torch.randn(3), (1, 1))
     up, low, mean, rstd = torch.ops.mmscconv.sru_squeeze(*arguments)
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, arguments)
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, (*arguments[:-1], (2, 2)))
@@ -196,18 +196,21 @@ def test_inference_ops_are_registered_right():
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, leaves, test_utils=kinds)
     weights = torch.randn(8, 2, 3, 3), torch.randn(8, 4, 1, 1), torch.randn(4, 4, 1, 1)
     window = (3, 3, 1, 1, 1, 1, 1, 1)
-    arguments = (up, None, up, *weights, None, None, None, affine, affine, 2, window, True)
+    arguments = (up, up, up, *weights, None, torch.randn(4), 2, window)
     torch.library.opcheck(torch.ops.mmscconv.transform_fuse.default, arguments)
-    arguments = (up, up, up, *weights, None, None, None, None, None, 2, window, False)
     leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in arguments]
     torch.library.opcheck(torch.ops.mmscconv.transform_fuse.default, leaves, test_utils=kinds)
     for own in (None, up):
         biases = (None, None) if own is None else (torch.randn(8), torch.randn(4))
-        out, beta1 = torch.ops.mmscconv.transform_fuse(
-            up, own, up, *weights, None, *biases, None, None, 2, window, False
-        )
+        out, beta1 = torch.ops.mmscconv.transform_fuse(up, own, up, *weights, *biases, 2, window)
         backward = (out, up, own, up, *weights, *biases, beta1, 2, window)
         torch.library.opcheck(torch.ops.mmscconv.transform_fuse_backward.default, backward)
+    squeezes = ops.packed(weight), ops.packed(torch.randn(2, 4, 1, 1)), None, torch.randn(2)
+    weights = torch.randn(8, 1, 3, 3), torch.randn(8, 2, 1, 1), torch.randn(6, 2, 1, 1)
+    for centre in (None, 4):
+        transform = ops.packed_transform(*weights, 2, centre), None, torch.randn(6), affine, affine
+        arguments = (x, *settings, squeezes, transform, (4, 2, 2, 8, 6), 2, window, centre, True)
+        torch.library.opcheck(torch.ops.mmscconv.scconv.default, arguments)
 
 
 @pytest.mark.parametrize('scconv', [{}, {'inner_norm': True, 'alpha': 0.75, 'low_squeeze': 'output'}], ids=str)

@@ -225,8 +225,8 @@ def test_layers_need_torch_alone():
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
 def test_gradients_of_the_kernels_in_channels_last(settings, output_is_kept, training, monkeypatch):
     """Where one kernel does SRU and squeezes, one GWC to fuse where its output is kept, and backward computes again."""
-    called, call = [], native._call
-    monkeypatch.setattr(native, '_call', lambda name, *arguments: (called.append(name), call(name, *arguments)))
+    called, call = [], native.call
+    monkeypatch.setattr(native, 'call', lambda name, *arguments: (called.append(name), call(name, *arguments)))
     settings = {'kernel_size': 3, 'padding': 1, **settings}
     conv = SCConv(24, 24, backend='native', **settings).train(training)
     conv.cru.output_is_kept = output_is_kept
@@ -255,3 +255,18 @@ def test_gradients_of_the_kernels_in_channels_last(settings, output_is_kept, tra
         assert (p.grad is None) == (q.grad is None), name
         if p.grad is not None:
             torch.testing.assert_close(p.grad, q.grad.float(), rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f'{n}: {m}')
+
+
+@pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'channels-last'])
+def test_hooks_see_what_a_kernel_would_do(layout, training):
+    x = torch.randn(2, 16, 5, 5).contiguous(memory_format=layout)
+    for name in (
+        'sru',
+        *(f'cru.{n}' for n in ('squeeze_up', 'squeeze_low', 'gwc', 'pwc1', 'pwc2', 'norm_up', 'norm2')),
+    ):
+        conv, seen = SCConv(16, 16, 3, padding=1, inner_norm=True, backend='native').train(training), []
+        conv.get_submodule(name).register_forward_hook(lambda *_, n=name, s=seen: s.append(n))
+        with torch.no_grad():
+            conv(x)
+        assert seen == [name]

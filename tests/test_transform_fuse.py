@@ -48,7 +48,7 @@ def by_kernel(leaves, window, upstream=None):
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
     try:
-        out = ops.transform_fuse(*leaves[:3], tuple(leaves[3:6]), ops.Window(*window), None, tuple(leaves[6:]))
+        out = ops.transform_fuse(*leaves[:3], tuple(leaves[3:6]), ops.Window(*window), tuple(leaves[6:]))
         upstream = torch.ones_like(out) if upstream is None else upstream
         return out, *torch.autograd.grad(out, [t for t in leaves if t is not None], upstream)
     finally:

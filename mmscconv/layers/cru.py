@@ -195,7 +195,7 @@ class CRU(nn.Module):
         squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
         if {backend, sru.backend or backend} != {'native'} or squeeze_up is None or squeeze_low is None:
             return False
-        if _hooked(sru) or not ops.fits(x, squeeze_up.weight, squeeze_low.weight):
+        if _hooked(sru, squeeze_up, squeeze_low) or not ops.fits(x, squeeze_up.weight, squeeze_low.weight):
             return False
         return not torch.is_autocast_enabled('cpu')
 
@@ -219,7 +219,7 @@ class CRU(nn.Module):
         if self.norm2 is not None:
             # X_low is then no longer the part of Y2 that costs nothing, so PWC2 makes all of it.
             pwc2, bias2 = folded(*with_identity(pwc2, bias2), self.norm2)
-        return ops.transform_fuse(x_up, up, x_low, (gwc, pwc1, pwc2), self.gwc_window, biases=(bias1, bias2))
+        return ops.transform_fuse(x_up, up, x_low, (gwc, pwc1, pwc2), self.gwc_window, (bias1, bias2))
 
     def _norms_at_once(self, x_up: Tensor, x_low: Tensor) -> bool:
         """Whether one kernel can do ``norm1``, ``norm2`` with the batch's statistics, and fuse."""
@@ -246,7 +246,7 @@ class CRU(nn.Module):
 
         Args:
             merged: Compute both by one grouped convolution where they have the same
-                shape: the same result, faster, but without a call of the modules.
+                shape and nobody looks at them: the same result, faster.
         """
         c = self.channels
         squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
@@ -254,7 +254,7 @@ class CRU(nn.Module):
             # The one branch takes all of x.
             up = None if squeeze_up is None else squeeze_up(x)
             return up, None if squeeze_low is None else squeeze_low(self.pool(x))
-        if merged and self.squeezes_alike and self.pool.is_identity:
+        if merged and self.squeezes_alike and self.pool.is_identity and not _hooked(squeeze_up, squeeze_low):
             weight, bias = side_by_side(squeeze_up, squeeze_low)
             return F.conv2d(x, weight, bias, groups=2).split(c.squeezed_up, dim=1)
         up, low = x.split((c.up, c.low), dim=1)
@@ -290,7 +290,6 @@ def squeeze_reconstructed(
     up: tuple[Tensor, Tensor | None],
     low: tuple[Tensor, Tensor | None],
     pool: AlignedAvgPool2d,
-    packed: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor]:
     """Return X_up and the pooled X_low of ``sru(x)`` by one kernel.
 
@@ -299,13 +298,12 @@ def squeeze_reconstructed(
         sru: What reconstructs it.
         up, low: Weight and bias of the squeezes.
         pool: Of X_low; the kernel does it where it is a plain one and no gradients are recorded.
-        packed: The weights as the op takes them.
     """
     size = (1, 1) if torch.is_grad_enabled() or not pool.is_plain else pool.stride
     # A plain pool leaves a constant as it is; others have windows with nothing in them.
     early = low[1] if pool.is_plain else None
     arguments = sru.op_arguments(x.dtype)
-    x_up, x_low = ops.sru_squeeze(x, arguments, up[0], low[0], (up[1], early), packed, size)
+    x_up, x_low = ops.sru_squeeze(x, arguments, up[0], low[0], (up[1], early), size)
     if size != pool.stride or not pool.is_plain:
         x_low = pool(x_low)
     return x_up, x_low if low[1] is None or early is not None else x_low + low[1].view(-1, 1, 1)

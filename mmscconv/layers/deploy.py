@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmscconv import ops
 from mmscconv.layers.arguments import check_input
-from mmscconv.layers.cru import CRU, side_by_side, squeeze_reconstructed
+from mmscconv.layers.cru import CRU, side_by_side
 from mmscconv.layers.folding import affine_of, fold_norm, with_identity
 from mmscconv.layers.sru import SRU
 
@@ -69,7 +69,7 @@ class DeployedCRU(nn.Module):
         self.register_buffer('shift', shift)
         for name in ('packed', 'packed_up', 'packed_low'):
             self.register_buffer(name, None, persistent=False)
-        self.window = cru.gwc_window
+        self.window = cru.gwc_window if self.pool.is_plain else None  # the kernel knows no other pools
         self.centre = self.window.centre if self.window is not None and self.pool.is_identity else None
         self.pack()
         self.register_load_state_dict_post_hook(_pack_again)
@@ -94,7 +94,7 @@ class DeployedCRU(nn.Module):
         backend = ops.choose_backend(x, self.backend)
         packed = self.packed
         if isinstance(before, SRU) and packed is not None and ops.runs_on(x, self.backend, packed):
-            return self._fused(x, before, packed)
+            return self._fused(x, before)
         y = self._composed(x, before, backend)
         return F.relu(y, inplace=True) if self.relu else y
 
@@ -116,18 +116,23 @@ class DeployedCRU(nn.Module):
             return y
         return y * self.scale.to(y.dtype).view(-1, 1, 1) + self.shift.to(y.dtype).view(-1, 1, 1)
 
-    def _fused(self, x: Tensor, sru: SRU, packed: Tensor) -> Tensor:
-        """Return the output by the two ops that reach over the convolutions."""
-        squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
-        assert squeeze_up is not None and squeeze_low is not None  # they are packed
-        squeezes = (squeeze_up.weight, squeeze_up.bias), (squeeze_low.weight, squeeze_low.bias)
-        x_up, low = squeeze_reconstructed(x, sru, *squeezes, self.pool, (self.packed_up, self.packed_low))
-        gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
-        assert self.window is not None and gwc is not None and pwc1 is not None and pwc2 is not None  # they are packed
-        weights, biases = (gwc.weight, pwc1.weight, pwc2.weight), (gwc.bias, pwc2.bias)
-        affine = self.scale, self.shift
-        up = self.pool(x_up) if self.centre is None else None
-        return ops.transform_fuse(x_up, up, low, weights, self.window, packed, biases, affine, self.relu)
+    def _fused(self, x: Tensor, sru: SRU) -> Tensor:
+        """Return the output by one op from the SRU to the ReLU."""
+        c, window, squeeze_up, squeeze_low = self.channels, self.window, self.squeeze_up, self.squeeze_low
+        gwc, pwc2, packed_up, packed_low, packed = self.gwc, self.pwc2, self.packed_up, self.packed_low, self.packed
+        assert window is not None and squeeze_up is not None and squeeze_low is not None  # they are packed
+        assert gwc is not None and pwc2 is not None
+        assert packed_up is not None and packed_low is not None and packed is not None
+        return ops.scconv(
+            x,
+            sru.op_arguments(x.dtype),
+            (packed_up, packed_low, squeeze_up.bias, squeeze_low.bias),
+            (packed, gwc.bias, pwc2.bias, self.scale, self.shift),
+            (c.up, c.squeezed_up, c.squeezed_low, self.out_channels, pwc2.out_channels),
+            window,
+            self.centre,
+            self.relu,
+        )
 
     def _squeezed(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         c = self.channels

@@ -2,9 +2,9 @@
 
 from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, plain_only
 from mmscconv.ops.fuse import fuse
-from mmscconv.ops.native import packed, packed_transform
 from mmscconv.ops.norm_fuse import norm_fuse
-from mmscconv.ops.pointwise import Window, fits, runs_on, sru_squeeze, transform_fuse
+from mmscconv.ops.packing import packed, packed_transform
+from mmscconv.ops.pointwise import Window, fits, runs_on, scconv, sru_squeeze, transform_fuse
 from mmscconv.ops.sru import logit, separate_and_cross, sru
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     'packed_transform',
     'plain_only',
     'runs_on',
+    'scconv',
     'separate_and_cross',
     'sru',
     'sru_squeeze',

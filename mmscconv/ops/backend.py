@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mmscconv.ops import native
+from mmscconv.ops import compiled
 
 F = TypeVar('F', bound=Callable[..., Any])
 BACKENDS = ('plain', 'native', 'triton')
@@ -139,7 +139,7 @@ def _from_environment() -> str | None:
 # The compiler's call is not traced.
 @_constant_when_traced
 def _native_unavailable() -> str | None:
-    reason = native.unavailable()
+    reason = compiled.unavailable()
     if reason:
         _warn_once(f'SCConv runs its plain PyTorch form on the CPU, several times slower: {reason}')
     return reason

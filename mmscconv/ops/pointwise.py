@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmscconv.ops import native
+from mmscconv.ops import native, packing
 from mmscconv.ops.backend import choose_backend
 from mmscconv.ops.fuse import FOR_INFERENCE
 from mmscconv.ops.layout import layout_of
@@ -37,7 +37,6 @@ def sru_squeeze(
     up: Tensor,
     low: Tensor,
     biases: tuple[Tensor | None, Tensor | None] = (None, None),
-    packed: tuple[Tensor | None, Tensor | None] = (None, None),
     pool: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, Tensor]:
     """Return X_up and X_low, (N, u, H, W) and (N, l, H', W'), of the SRU's output, which backward computes again.
@@ -47,11 +46,10 @@ def sru_squeeze(
         arguments: ``scale, shift, num_groups, eps, threshold, hard`` of :func:`mmscconv.ops.sru.sru`.
         up, low: The squeezes' weights, (u, C_up, 1, 1) and (l, C - C_up, 1, 1).
         biases: Of both squeezes, (u) and (l).
-        packed: The weights from :func:`mmscconv.ops.native.packed`, which each call does otherwise.
         pool: Height and width of windows over which X^w is averaged for X_low, the last one of a line or column
             cut off where the image ends; for inference only.
     """
-    return torch.ops.mmscconv.sru_squeeze(x, *arguments, up, low, *biases, *packed, pool)[:2]
+    return torch.ops.mmscconv.sru_squeeze(x, *arguments, up, low, *biases, pool)[:2]
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Window:
     @property
     def centre(self) -> int | None:
         """The tap that sees the position of its output, None where there is none."""
-        return native.centre_of(self.numbers)
+        return packing.centre_of(self.numbers)
 
 
 def transform_fuse(
@@ -81,14 +79,11 @@ def transform_fuse(
     low: Tensor,
     weights: tuple[Tensor, Tensor, Tensor],
     window: Window,
-    packed: Tensor | None = None,
     biases: tuple[Tensor | None, Tensor | None] = (None, None),
-    affine: tuple[Tensor | None, Tensor | None] = (None, None),
-    relu: bool = False,
 ) -> Tensor:
-    """Return ``fuse(gwc(x_up), low, pwc1(up), pwc2(low), *affine)``, of which only the result is written.
+    """Return ``fuse(gwc(x_up), low, pwc1(up), pwc2(low))``, of which only the result is written.
 
-    Only the inputs are kept for backward. Affine and ReLU are for inference only.
+    Only the inputs are kept for backward.
 
     Args:
         x_up: (N, u, H, W), the GWC's input.
@@ -97,23 +92,49 @@ def transform_fuse(
         weights: Of GWC (C, u / groups, ...), PWC1 (C, u, 1, 1) and PWC2 (C - l, l, 1, 1), or
             (C, l, 1, 1) where PWC2 makes all of Y2.
         window: Of the GWC; padding below and right is what the size of ``up`` says.
-        packed: The weights from :func:`mmscconv.ops.native.packed_transform`, which each call does otherwise.
         biases: Of Y1 (C) and of PWC2.
-        affine: Scale and shift (C) of a norm behind the layer.
-        relu: Whether a ReLU ends it.
 
     Returns:
         (N, C, H', W'), channels last.
     """
-    return torch.ops.mmscconv.transform_fuse(
-        x_up, up, low, *weights, packed, *biases, *affine, window.groups, window.numbers, relu
-    )[0]  # fmt: skip
+    return torch.ops.mmscconv.transform_fuse(x_up, up, low, *weights, *biases, window.groups, window.numbers)[0]
+
+
+def scconv(
+    x: Tensor,
+    arguments: tuple[Tensor, Tensor, int, float, float, bool],
+    squeezes: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    transform: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    channels: tuple[int, int, int, int, int],
+    window: Window,
+    centre: int | None,
+    relu: bool,
+) -> Tensor:
+    """Return what :func:`sru_squeeze` and :func:`transform_fuse` give one after the other, for inference only.
+
+    Args:
+        x: (N, C, H, W).
+        arguments: As those of :func:`sru_squeeze`.
+        squeezes: Both weights from :func:`mmscconv.ops.packing.packed`, and both biases.
+        transform: The weights from :func:`mmscconv.ops.packing.packed_transform`, the biases of Y1 and of PWC2, and
+            scale and shift (C2) of a norm behind the layer.
+        channels: The upper branch's part of C, u, l, C2, and what PWC2 makes.
+        window: Of the GWC; average pooling by its stride, with windows side by side, is that of X_low and of PWC1.
+        centre: The tap that does PWC1 as well, or None.
+        relu: Whether a ReLU ends it.
+
+    Returns:
+        (N, C2, H', W'), channels last.
+    """
+    return torch.ops.mmscconv.scconv(
+        x, *arguments, squeezes, transform, channels, window.groups, window.numbers, centre, relu
+    )
 
 
 torch.library.define(
     'mmscconv::sru_squeeze',
     '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, Tensor up,'
-    ' Tensor low, Tensor? bias_up, Tensor? bias_low, Tensor? packed_up, Tensor? packed_low, int[] pool)'
+    ' Tensor low, Tensor? bias_up, Tensor? bias_low, int[] pool)'
     ' -> (Tensor, Tensor, Tensor, Tensor)',
 )
 torch.library.define(
@@ -123,8 +144,8 @@ torch.library.define(
 )
 torch.library.define(
     'mmscconv::transform_fuse',
-    '(Tensor x_up, Tensor? up, Tensor low, Tensor gwc, Tensor pwc1, Tensor pwc2, Tensor? packed, Tensor? bias1,'
-    ' Tensor? bias2, Tensor? scale, Tensor? shift, int groups, int[] window, bool relu) -> (Tensor, Tensor)',
+    '(Tensor x_up, Tensor? up, Tensor low, Tensor gwc, Tensor pwc1, Tensor pwc2, Tensor? bias1, Tensor? bias2,'
+    ' int groups, int[] window) -> (Tensor, Tensor)',
 )
 torch.library.define(
     'mmscconv::transform_fuse_backward',
@@ -132,10 +153,23 @@ torch.library.define(
     ' Tensor? bias2, Tensor beta1, int groups, int[] window)'
     ' -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
+torch.library.define(
+    'mmscconv::scconv',
+    '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, Tensor?[] squeezes,'
+    ' Tensor?[] transform, int[] channels, int groups, int[] window, int? centre, bool relu) -> Tensor',
+)
+torch.library.impl('mmscconv::scconv', 'cpu')(native.scconv)
 torch.library.impl('mmscconv::sru_squeeze', 'cpu')(native.sru_squeeze)
 torch.library.impl('mmscconv::sru_squeeze_backward', 'cpu')(native.sru_squeeze_backward)
 torch.library.impl('mmscconv::transform_fuse', 'cpu')(native.transform_fuse)
 torch.library.impl('mmscconv::transform_fuse_backward', 'cpu')(native.transform_fuse_backward)
+
+
+@torch.library.register_fake('mmscconv::scconv')
+def _scconv_fake(x: Tensor, *arguments: Any) -> Tensor:
+    channels, window = arguments[8], arguments[10]
+    size = native.pooled_size(x.shape[2:], window[2:4])
+    return torch.empty(len(x), channels[3], *size, device=x.device, memory_format=torch.channels_last)
 
 
 @torch.library.register_fake('mmscconv::sru_squeeze')
@@ -143,7 +177,7 @@ def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     n, _, h, w = x.shape
     branches = [
         torch.empty(n, len(weight), *size, device=x.device, memory_format=torch.channels_last)
-        for weight, size in ((arguments[6], (h, w)), (arguments[7], native.pooled_size((h, w), arguments[12])))
+        for weight, size in ((arguments[6], (h, w)), (arguments[7], native.pooled_size((h, w), arguments[10])))
     ]
     return *branches, *(x.new_empty(n, arguments[2]) for _ in range(2))
 
@@ -162,7 +196,7 @@ def _transform_fuse_fake(_: Tensor, __: Tensor | None, low: Tensor, gwc: Tensor,
 
 
 def _keep_for_squeeze(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, scale, shift, _, _, ctx.threshold, ctx.hard, up, low, *biases, _, _, ctx.pool = inputs
+    x, scale, shift, _, _, ctx.threshold, ctx.hard, up, low, *biases, ctx.pool = inputs
     ctx.biased = [bias is not None for bias in biases]
     _, _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
@@ -176,7 +210,7 @@ def _squeeze_backward(ctx: Any, grad_up: Tensor, grad_low: Tensor, *_: Tensor | 
     *grads, grad_weight_up, grad_weight_low = done
     pairs = zip((grad_up, grad_low), ctx.biased, strict=True)
     biases = [grad.sum(dim=(0, 2, 3)) if biased else None for grad, biased in pairs]
-    return *grads, None, None, None, None, grad_weight_up, grad_weight_low, *biases, None, None, None
+    return *grads, None, None, None, None, grad_weight_up, grad_weight_low, *biases, None
 
 
 torch.library.register_autograd('mmscconv::sru_squeeze', _squeeze_backward, setup_context=_keep_for_squeeze)
@@ -194,19 +228,15 @@ def _transform_fuse_backward_fake(_: Tensor, x_up: Tensor, up: Tensor | None, *o
 
 
 def _keep_for_transform(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x_up, up, low, gwc, pwc1, pwc2, _, bias1, bias2, *affine, ctx.groups, ctx.window, relu = inputs
-    ctx.folded = relu or any(t is not None for t in affine)
+    *tensors, ctx.groups, ctx.window = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, output[1])
+    ctx.save_for_backward(*tensors, output[1])
 
 
 def _transform_backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if ctx.folded:
-        raise RuntimeError(FOR_INFERENCE)
     saved = ctx.saved_tensors
     grads = torch.ops.mmscconv.transform_fuse_backward(grad, *saved, ctx.groups, ctx.window)
-    *grads, bias1, bias2 = (None if t is None else grad for grad, t in zip(grads, saved, strict=False))
-    return *grads, None, bias1, bias2, *(None for _ in range(5))
+    return *(None if t is None else grad for grad, t in zip(grads, saved, strict=False)), None, None
 
 
 torch.library.register_autograd('mmscconv::transform_fuse', _transform_backward, setup_context=_keep_for_transform)

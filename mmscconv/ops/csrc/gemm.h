@@ -1,5 +1,5 @@
 /* Small matrix products for the convolutions inside of the kernels: out[r][j] = sum_k a[r][k] * w[j][k]. The weights
- * come in panels, [panel][depth][PANEL], filled up with zeros: mmscconv/ops/pointwise.py packs them. */
+ * come in panels, [panel][depth][PANEL], filled up with zeros: mmscconv/ops/packing.py packs them. */
 #ifndef MMSCCONV_GEMM_H
 #define MMSCCONV_GEMM_H
 

@@ -1,24 +1,7 @@
 /* SRU and the two squeezes of the CRU behind it, channels last: X^w never leaves the caches, nor does its gradient. */
 #include "gate.h"
 #include "gemm.h"
-
-/* pooled[i]: the mean of `channels` numbers over the positions of window i, `pool` columns of `rows` lines of an image;
- * the last one may be narrower. */
-static void pool_lines(const float *lines, int64_t width, int64_t stride, int64_t channels, int64_t rows, int64_t pool,
-                       float *pooled) {
-    for (int64_t first = 0; first < width; first += pool, pooled += channels) {
-        int64_t last = min_of(first + pool, width);
-        float share = 1.f / (float)(rows * (last - first));
-        memset(pooled, 0, channels * sizeof(float));
-        for (int64_t y = 0; y < rows; y++)
-            for (int64_t x = first; x < last; x++) {
-                const float *from = lines + (y * width + x) * stride;
-#pragma omp simd
-                for (int64_t c = 0; c < channels; c++) pooled[c] += from[c];
-            }
-        for (int64_t c = 0; c < channels; c++) pooled[c] *= share;
-    }
-}
+#include "pool.h"
 
 /* SRU and both squeezes: out_up = up * X^w[:cut] + bias_up and out_low = low * pool(X^w[cut:]) + bias_low, (N,
  * squeezed_up, H, W) and (N, squeezed_low, H', W'), with the weights up and low in panels and NULL for no bias. The pool averages windows of pool_height x
