@@ -91,11 +91,10 @@ class DeployedCRU(nn.Module):
         check_input('CRU', x, self.in_channels, None if squeeze is None else squeeze.weight)
         if x.dim() == 3:
             return self(x.unsqueeze(0), before).squeeze(0)
-        backend = ops.choose_backend(x, self.backend)
         packed = self.packed
         if isinstance(before, SRU) and packed is not None and ops.runs_on(x, self.backend, packed):
             return self._fused(x, before)
-        y = self._composed(x, before, backend)
+        y = self._composed(x, before, ops.choose_backend(x, self.backend))
         return F.relu(y, inplace=True) if self.relu else y
 
     def _composed(self, x: Tensor, before: nn.Module | None, backend: str) -> Tensor:

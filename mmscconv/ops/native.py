@@ -180,9 +180,10 @@ def transform_fuse(
     x_up, up, low = _inputs(x_up, up, low)
     out = torch.empty(len(low), len(gwc), *low.shape[2:], dtype=torch.float32, memory_format=torch.channels_last)
     beta1 = torch.empty(len(low), len(gwc), dtype=torch.float32)
+    channels = x_up.shape[1], low.shape[1], len(gwc), len(pwc2)
     call(
         'transform_fuse', x_up, up, low, packed_transform(gwc, pwc1, pwc2, groups, centre), bias1, bias2, None, None,
-        _geometry(x_up, low, len(gwc), len(pwc2), groups, window, centre), False, torch.get_num_threads(), out, beta1,
+        _geometry(x_up, channels, groups, window, low.shape[2:], centre), False, torch.get_num_threads(), out, beta1,
     )  # fmt: skip
     return out, beta1
 
@@ -205,14 +206,12 @@ def scconv(
 ) -> Tensor:
     """See :func:`mmscconv.ops.pointwise.scconv`."""
     values = as_dense(x, torch.channels_last)
-    n, c, h, w = x.shape
-    cut, u, low, out_channels, made = channels
-    size = pooled_size((h, w), window[2:4])
-    out = torch.empty(n, out_channels, *size, dtype=torch.float32, memory_format=torch.channels_last)
-    numbers = (n, h, w, u, low, out_channels, made, groups, *window, *size, -1 if centre is None else centre)
+    cut, *others = channels
+    size = pooled_size(x.shape[2:], window[2:4])
+    out = torch.empty(len(x), others[2], *size, dtype=torch.float32, memory_format=torch.channels_last)
     call(
-        'scconv', values, scale, shift, *squeezes, *transform, c, num_groups, eps, threshold, hard, cut,
-        (ctypes.c_int64 * len(numbers))(*numbers), relu, torch.get_num_threads(), out,
+        'scconv', values, scale, shift, *squeezes, *transform, x.shape[1], num_groups, eps, threshold, hard, cut,
+        _geometry(x, others, groups, window, size, centre), relu, torch.get_num_threads(), out,
     )  # fmt: skip
     return out
 
@@ -240,7 +239,8 @@ def transform_fuse_backward(
     grad_up = None if up is None else torch.empty_like(up)
     grad_weights = torch.empty_like(weights)
     grad_biases = [None if bias is None else torch.empty_like(bias) for bias in (bias1, bias2)]
-    geometry = _geometry(x_up, low, len(gwc), len(pwc2), groups, window, centre)
+    channels = x_up.shape[1], low.shape[1], len(gwc), len(pwc2)
+    geometry = _geometry(x_up, channels, groups, window, low.shape[2:], centre)
     call(
         'transform_fuse_backward', grad, x_up, up, low, weights, beta1, bias1, bias2, geometry,
         torch.get_num_threads(), grad_x_up, grad_up, grad_low, grad_weights, *grad_biases,
@@ -268,12 +268,17 @@ def _inputs(x_up: Tensor, up: Tensor | None, low: Tensor) -> tuple[Tensor, Tenso
 
 
 def _geometry(
-    x_up: Tensor, low: Tensor, channels: int, made: int, groups: int, window: Sequence[int], centre: int | None
+    x: Tensor,
+    channels: Sequence[int],
+    groups: int,
+    window: Sequence[int],
+    size: Sequence[int],
+    centre: int | None,
 ) -> ctypes.Array[ctypes.c_int64]:
-    """Return the numbers of csrc/transform.h's Geometry."""
-    n, u, h, w = x_up.shape
-    numbers = (n, h, w, u, low.shape[1], channels, made, groups, *window, *low.shape[2:])
-    return (ctypes.c_int64 * (len(numbers) + 1))(*numbers, -1 if centre is None else centre)
+    """Return the numbers of csrc/transform.h's Geometry; ``channels``: u, l, C2 and what PWC2 makes."""
+    n, _, h, w = x.shape
+    numbers = (n, h, w, *channels, groups, *window, *size, -1 if centre is None else centre)
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 def norm_fuse_sums(grad: Tensor | None, y1: Tensor, made: Tensor, low: Tensor) -> Tensor:

@@ -44,25 +44,6 @@ int sru_squeeze(const float *x, const float *scale, const float *shift, const fl
     return failed;
 }
 
-/* out[i][j] += sum over rows of a[row][i] * b[row][j]; behind the last row of b, STEP numbers can be read. */
-static __attribute__((noinline)) void add_products(const float *a, int64_t a_stride, int64_t a_columns, const float *b,
-                                                   int64_t b_stride, int64_t b_columns, int64_t rows, float *out) {
-    for (int64_t j = 0; j < b_columns; j += STEP)
-        for (int64_t i = 0, count; i < a_columns; i += count) {
-            count = next_rows(a_columns - i);
-#define PRODUCTS(R)                                                                           \
-    do {                                                                                      \
-        Sums sum = {0};                                                                       \
-        float *to = out + i * b_columns + j;                                                  \
-        for (int r = 0; r < R; r++) load(sum[r], to + r * b_columns, b_columns - j);          \
-        accumulate(sum, a + i, 1, a_stride, b + j, b_stride, rows, R, 2);                     \
-        for (int r = 0; r < R; r++) store(to + r * b_columns, sum[r], b_columns - j);         \
-    } while (0)
-            FOR_ROWS_OF_TILE(count, PRODUCTS)
-#undef PRODUCTS
-        }
-}
-
 /* Both squeezes' weights, transposed and in panels, and what their outputs and X^w have for gradients and values. */
 typedef struct {
     const float *up, *low, *grad_up, *grad_low;

@@ -68,25 +68,6 @@ static void lay_out_panel(Geometry g, Plan p, Seen s, int64_t column, int64_t co
     }
 }
 
-/* products[c][j] += sum over positions of grad[position][c] * panel[position][j]. */
-static __attribute__((noinline)) void add_products(Geometry g, const float *grad, int64_t positions, const float *panel,
-                                                   int64_t channels, float *products) {
-    for (int64_t j = 0; j < PANEL; j += STEP)
-        for (int64_t c = 0, rows; c < channels; c += rows) {
-            rows = next_rows(channels - c);
-#define PRODUCTS(R)                                                                         \
-    do {                                                                                    \
-        Sums sum = {0};                                                                     \
-        float *to = products + c * PANEL + j;                                               \
-        for (int r = 0; r < R; r++) load(sum[r], to + r * PANEL, STEP);                     \
-        accumulate(sum, grad + c, 1, g.channels, panel + j, PANEL, positions, R, 2);        \
-        for (int r = 0; r < R; r++) store(to + r * PANEL, sum[r], STEP);                    \
-    } while (0)
-            FOR_ROWS_OF_TILE(rows, PRODUCTS)
-#undef PRODUCTS
-        }
-}
-
 static inline float sum_of(Vec v) {
     float lanes[LANES], sum = 0;
     memcpy(lanes, &v, sizeof v);
@@ -130,7 +111,7 @@ static void products_of_panel(Geometry g, Plan p, const float *grad, const float
         for (int64_t y = 0; y < g.out[0]; y += lines) {
             int64_t count = min_of(lines, g.out[0] - y), at = (n * positions + y * g.out[1]) * g.channels;
             lay_out_panel(g, p, s, column, columns, y, count, panel);
-            add_products(g, grad + at + group * each, count * g.out[1], panel, each, products);
+            add_products(grad + at + group * each, g.channels, each, panel, PANEL, PANEL, count * g.out[1], products);
         }
         float *to = grad_weights + group * each * p.pitch + column;
         add_scaled(weights + group * each * p.pitch + column, p.pitch, products, of_low, each,
