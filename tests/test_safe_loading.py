@@ -282,3 +282,14 @@ def test_results_are_whole_or_not_there(tool, digits, digits_run, tmp_path, monk
 def full_disk(metric, results):
     Path(metric.out_file_path).write_bytes(b'half')
     raise OSError(28, 'No space left on device')
+
+
+@pytest.mark.parametrize(
+    'content', [b'bad\n', b'hello world', b'<html></html>', b'\x80\x02}', b'(.', b'I1\nR.', b''], ids=repr
+)
+@pytest.mark.parametrize('trusted', [False, True], ids=['', 'trusted'])
+def test_any_other_file_is_one_line(content, trusted, tmp_path):
+    file = tmp_path / 'some.pth'
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r'^checkpoint cannot be read, it is .*damaged: '):
+        load_checkpoint(str(file), trusted)

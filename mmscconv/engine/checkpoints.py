@@ -40,7 +40,8 @@ def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any =
         raise UserError(
             f'checkpoint holds a {name}, which may run code when loaded: {path} (pass --trusted if you made it)'
         ) from error
-    except (EOFError, OSError, RuntimeError, ValueError) as error:
+    except (AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # What pickle says of bytes that are none depends on the bytes.
         reason = ' '.join(str(error).split())
         raise UserError(f'checkpoint cannot be read, it is cut short or damaged: {path} ({reason})') from error
     if not isinstance(content, dict):
