@@ -56,7 +56,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmscconv', 'mmscconv.*']),
-    package_data={'mmscconv': ['*.yaml', 'ops/csrc/*.c', 'ops/csrc/*.h']},
+    package_data={'mmscconv': ['*.yaml', 'ops/csrc/*.[ch]', 'ops/csrc/onnxruntime/*.[ch]']},
     # Nothing of OpenMMLab: a hard mmdet would be installed over the forks.
     install_requires=['torch>=2.4'],
     extras_require={'onedl': ONEDL, 'official': OFFICIAL, 'demo': DEMO, 'export': EXPORT, 'docs': DOCS, 'dev': DEV},

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import importlib.util
 import logging
@@ -50,10 +51,10 @@ def instructions(request, tmp_path_factory):
     """The vector registers that the kernels are written for: the widest that this machine has, or the narrowest."""
     from mmscconv.ops import compiled
 
-    caches = (compiled.unavailable, compiled._build, compiled._library)
+    caches = (compiled.unavailable, compiled.build, compiled._library)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == 'any':
-            patch.setattr(compiled, 'OPTIONAL_FLAGS', ((),))
+            patch.setattr(compiled, 'KERNELS', dataclasses.replace(compiled.KERNELS, flags=((),)))
             patch.setenv('MMSCCONV_CACHE_DIR', str(tmp_path_factory.mktemp('kernels')))
             for cache in caches:
                 cache.cache_clear()

@@ -19,7 +19,7 @@ X = torch.randn(2, 8, 5, 5)
 @pytest.fixture
 def broken_compiler(monkeypatch):
     """No kernels: the compiler fails, and nothing is known of an earlier success."""
-    caches = (compiled.unavailable, compiled._build, compiled._library, ops.backend._warn_once)
+    caches = (compiled.unavailable, compiled.build, compiled._library, ops.backend._warn_once)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setenv('CC', 'false')

@@ -4,12 +4,14 @@ import csv
 import importlib.util
 import math
 import re
+import types
 
 import pytest
 import torch
 from torch import nn
 
 from mmscconv import SCConv, ops
+from mmscconv.benchmark import onnx
 from mmscconv.benchmark.candidates import CANDIDATES
 from mmscconv.benchmark.checking import check_network, reference_of
 from mmscconv.benchmark.engines import RUNNERS, prepare, refusal
@@ -21,6 +23,8 @@ from mmscconv.benchmark.subjects import BackboneSubject, LayerSubject
 from mmscconv.benchmark.timing import Quartiles, alternate, ratios
 from mmscconv.benchmark.unofficial import unofficial_like
 from mmscconv.engine.errors import UserError
+from mmscconv.export.custom_op import library
+from mmscconv.export.runtime import open_session
 from tools import NARROW_DETECTOR
 
 CPU = torch.device('cpu')
@@ -213,12 +217,29 @@ def test_sru_beside_a_copy(tool, tmp_path):
 
 
 def test_onnx_runtime(tool, tmp_path):
-    status, out, err = tool(
-        'benchmark', *TINY_LAYER, '--norm', '--runners', 'onnxruntime', 'onnxruntime+deploy', '--out', tmp_path
-    )
+    runners = ['onnxruntime', 'onnxruntime+deploy', 'onnxruntime-op+deploy']
+    status, out, err = tool('benchmark', *TINY_LAYER, '--norm', '--runners', *runners, '--out', tmp_path)
     assert status == 0, err
     assert '| scconv | nchw |' in out
-    assert '| scconv+deploy | nchw |' in out
+    assert out.count('| scconv+deploy | nchw |') == 2
+
+
+def test_runner_with_the_op_uses_it(monkeypatch):
+    sessions = []
+    monkeypatch.setattr(onnx, 'open_session', lambda *args: (sessions.append(args), open_session(*args))[1])
+    model = LayerSubject(16, 1, True, {}).build(CANDIDATES['scconv'], CPU)
+    job = prepare(
+        model, torch.randn(2, 16, 9, 9), setting('onnxruntime-op+deploy'), 'nchw', deployed=True, graph_is_whole=True
+    )
+    check_network(job, reference_of(model, job), 'scconv')
+    assert sessions[0][2] == library()
+
+
+def test_the_op_does_not_run_on_a_gpu(monkeypatch):
+    monkeypatch.setattr('onnxruntime.get_available_providers', lambda: ['CUDAExecutionProvider'])
+    x = types.SimpleNamespace(device=torch.device('cuda'))
+    with pytest.raises(UserError, match='runs on the CPU alone'):
+        onnx.session_of(torch.nn.Identity(), x, custom_op=True)
 
 
 def test_compile_freezes_the_weights():

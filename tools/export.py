@@ -36,6 +36,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--size', metavar='HxW', help='input size of the check (default: what the test pipeline gives)')
     parser.add_argument('--deploy', action='store_true', help='fold norms into convolutions and SCConvs first')
+    parser.add_argument(
+        '--custom-op', action='store_true',
+        help='SCConvs as one op each, whose library for ONNX Runtime is written beside OUT as *.so; with --deploy',
+    )  # fmt: skip
     parser.add_argument('--postprocess', action='store_true', help='of a detector, boxes, scores and labels after NMS')
     parser.add_argument(
         '--int8', nargs='?', const=next(iter(SCOPES)), choices=SCOPES,
@@ -66,6 +70,7 @@ def main() -> None:
         count=args.num_images,
         size=args.size and parse_size(args.size),
         deploy=args.deploy,
+        custom_op=args.custom_op,
         postprocess=args.postprocess,
         int8=args.int8,
         calibration=args.calibration,

@@ -1,4 +1,7 @@
-"""What runs a candidate: eager PyTorch, torch.compile or ONNX Runtime, each also in the deploy form."""
+"""What runs a candidate: eager PyTorch, torch.compile or ONNX Runtime, each also in the deploy form.
+
+``onnxruntime-op`` is ONNX Runtime with SCConvs as one op each, which they are in the deploy form alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from mmscconv.engine.errors import UserError
 
 ENGINES = ('eager', 'compile', 'onnxruntime')
 DEPLOY = '+deploy'
-RUNNERS = tuple(engine + form for engine in ENGINES for form in ('', DEPLOY))
+CUSTOM_OP = 'onnxruntime-op'
+RUNNERS = (*(engine + form for engine in ENGINES for form in ('', DEPLOY)), CUSTOM_OP + DEPLOY)
 
 
 def refusal(setting: Setting) -> str | None:
@@ -22,7 +26,7 @@ def refusal(setting: Setting) -> str | None:
     engine = setting.runner.removesuffix(DEPLOY)
     if setting.training and setting.runner.endswith(DEPLOY):
         return 'the deploy form cannot be trained'
-    if engine != 'onnxruntime':
+    if not engine.startswith('onnxruntime'):
         return None
     if setting.training:
         return 'ONNX Runtime does not train'
@@ -61,8 +65,8 @@ def prepare(model: nn.Module, x: Tensor, setting: Setting, layout: str, *, deplo
     needs_grad = x.requires_grad and setting.training
     x = x.detach().clone(memory_format=LAYOUTS[layout]).requires_grad_(needs_grad)
     model.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]  # torch declares it beside a tensor only
-    if engine == 'onnxruntime':
-        return Job(model, x, DTYPES[setting.dtype], False, onnx.session_of(model, x))
+    if engine.startswith('onnxruntime'):
+        return Job(model, x, DTYPES[setting.dtype], False, onnx.session_of(model, x, engine == CUSTOM_OP))
     if engine == 'eager':
         return Job(model, x, DTYPES[setting.dtype], setting.training)
     return _compiled(model, x, setting, graph_is_whole)

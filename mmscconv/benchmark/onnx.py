@@ -12,14 +12,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mmscconv.engine.errors import UserError
+from mmscconv.export import custom_op as op
 from mmscconv.export.runtime import export_onnx, open_session
 
 
-def session_of(model: nn.Module, x: Tensor) -> Callable[[Tensor], list[Tensor]]:
+def session_of(model: nn.Module, x: Tensor, custom_op: bool = False) -> Callable[[Tensor], list[Tensor]]:
     """Return a function that runs ``model``, exported for the shape of ``x``, on ``x`` in ONNX Runtime.
 
+    Args:
+        model: In its deploy form with ``custom_op``.
+        x: (N, C, H, W).
+        custom_op: Whether SCConvs are one op each, where the op can compute them.
+
     Raises:
-        UserError: A model that cannot be exported, or a GPU without a CUDA provider.
+        UserError: A model that cannot be exported, a GPU without a CUDA provider, or one with ``custom_op``.
     """
     import onnxruntime
 
@@ -27,14 +33,16 @@ def session_of(model: nn.Module, x: Tensor) -> Callable[[Tensor], list[Tensor]]:
     if x.device.type == 'cuda':
         if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
             raise UserError('this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu, or --device cpu')
+        if custom_op:
+            raise UserError(f'{op.OP} runs on the CPU alone: --device cpu')
         providers.insert(0, 'CUDAExecutionProvider')
     model.eval()
     with torch.no_grad():
         outputs = [torch.empty_like(y).contiguous() for y in tree_leaves(model(x))]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'model.onnx'
-        export_onnx(model, (x,), file, ['x'])
-        session = open_session(file, providers)
+        export_onnx(op.with_custom_op(model)[0] if custom_op else model, (x,), file, ['x'])
+        session = open_session(file, providers, op.library() if custom_op else None)
     return _Bound(session, x, outputs)
 
 

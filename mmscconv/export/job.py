@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from mmscconv.engine.checkpoint_match import require_filled
 from mmscconv.engine.checkpoints import load_checkpoint, unwrapped, weights_of
 from mmscconv.engine.cli import explained
 from mmscconv.engine.errors import UserError
-from mmscconv.export import int8, writing
+from mmscconv.export import custom_op, int8, writing
 from mmscconv.export.checking import Found, batches, check
 from mmscconv.export.graphs import Graph, graph_of
 from mmscconv.export.images import Item, find_images, load_dataset, load_files, preprocess
@@ -38,6 +40,7 @@ class Job:
         images: Files and folders; none for the config's test data. ``count`` of them are taken.
         size: (H, W) of the check, None for what the test pipeline gives.
         deploy: Whether to fold norms first.
+        custom_op: Whether SCConvs become :data:`mmscconv.export.custom_op.OP`, with its library written beside ``out``.
         postprocess: Whether a detector's file ends in boxes, scores and labels.
         int8: Scope of quantization (:data:`mmscconv.export.int8.SCOPES`), or None.
         calibration: Number of images to calibrate on.
@@ -52,6 +55,7 @@ class Job:
     count: int | None = None
     size: tuple[int, int] | None = None
     deploy: bool = False
+    custom_op: bool = False
     postprocess: bool = False
     int8: str | None = None
     calibration: int = 100
@@ -70,18 +74,39 @@ class Job:
         if self.size and any(s % graph.divisor for s in self.size):
             raise UserError(f'--size {self.size[0]}x{self.size[1]}: both must be multiples of {graph.divisor}')
         images, shapes = preprocess(model, self.items[:IMAGES] if self.int8 else self.items)
-        metadata = describe(self.cfg, model, graph, self.weights, self.deploy)
+        metadata = describe(self.cfg, model, graph, self.weights, self.deploy, self.custom_op)
         inputs = batches(graph, images, shapes, self.size)
+        written = graph
+        told: list[str] = []
         write, open_file = (
             (writing.write_onnx, writing.open_onnx)
             if self.format == 'onnx'
             else (writing.write_program, writing.open_program)
         )
-        with kept_if_right(self.out) as file:
-            write(graph, images, metadata, file)
+        with ExitStack() as files:
+            if self.custom_op:
+                written, told = self.with_custom_op(graph)
+                library = files.enter_context(kept_if_right(self.library))
+                custom_op.copy_library(library)
+                open_file = partial(writing.open_onnx, library=library)
+            file = files.enter_context(kept_if_right(self.out))
+            write(written, images, metadata, file)
             found = check(graph, open_file(file), inputs, self.out.name)
-        told = [f'{self.out} ({self.out.stat().st_size / 1e6:.2f} MB)', *self.told_about(graph, found)]
+        told = [f'{self.out} ({self.out.stat().st_size / 1e6:.2f} MB)', *told, *self.told_about(graph, found)]
         return told + self.quantized(model, self.int8) if self.int8 else told
+
+    @property
+    def library(self) -> Path:
+        """The file beside ``out`` with the library of ops."""
+        return self.out.with_suffix('.so')
+
+    def with_custom_op(self, graph: Graph) -> tuple[Graph, list[str]]:
+        """Return what to write in the place of ``graph``, and what to tell of it."""
+        network, number = custom_op.with_custom_op(graph.network)
+        if not number:
+            raise UserError("--custom-op: the model has no SCConv of arrangement='S+C' that the op can compute")
+        line = f'{self.library}: {custom_op.OP}, {number} nodes, compiled for the processor of this machine'
+        return replace(graph, network=network), [line]
 
     def prepare(self) -> None:
         """Check the settings and read checkpoint and images."""
@@ -91,10 +116,16 @@ class Job:
             raise UserError('--postprocess is for detectors: a classifier has nothing after its logits')
         if self.int8 and not classifier:
             raise UserError('--int8 is for classifiers: of a detector, its effect on boxes is not measured here')
-        if self.format != 'onnx' and (self.postprocess or self.int8):
-            raise UserError(
-                f'{"--postprocess" if self.postprocess else "--int8"} writes ONNX: --out must end with .onnx'
-            )
+        options = {'--postprocess': self.postprocess, '--int8': self.int8, '--custom-op': self.custom_op}
+        chosen = [name for name, value in options.items() if value]
+        if self.format != 'onnx' and chosen:
+            raise UserError(f'{chosen[0]} writes ONNX: --out must end with .onnx')
+        if self.custom_op and not self.deploy:
+            raise UserError('--custom-op is a deploy form: pass --deploy as well')
+        if self.custom_op and self.int8:
+            raise UserError('--custom-op computes in fp32: --int8 cannot quantize it, leave out one of them')
+        if self.custom_op:
+            custom_op.library()
         if self.format == 'onnx':
             check_installed('ONNX')
         if 'model' not in self.cfg:

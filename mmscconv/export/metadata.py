@@ -11,6 +11,7 @@ from torch import nn
 
 import mmscconv
 from mmscconv.engine.cli import innermost_dataset
+from mmscconv.export.custom_op import OP
 from mmscconv.export.graphs import Graph, is_classifier
 
 # mmpretrain holds these as RGB arrays; every other data set reads files, as BGR.
@@ -18,7 +19,7 @@ RGB_DATASETS = ('CIFAR10', 'CIFAR100')
 
 
 def describe(
-    cfg: Config, model: nn.Module, graph: Graph, checkpoint: Mapping[str, Any], deployed: bool
+    cfg: Config, model: nn.Module, graph: Graph, checkpoint: Mapping[str, Any], deployed: bool, custom_op: bool = False
 ) -> dict[str, str]:
     """Return keys and values, each value as JSON.
 
@@ -38,6 +39,7 @@ def describe(
         std=std,
         size_divisor=graph.divisor,
         classes=classes_of(cfg, checkpoint),
+        custom_ops=[OP] if custom_op else [],
     )
     return {key: json.dumps(value) for key, value in content.items()}
 

@@ -59,8 +59,10 @@ def export_onnx(
         raise UserError(f'torch.onnx cannot export this network: {str(error).strip().splitlines()[0]}') from error
 
 
-def open_session(file: str | Path, providers: Sequence[str] = ('CPUExecutionProvider',)) -> Any:
-    """Return the session of a file, with as many threads as PyTorch has."""
+def open_session(
+    file: str | Path, providers: Sequence[str] = ('CPUExecutionProvider',), library: Path | None = None
+) -> Any:
+    """Return the session of a file that may use the ops of ``library``, with as many threads as PyTorch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -68,4 +70,6 @@ def open_session(file: str | Path, providers: Sequence[str] = ('CPUExecutionProv
     # Sessions take turns with others: one whose threads go on spinning would slow down the next.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     options.log_severity_level = 3
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(str(file), options, providers=list(providers))

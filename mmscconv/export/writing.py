@@ -47,9 +47,9 @@ def write_onnx(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: 
     onnx.save(model, file)
 
 
-def open_onnx(file: Path) -> Callable[..., Sequence[Tensor]]:
-    """Return a function from tensors to tensors that runs the file in ONNX Runtime."""
-    session = open_session(file)
+def open_onnx(file: Path, library: Path | None = None) -> Callable[..., Sequence[Tensor]]:
+    """Return a function from tensors to tensors that runs the file, with the ops of ``library``, in ONNX Runtime."""
+    session = open_session(file, library=library)
     names = [put.name for put in session.get_inputs()]
 
     def call(*inputs: Tensor) -> Sequence[Tensor]:

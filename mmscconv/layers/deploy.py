@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812, the field's name for it
@@ -93,7 +94,7 @@ class DeployedCRU(nn.Module):
             return self(x.unsqueeze(0), before).squeeze(0)
         packed = self.packed
         if isinstance(before, SRU) and packed is not None and ops.runs_on(x, self.backend, packed):
-            return self._fused(x, before)
+            return ops.scconv(x, *self.op_arguments(before, x.dtype))
         y = self._composed(x, before, ops.choose_backend(x, self.backend))
         return F.relu(y, inplace=True) if self.relu else y
 
@@ -115,16 +116,20 @@ class DeployedCRU(nn.Module):
             return y
         return y * self.scale.to(y.dtype).view(-1, 1, 1) + self.shift.to(y.dtype).view(-1, 1, 1)
 
-    def _fused(self, x: Tensor, sru: SRU) -> Tensor:
-        """Return the output by one op from the SRU to the ReLU."""
+    @property
+    def is_one_op(self) -> bool:
+        """Whether ops.scconv can compute it together with an SRU in front."""
+        return self.packed is not None
+
+    def op_arguments(self, sru: SRU, dtype: torch.dtype) -> tuple[Any, ...]:
+        """Return the arguments of ops.scconv behind the input, for an input of ``dtype``."""
         c, window, squeeze_up, squeeze_low = self.channels, self.window, self.squeeze_up, self.squeeze_low
         gwc, pwc2, packed_up, packed_low, packed = self.gwc, self.pwc2, self.packed_up, self.packed_low, self.packed
         assert window is not None and squeeze_up is not None and squeeze_low is not None  # they are packed
         assert gwc is not None and pwc2 is not None
         assert packed_up is not None and packed_low is not None and packed is not None
-        return ops.scconv(
-            x,
-            sru.op_arguments(x.dtype),
+        return (
+            sru.op_arguments(dtype),
             (packed_up, packed_low, squeeze_up.bias, squeeze_low.bias),
             (packed, gwc.bias, pwc2.bias, self.scale, self.shift),
             (c.up, c.squeezed_up, c.squeezed_low, self.out_channels, pwc2.out_channels),

@@ -1,7 +1,7 @@
 """The CPU kernels of ``csrc/``: compiled on first use with the machine's C compiler, called through ctypes.
 
-Plain C without PyTorch's headers compiles in a few seconds and does not depend
-on PyTorch's ABI.
+Plain C without the headers of PyTorch or ONNX Runtime compiles in a few seconds and
+does not depend on their ABIs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -23,8 +24,38 @@ from torch import Tensor
 SOURCES = Path(__file__).parent / 'csrc'
 # NaN and infinity keep their meaning: no -ffast-math. gnu11 and not c11, which rules out fused multiply-adds.
 FLAGS = ('-O3', '-std=gnu11', '-fPIC', '-fno-math-errno', '-fno-trapping-math')
-# In order of preference: a compiler may lack OpenMP, or not know the machine it runs on.
-OPTIONAL_FLAGS = (('-march=native', '-fopenmp'), ('-march=native', '-fopenmp-simd'), ())
+
+
+@dataclass(frozen=True)
+class Library:
+    """What is compiled together.
+
+    Attributes:
+        name: Of the file.
+        sources: Below ``csrc/``, as patterns.
+        flags: To compile with, in order of preference: a compiler may lack OpenMP, or not know the machine it runs on.
+        links_openmp: Whether what runs the loops is the compiler's OpenMP, or among the sources.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    flags: tuple[tuple[str, ...], ...]
+    links_openmp: bool = True
+
+    @property
+    def files(self) -> list[Path]:
+        """The sources."""
+        return sorted(file for pattern in self.sources for file in SOURCES.glob(pattern))
+
+
+KERNELS = Library('kernels', ('*.c',), (('-march=native', '-fopenmp'), ('-march=native', '-fopenmp-simd'), ()))
+# mmscconv::SCConv for ONNX Runtime, on whose threads it runs.
+ONNXRUNTIME_OP = Library(
+    'onnxruntime_op',
+    ('scconv.c', 'squeeze.c', 'transform.c', 'onnxruntime/*.c'),
+    (('-march=native', '-fopenmp'), ('-fopenmp',)),
+    links_openmp=False,
+)
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
@@ -54,21 +85,20 @@ _ARGUMENTS = {
 @functools.cache
 def unavailable() -> str | None:
     """Return why the kernels cannot run on this machine, or None; compiles them where that is still to be done."""
-    built = _build()
+    built = build(KERNELS)
     return built if isinstance(built, str) else None
 
 
 @functools.cache
-def _build() -> Path | str:
+def build(library: Library) -> Path | str:
     """Return the compiled library, or the reason why there is none."""
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get('CC'), 'gcc', 'cc', 'clang')))), None)
     if compiler is None:
         return 'no C compiler was found: install gcc or clang, or name one in CC'
-    sources = sorted(SOURCES.glob('*.c'))
-    digest = hashlib.sha256('\n'.join((compiler, _cpu(), *FLAGS, *map(str, OPTIONAL_FLAGS))).encode())
-    for path in (*sources, *sorted(SOURCES.glob('*.h'))):
+    digest = hashlib.sha256('\n'.join((compiler, _cpu(), *FLAGS, str(library))).encode())
+    for path in (*library.files, *sorted(SOURCES.glob('**/*.h'))):
         digest.update(path.read_bytes())
-    name = f'kernels-{digest.hexdigest()[:16]}.so'
+    name = f'{library.name}-{digest.hexdigest()[:16]}.so'
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,8 +108,8 @@ def _build() -> Path | str:
     except OSError as error:
         return f'{error}: name a folder that can be written in MMSCCONV_CACHE_DIR'
     try:
-        for optional in OPTIONAL_FLAGS:
-            message = _compile([compiler, *FLAGS, *optional], sources, scratch / name)
+        for optional in library.flags:
+            message = _compile(compiler, optional, library, scratch / name)
             if message is None:
                 # At once, for several processes may compile at the same time.
                 (scratch / name).replace(folder / name)
@@ -91,17 +121,21 @@ def _build() -> Path | str:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _compile(command: Sequence[str], sources: Sequence[Path], library: Path) -> str | None:
+def _compile(compiler: str, optional: Sequence[str], library: Library, file: Path) -> str | None:
     """Write the library; return the compiler's message if it fails."""
 
     def run(*arguments: object) -> str | None:
-        done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
+        done = subprocess.run([compiler, *map(str, arguments)], capture_output=True, text=True)
         return None if done.returncode == 0 else done.stderr.strip() or 'no message'
 
-    objects = [library.with_name(f'{source.stem}.o') for source in sources]
+    sources = library.files
+    objects = [file.with_name(f'{source.stem}.o') for source in sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        messages = list(pool.map(lambda pair: run('-c', pair[0], '-o', pair[1]), zip(sources, objects, strict=True)))
-    return next(filter(None, messages), None) or run('-shared', *objects, '-o', library, '-lm')
+        pairs = zip(sources, objects, strict=True)
+        messages = list(pool.map(lambda pair: run(*FLAGS, *optional, '-c', pair[0], '-o', pair[1]), pairs))
+    # What is missing shows now and not when the library is loaded.
+    link = (*FLAGS, *optional) if library.links_openmp else ('-Wl,-z,defs',)
+    return next(filter(None, messages), None) or run('-shared', *link, *objects, '-o', file, '-lm')
 
 
 def cache_folder() -> Path:
@@ -123,7 +157,7 @@ def _cpu() -> str:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    built = _build()
+    built = build(KERNELS)
     if isinstance(built, str):
         raise RuntimeError(built)
     library = ctypes.CDLL(str(built))

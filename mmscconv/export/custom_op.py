@@ -1,0 +1,99 @@
+"""SCConv as one op of ONNX Runtime, ``mmscconv::SCConv``: the kernels of the deploy form behind a library of ops."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mmscconv.engine.errors import UserError
+from mmscconv.layers import SCConv
+from mmscconv.layers.deploy import DeployedCRU
+from mmscconv.layers.sru import SRU
+from mmscconv.ops.compiled import ONNXRUNTIME_OP, build
+from mmscconv.ops.native import pooled_size
+from mmscconv.ops.packing import PANEL
+
+OP = 'mmscconv::SCConv'
+
+
+def library() -> Path:
+    """Return the library that has the op, compiled for this machine's processor where that is still to be done.
+
+    Raises:
+        UserError: It cannot be compiled.
+    """
+    built = build(ONNXRUNTIME_OP)
+    if isinstance(built, str):
+        raise UserError(f'the library of {OP} cannot be compiled (it takes GCC and Linux): {built}')
+    return built
+
+
+def copy_library(to: Path) -> None:
+    """Write the library to ``to``, beside the model that needs it."""
+    shutil.copyfile(library(), to)
+
+
+def with_custom_op(network: nn.Module) -> tuple[nn.Module, int]:
+    """Return a copy of ``network`` in which each SCConv that the op can compute is exported as it, and their number.
+
+    Only those of ``arrangement='S+C'`` in deploy form with both branches and a pool that
+    has no windows across each other are; the others keep their plain form.
+    """
+    network = copy.deepcopy(network)
+    layers = [m for m in network.modules() if isinstance(m, SCConv) and _fits(m)]
+    for layer in layers:
+        layer.cru = cast('DeployedCRU', _Exported(cast('DeployedCRU', layer.cru)))
+    return network, len(layers)
+
+
+def _fits(layer: SCConv) -> bool:
+    return layer.arrangement == 'S+C' and isinstance(layer.cru, DeployedCRU) and layer.cru.is_one_op
+
+
+class _Exported(nn.Module):
+    """A CRU that is exported together with the SRU in front; it computes nothing."""
+
+    def __init__(self, cru: DeployedCRU) -> None:
+        super().__init__()
+        self.cru = cru
+
+    def forward(self, x: Tensor, before: SRU) -> Tensor:
+        return cast('Tensor', _Op.apply(x, self.cru.op_arguments(before, torch.float32)))
+
+
+class _Op(torch.autograd.Function):
+    """The op's place in a trace; see csrc/onnxruntime/scconv_op.c for its inputs and attributes."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+        channels, window = arguments[3:5]
+        return x.new_zeros(len(x), channels[3], *pooled_size(x.shape[2:], window.stride))
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, arguments: tuple[Any, ...]) -> Any:
+        of_sru, squeezes, transform, channels, window, centre, relu = arguments
+        scale, shift, num_groups, eps, threshold, hard = of_sru
+        # The op reads and writes channels last. ONNX Runtime merges these transpositions with the reordering
+        # around its convolutions, whose own layout is neither.
+        rows = g.op('Transpose', x, perm_i=(0, 2, 3, 1))
+        y = g.op(
+            OP, rows, *(_constant(g, t) for t in (scale, shift, *squeezes, *transform)),
+            num_groups_i=num_groups, eps_f=eps, threshold_f=threshold, hard_i=int(hard), channels_i=channels,
+            groups_i=window.groups, window_i=window.numbers, centre_i=-1 if centre is None else centre,
+            relu_i=int(relu), panel_i=PANEL,
+        )  # fmt: skip
+        y.setType(x.type().with_sizes([None, None, None, channels[3]]))
+        return g.op('Transpose', y, perm_i=(0, 3, 1, 2))
+
+
+def _constant(g: Any, tensor: Tensor | None) -> Any:
+    if tensor is not None:
+        return g.op('Constant', value_t=tensor.detach().float())
+    nothing = g.op('prim::Constant')
+    nothing.setType(torch._C.OptionalType.ofTensor())
+    return nothing

@@ -1,0 +1,57 @@
+/* What GCC makes of `#pragma omp parallel for schedule(static)` calls these three functions. They are hidden, so that a
+ * real OpenMP in the same process keeps its own. */
+#define _GNU_SOURCE
+#include "threads.h"
+
+#include <sched.h>
+
+#define HIDDEN __attribute__((visibility("hidden")))
+
+typedef struct {
+    void (*body)(void *data);
+    void *data;
+    int threads;
+} Team;
+
+static _Thread_local struct {
+    const Api *api;
+    const Context *context;
+    Status *status;
+} borrowed;
+static _Thread_local int number, team_size = 1;
+
+static void work(void *team_, size_t index) {
+    const Team *team = team_;
+    number = (int)index;
+    team_size = team->threads;
+    team->body(team->data);
+    number = 0;
+    team_size = 1;
+}
+
+HIDDEN int omp_get_thread_num(void) { return number; }
+
+HIDDEN int omp_get_num_threads(void) { return team_size; }
+
+HIDDEN void GOMP_parallel(void (*body)(void *data), void *data, unsigned threads, unsigned flags) {
+    (void)flags;
+    Team team = {body, data, (int)threads};
+    if (borrowed.status) return;
+    borrowed.status = borrowed.api->parallel_for(borrowed.context, work, threads, 0, &team);
+}
+
+HIDDEN void borrow_threads(const Api *api, const Context *context) {
+    borrowed.api = api;
+    borrowed.context = context;
+    borrowed.status = NULL;
+}
+
+HIDDEN Status *give_threads_back(void) {
+    borrowed.context = NULL;
+    return borrowed.status;
+}
+
+HIDDEN int processors(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+}
