@@ -67,8 +67,8 @@ def open_session(
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Sessions take turns with others: one whose threads go on spinning would slow down the next.
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    # Sessions take turns with others: one whose threads go on spinning after a run would slow down the next.
+    options.add_session_config_entry('session.force_spinning_stop', '1')
     options.log_severity_level = 3
     if library is not None:
         options.register_custom_ops_library(str(library))

@@ -59,8 +59,9 @@ static Status *create(const Op *op, const Api *api, const Info *info, void **out
     if (!status) status = api->get_integers(info, "channels", k->channels, &channels);
     if (!status) status = api->get_integers(info, "window", k->window, &window);
     if (!status && (panel != PANEL || channels != CHANNELS || window != 8 || !makes_sense(k)))
-        status = api->new_status(INVALID_ARGUMENT, "mmscconv::SCConv: this library does not know a node with such "
-                                                   "attributes: export the model again, with the library's own version");
+        status = api->new_status(INVALID_ARGUMENT,
+                                 "mmscconv::SCConv: this library does not know a node with such attributes: export "
+                                 "the model again, with the library's own version");
     if (status) {
         free(k);
         k = NULL;
@@ -90,7 +91,7 @@ static void sizes_of(const Kernel *k, Geometry g, int64_t channels, int64_t *siz
     sizes[BIAS2] = c[MADE];
 }
 
-/* Where the values of an input lie, NULL where it is left out, and how many; its dimensions, too, if it has four. */
+/* Where the values of an input lie, NULL where it is left out, and how many; its dimensions if it has four. */
 static Status *read_input(const Api *api, const Context *context, size_t index, const float **data, size_t *elements,
                           int64_t *dimensions) {
     const Value *value = NULL;

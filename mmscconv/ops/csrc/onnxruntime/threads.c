@@ -20,14 +20,16 @@ static _Thread_local struct {
 } borrowed;
 static _Thread_local int number, team_size = 1;
 
-static void work(void *team_, size_t index) {
-    const Team *team = team_;
-    number = (int)index;
+static void run(const Team *team, int index) {
+    int outer_number = number, outer_size = team_size;
+    number = index;
     team_size = team->threads;
     team->body(team->data);
-    number = 0;
-    team_size = 1;
+    number = outer_number;
+    team_size = outer_size;
 }
+
+static void work(void *team, size_t index) { run(team, (int)index); }
 
 HIDDEN int omp_get_thread_num(void) { return number; }
 
@@ -36,8 +38,10 @@ HIDDEN int omp_get_num_threads(void) { return team_size; }
 HIDDEN void GOMP_parallel(void (*body)(void *data), void *data, unsigned threads, unsigned flags) {
     (void)flags;
     Team team = {body, data, (int)threads};
-    if (borrowed.status) return;
-    borrowed.status = borrowed.api->parallel_for(borrowed.context, work, threads, 0, &team);
+    if (threads == 1) /* may be inside of another loop, on a thread that has borrowed nothing */
+        run(&team, 0);
+    else if (!borrowed.status)
+        borrowed.status = borrowed.api->parallel_for(borrowed.context, work, threads, 0, &team);
 }
 
 HIDDEN void borrow_threads(const Api *api, const Context *context) {
