@@ -8,7 +8,7 @@
 
 An explicit choice that cannot run raises; the automatic one falls back to
 ``plain``. Export and tracing always see ``plain``, whatever was chosen: an
-exported graph has to run without this package.
+exported graph has to run without this package. (:mod:`mmscconv.export.custom_op` brings the kernels along.)
 """
 
 from __future__ import annotations
