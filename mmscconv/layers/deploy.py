@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -77,14 +78,22 @@ class DeployedCRU(nn.Module):
         self.requires_grad_(False)
 
     def pack(self) -> None:
-        """Bring the weights into the order of the kernels; after every change of them."""
+        """Bring the weights into the order of the kernels, where these can run; after every change of them."""
+        self.packed = self.packed_up = self.packed_low = None
         if self.window is None:
             return
         # A layer with a window has all of them.
         convs = (self.squeeze_up, self.squeeze_low, self.gwc, self.pwc1, self.pwc2)
-        up, low, gwc, pwc1, pwc2 = (conv.weight.detach() for conv in convs if conv is not None)
+        up, low, gwc, pwc1, pwc2 = weights = [conv.weight.detach() for conv in convs if conv is not None]
+        if not ops.can_pack(*weights):
+            return
         self.packed_up, self.packed_low = ops.packed(up), ops.packed(low)
         self.packed = ops.packed_transform(gwc, pwc1, pwc2, self.window.groups, self.centre)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DeployedCRU:
+        super()._apply(fn, recurse)
+        self.pack()  # on the CPU again, or in fp32 again
+        return self
 
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return the CRU's output of (N, C1, H, W), or of ``before(x)``."""

@@ -60,6 +60,10 @@ ONNXRUNTIME_OP = Library(
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
 _ARGUMENTS = {
+    'pack': [_POINTER, *[_LONG] * 5, _POINTER],
+    'pack_transform': [*[_POINTER] * 4, _INT, _POINTER],
+    'transform_rows': [*[_POINTER] * 4, _LONG, _INT, _POINTER],
+    'weights_of_rows': [_POINTER, _LONG, _POINTER, _INT, *[_POINTER] * 3],
     'sru_forward': [_POINTER] * 3 + [_LONG] * 3 + [_INT, _LONG, _DOUBLE, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'sru_backward': [_POINTER] * 6 + [_LONG] * 3 + [_INT, _LONG, _FLOAT, _INT, _INT] + [_POINTER] * 3,
     'fuse_forward': [_POINTER] * 6 + [_LONG] * 3 + [_INT] + [_LONG] * 3 + [_INT] + [_POINTER] * 2,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmscconv.ops.compiled import call
 from mmscconv.ops.layout import as_dense, as_rows, layout_of, row_stride
-from mmscconv.ops.packing import PANEL, centre_of, packed, packed_transform, transform_rows, weights_of_rows
+from mmscconv.ops.packing import centre_of, packed, packed_transform, transform_rows, weights_of_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -234,7 +234,7 @@ def transform_fuse_backward(
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
     grad = as_dense(grad, torch.channels_last)
-    weights = transform_rows(gwc, pwc1, pwc2, groups, centre, PANEL)
+    weights = transform_rows(gwc, pwc1, pwc2, groups, centre)
     grad_x_up, grad_low = torch.empty_like(x_up), torch.empty_like(low)
     grad_up = None if up is None else torch.empty_like(up)
     grad_weights = torch.empty_like(weights)
