@@ -189,6 +189,16 @@ def test_config_beside_its_twin(tool, root, tmp_path):
     assert [(row['mode'], row['candidate']) for row in rows[::2]] == [('forward', 'conv')] * 2 + [('train', 'conv')] * 2
 
 
+def test_config_in_onnx_runtime(tool, root, tmp_path):
+    status, out, err = tool(
+        'benchmark', 'config', root / 'configs' / 'retinanet_scconv_r50_coco.py',
+        root / 'configs' / 'retinanet_r50_coco.py', '--sizes', '64x96', *QUICK, '--runners', 'onnxruntime-op+deploy',
+        '--out', tmp_path, '--cfg-options', *NARROW_DETECTOR,
+    )  # fmt: skip
+    assert status == 0, err
+    assert '| scconv+deploy | nchw |' in out
+
+
 def test_config_of_a_classifier_and_one_without_scconv(tool, root, tmp_path):
     plain = root / 'configs' / 'cifar' / 'resnet56_cifar10.py'
     sizes = ['--sizes', 32, *QUICK, '--memory-formats', 'nchw', '--out', tmp_path]

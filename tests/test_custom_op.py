@@ -1,19 +1,16 @@
 """mmscconv::SCConv in ONNX Runtime beside the layer in float64, on other batches and sizes than it was traced at."""
 
 import copy
-import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_export import CLASSIFIER, DETECTOR, build
 from torch import nn
 
 from mmscconv import SCConv
 from mmscconv.engine.errors import UserError
 from mmscconv.export import custom_op
-from mmscconv.export.runtime import export_onnx, open_session
+from mmscconv.export.runtime import export_onnx
 from mmscconv.models import SCConvResNet, switch_to_deploy
 from mmscconv.ops import compiled
 
@@ -225,65 +222,6 @@ def test_attributes_of_another_version_are_refused(name, value, tmp_path):
     node_alone(tmp_path / 'm.onnx', (1, 8, 8, 16), edit=edit)
     with pytest.raises(Exception, match='mmscconv::SCConv: this library does not know a node with such attributes'):
         session_of(tmp_path / 'm.onnx')
-
-
-@pytest.fixture(scope='module')
-def detector(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp('detector') / 'detector.pth'
-    return build(DETECTOR, path), path
-
-
-def test_tool_writes_the_library_beside_the_model(detector, digits, tool, tmp_path):
-    model, checkpoint = detector
-    out = tmp_path / 'd.onnx'
-    status, text, error = tool(
-        'export', DETECTOR, checkpoint, '--out', out, '--data-root', digits, '--deploy', '--custom-op'
-    )
-    assert status == 0, error[-2000:]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['d.onnx', 'd.so']
-    assert f'{tmp_path / "d.so"}: mmscconv::SCConv, 8 nodes' in text
-    session = open_session(out, library=tmp_path / 'd.so')
-    assert json.loads(session.get_modelmeta().custom_metadata_map['custom_ops']) == ['mmscconv::SCConv']
-    image = torch.randn(1, 3, 160, 96)
-    with torch.no_grad():
-        wanted = [level for kind in model.bbox_head(model.extract_feat(image)) for level in kind]
-    for g, w in zip(session.run(None, {'image': image.numpy()}), wanted, strict=True):
-        assert np.linalg.norm(g - w.numpy()) < 5e-3 * w.norm()
-    with pytest.raises(Exception, match='mmscconv'):
-        open_session(out)
-
-
-@pytest.mark.parametrize(
-    ('options', 'out', 'message'),
-    [
-        (['--custom-op'], 'd.onnx', 'pass --deploy'),
-        (['--custom-op', '--deploy'], 'd.pt2', '--custom-op writes ONNX'),
-        (
-            ['--custom-op', '--deploy', '--cfg-options', 'model.backbone.scconv.arrangement=C'],
-            'd.onnx',
-            'no SCConv',
-        ),
-    ],
-    ids=['training form', 'torch.export', 'CRU alone'],
-)
-def test_tool_refuses_in_one_line(options, out, message, detector, digits, tool, tmp_path):
-    _, checkpoint = detector
-    status, _, error = tool('export', DETECTOR, checkpoint, '--out', tmp_path / out, '--data-root', digits, *options)
-    assert status == 2
-    assert message in error and error.count('\n') == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_int8_and_the_op_exclude_each_other(tool, tmp_path):
-    torch.manual_seed(0)
-    build(CLASSIFIER, tmp_path / 'c.pth', depth=8)
-    status, _, error = tool(
-        'export', CLASSIFIER, tmp_path / 'c.pth', '--out', tmp_path / 'c.onnx', '--int8', '--custom-op', '--deploy',
-        '--images', ROOT,
-    )  # fmt: skip
-    assert (status, error.count('\n')) == (2, 1)
-    assert '--int8 cannot quantize it' in error
 
 
 def test_missing_compiler_is_one_line(monkeypatch):

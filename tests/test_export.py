@@ -19,6 +19,8 @@ from mmscconv.export import job as jobs
 from mmscconv.export.checking import matched
 from mmscconv.export.postprocess import PostProcess
 from mmscconv.export.runtime import open_session
+from mmscconv.ops.compiled import ONNXRUNTIME_OP
+from mmscconv.ops.compiled import build as build_library
 
 CONFIGS = ROOT / 'configs'
 DETECTOR = CONFIGS / 'retinanet_scconv_r18_digits.py'
@@ -26,6 +28,10 @@ CLASSIFIER = CONFIGS / 'cifar' / 'scconv_resnet56_cifar10_folder.py'
 SHALLOW = ['--cfg-options', 'model.backbone.depth=8']
 
 pytest.importorskip('onnxruntime', reason="ONNX Runtime is not installed: pip install 'mmscconv[export]'")
+
+
+LIBRARY = build_library(ONNXRUNTIME_OP)
+needs_gcc = pytest.mark.skipif(isinstance(LIBRARY, str), reason=str(LIBRARY))
 
 
 def build(config, path, **backbone):
@@ -236,6 +242,12 @@ BAD = {
     'folder': ([DETECTOR, 'x.pth', '--out', 'no/a.onnx'], 'folder of --out is not there: no'),
     'postprocess': ([CLASSIFIER, 'x.pth', '--out', 'a.onnx', '--postprocess'], '--postprocess is for detectors'),
     'int8': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--int8'], '--int8 is for classifiers'),
+    'custom op, training form': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--custom-op'], 'pass --deploy as well'),
+    'custom op, pt2': ([DETECTOR, 'x.pth', '--out', 'a.pt2', '--deploy', '--custom-op'], '--custom-op writes ONNX'),
+    'custom op, int8': (
+        [CLASSIFIER, 'x.pth', '--out', 'a.onnx', '--deploy', '--custom-op', '--int8'],
+        '--int8 cannot quantize it',
+    ),
     'pt2': ([DETECTOR, 'x.pth', '--out', 'a.pt2', '--postprocess'], '--postprocess writes ONNX'),
     'size': (
         [DETECTOR, 'x.pth', '--out', 'a.onnx', '--size', '12'],
@@ -288,3 +300,61 @@ def test_missing_packages_are_named_with_the_way_to_get_them(tmp_path, monkeypat
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r"ONNX needs onnx and onnxruntime: pip install 'mmscconv\[export\]'"):
         jobs.Job(cfg, 'x.pth', tmp_path / 'a.onnx').prepare()
+
+
+@needs_gcc
+def test_library_of_the_op_lies_beside_the_model(detector, digits, tool, tmp_path):
+    model, checkpoint = detector
+    out = tmp_path / 'd.onnx'
+    status, text, error = tool(
+        'export', DETECTOR, checkpoint, '--out', out, '--data-root', digits, '--deploy', '--custom-op'
+    )
+    assert status == 0, error[-2000:]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['d.onnx', 'd.so']
+    assert f'{tmp_path / "d.so"}: mmscconv::SCConv, 8 nodes' in text
+    session = open_session(out, library=tmp_path / 'd.so')
+    assert json.loads(session.get_modelmeta().custom_metadata_map['custom_ops']) == ['mmscconv::SCConv']
+    image = torch.randn(1, 3, 160, 96)
+    with torch.no_grad():
+        wanted = [level for kind in model.bbox_head(model.extract_feat(image)) for level in kind]
+    got = list(map(torch.from_numpy, session.run(None, {'image': image.numpy()})))
+    assert max(map(relative, got, wanted)) < 5e-3
+    with pytest.raises(Exception, match='mmscconv'):
+        open_session(out)
+
+
+@needs_gcc
+def test_detections_after_nms_with_the_op(detector, digits, tool, tmp_path):
+    _, checkpoint = detector
+    status, text, error = tool(
+        'export', DETECTOR, checkpoint, '--out', tmp_path / 'd.onnx', '--data-root', digits, '--deploy', '--custom-op',
+        '--postprocess', '--cfg-options', 'model.test_cfg.score_thr=0.0',
+    )  # fmt: skip
+    assert status == 0, error[-2000:]
+    assert 'of 400 detections alike' in text
+
+
+@needs_gcc
+def test_classifier_with_the_op(classifier, tool, tmp_path):
+    model, checkpoint, data = classifier
+    out = tmp_path / 'c.onnx'
+    args = [CLASSIFIER, checkpoint, '--out', out, '--data-root', data, '--deploy', '--custom-op']
+    status, text, error = tool('export', *args, *SHALLOW)
+    assert status == 0, error[-2000:]
+    assert 'mmscconv::SCConv, 3 nodes' in text
+    image = torch.randn(3, 3, 40, 56)
+    got = open_session(out, library=tmp_path / 'c.so').run(None, {'image': image.numpy()})[0]
+    with torch.no_grad():
+        assert relative(torch.from_numpy(got), model(image, mode='tensor')) < 5e-3
+
+
+@needs_gcc
+def test_model_without_a_layer_for_the_op_is_refused(detector, digits, tool, tmp_path):
+    _, checkpoint = detector
+    status, _, error = tool(
+        'export', DETECTOR, checkpoint, '--out', tmp_path / 'd.onnx', '--data-root', digits, '--deploy', '--custom-op',
+        '--cfg-options', 'model.backbone.scconv.arrangement=C',
+    )  # fmt: skip
+    assert (status, error.count('\n')) == (2, 1)
+    assert 'the model has no SCConv' in error
+    assert not list(tmp_path.iterdir())

@@ -54,8 +54,8 @@ def test_wheel_holds_the_package_and_its_mim_folder(installed):
     ours = {ROOT / 'model-index.yml', *(p for f in ('configs', 'tools') for p in (ROOT / f).rglob('*.*'))}
     ours = {p.relative_to(ROOT) for p in ours if '__pycache__' not in p.parts}
     assert ours == {p.relative_to(shipped) for p in shipped.rglob('*.*')}
-    kernels = {p.name for p in (ROOT / 'mmscconv' / 'ops' / 'csrc').iterdir()}
-    assert kernels == {p.name for p in (installed / 'mmscconv' / 'ops' / 'csrc').iterdir()}
+    sources, shipped = (root / 'mmscconv' / 'ops' / 'csrc' for root in (ROOT, installed))
+    assert {p.relative_to(sources) for p in sources.rglob('*')} == {p.relative_to(shipped) for p in shipped.rglob('*')}
 
 
 def test_wheel_of_the_source_distribution_is_the_same(source, wheel, tmp_path):

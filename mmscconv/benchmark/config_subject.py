@@ -76,10 +76,11 @@ class WholeModel(nn.Module):
     @torch.compiler.disable
     def samples(self, x: Tensor) -> Sequence[Any]:
         """Return synthetic ground truth for a batch like ``x``; the same every time."""
-        key = (*x.shape, x.device)
+        batch, _, height, width = map(int, x.shape)  # a trace has tensors there
+        key = batch, height, width, x.device
         if key not in self._samples:
             make = classification_samples if self.classifier else detection_samples
-            self._samples[key] = make(len(x), (x.shape[2], x.shape[3]), self.classes, x.device)
+            self._samples[key] = make(batch, (height, width), self.classes, x.device)
         return self._samples[key]
 
 
