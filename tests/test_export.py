@@ -244,6 +244,10 @@ BAD = {
     'int8': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--int8'], '--int8 is for classifiers'),
     'custom op, training form': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--custom-op'], 'pass --deploy as well'),
     'custom op, pt2': ([DETECTOR, 'x.pth', '--out', 'a.pt2', '--deploy', '--custom-op'], '--custom-op writes ONNX'),
+    'custom op, same file': (
+        [DETECTOR, 'x.pth', '--out', 'a.so', '--format', 'onnx', '--deploy', '--custom-op'],
+        '--out needs another suffix',
+    ),
     'custom op, int8': (
         [CLASSIFIER, 'x.pth', '--out', 'a.onnx', '--deploy', '--custom-op', '--int8'],
         '--int8 cannot quantize it',

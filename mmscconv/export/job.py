@@ -124,10 +124,12 @@ class Job:
             raise UserError('--custom-op is a deploy form: pass --deploy as well')
         if self.custom_op and self.int8:
             raise UserError('--custom-op computes in fp32: --int8 cannot quantize it, leave out one of them')
-        if self.custom_op:
-            custom_op.library()
+        if self.custom_op and self.library == self.out:
+            raise UserError(f'--custom-op writes its library to {self.library}: --out needs another suffix')
         if self.format == 'onnx':
             check_installed('ONNX')
+        if self.custom_op:
+            custom_op.library()
         if 'model' not in self.cfg:
             raise UserError(f'config has no model: {self.cfg.filename}')
         self.weights = load_checkpoint(self.checkpoint, self.trusted)
