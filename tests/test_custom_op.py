@@ -1,6 +1,7 @@
 """mmscconv::SCConv in ONNX Runtime beside the layer in float64, on other batches and sizes than it was traced at."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -114,6 +115,17 @@ def test_same_bits_with_any_number_of_threads(tmp_path):
     x = torch.randn(5, 16, 33, 29)
     results = [run(session_of(tmp_path / 'm.onnx', threads), x) for threads in (1, 2, 5)]
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_sessions_at_the_same_time_do_not_disturb_each_other(tmp_path):
+    exported(layer(), tmp_path / 'm.onnx', dynamic_axes={'x': AXES})
+    sessions = [session_of(tmp_path / 'm.onnx', threads) for threads in (1, 2, 3)]
+    inputs = [torch.randn(n, 16, 21, 17) for n in (1, 2, 5, 8)]
+    wanted = [run(sessions[0], x) for x in inputs]
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [(pool.submit(run, session, x), y) for _ in range(20) for session in sessions
+                for x, y in zip(inputs, wanted, strict=True)]  # fmt: skip
+        assert all(torch.equal(job.result(), y) for job, y in jobs)
 
 
 def test_loops_run_on_the_threads_of_onnx_runtime():
