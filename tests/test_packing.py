@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmscconv import SCConv, ops
 from mmscconv.ops import compiled, packing
@@ -91,6 +92,8 @@ def test_only_what_the_kernels_can_read_is_packed(monkeypatch):
     assert ops.can_pack(torch.zeros(1), torch.zeros(1))
     assert not ops.can_pack(torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16))
     assert not ops.can_pack(torch.zeros(1, device='meta'))
+    with FakeTensorMode():
+        assert not ops.can_pack(torch.zeros(1))
     monkeypatch.setattr(packing, 'unavailable', lambda: 'no compiler')
     assert not ops.can_pack(torch.zeros(1))
 

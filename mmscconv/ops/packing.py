@@ -14,8 +14,12 @@ PANEL = 32  # as csrc/gemm.h has it
 
 
 def can_pack(*weights: Tensor) -> bool:
-    """Return whether the functions of this module take ``weights``: fp32 on the CPU, where the kernels run."""
-    return all(t.device.type == 'cpu' and t.dtype is torch.float32 for t in weights) and unavailable() is None
+    """Return whether the functions of this module take ``weights``: fp32 on the CPU, where the kernels run.
+
+    Not tensors of another type, which may have no memory of their own, as FakeTensor.
+    """
+    fitting = all(type(t) is Tensor and t.device.type == 'cpu' and t.dtype is torch.float32 for t in weights)
+    return fitting and unavailable() is None
 
 
 def packed(weight: Tensor, groups: int = 1) -> Tensor:
