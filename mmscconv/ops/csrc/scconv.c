@@ -1,16 +1,8 @@
 /* A whole SCConv for inference: the kernels of squeeze.c and transform.c one after the other over as many samples as
  * the caches hold, so that what is squeezed never leaves them. */
+#include "inference.h"
 #include "pool.h"
 #include "transform.h"
-
-int sru_squeeze(const float *x, const float *scale, const float *shift, const float *up, const float *low,
-                const float *bias_up, const float *bias_low, int64_t samples, int64_t channels, int64_t height,
-                int64_t width, int64_t groups, double eps, float threshold, int hard, int64_t cut, int64_t squeezed_up,
-                int64_t squeezed_low, int64_t pool_height, int64_t pool_width, int threads, float *out_up,
-                float *out_low, float *mean, float *rstd);
-int transform_fuse(const float *x, const float *up, const float *low, const float *packed, const float *bias1,
-                   const float *bias2, const float *scale, const float *shift, const int64_t *geometry, int relu,
-                   int threads, float *out, float *beta1);
 
 typedef struct {
     const float *scale, *shift, *up, *low, *bias_up, *bias_low, *packed, *bias1, *bias2, *norm_scale, *norm_shift;

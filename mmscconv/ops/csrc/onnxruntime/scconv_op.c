@@ -5,15 +5,11 @@
  * left out. Weights lie as mmscconv/ops/packing.py packs them. Output: Y (N, H', W', C2).
  * Attributes: num_groups, eps, threshold, hard of the SRU; channels (the upper branch's part of C, u, l, C2, what PWC2
  * makes); groups and window of the GWC; centre, the tap that does PWC1 as well, or -1; relu; panel. */
+#include "../inference.h"
 #include "../transform.h"
 #include "threads.h"
 
 #include <stdio.h>
-
-int scconv(const float *x, const float *scale, const float *shift, const float *up, const float *low,
-           const float *bias_up, const float *bias_low, const float *packed, const float *bias1, const float *bias2,
-           const float *norm_scale, const float *norm_shift, int64_t channels, int64_t groups, double eps,
-           float threshold, int hard, int64_t cut, const int64_t *geometry, int relu, int threads, float *out);
 
 enum { X, SCALE, SHIFT, UP, LOW, BIAS_UP, BIAS_LOW, TRANSFORM, BIAS1, BIAS2, NORM_SCALE, NORM_SHIFT, INPUTS };
 enum { CUT, U, L, C2, MADE, CHANNELS };
@@ -145,13 +141,11 @@ static Status *compute(void *kernel, Context *context) {
     status = api->output(context, 0, dimensions, 4, &output);
     if (!status) status = api->data_of(output, (void **)&y);
     if (status || !x[0] || !x[1] || !x[2]) return status;
-    int64_t numbers[sizeof g / sizeof(int64_t)];
-    memcpy(numbers, &g, sizeof g);
     borrow_threads(api, context);
     int failed = scconv(data[X], data[SCALE], data[SHIFT], data[UP], data[LOW], data[BIAS_UP], data[BIAS_LOW],
                         data[TRANSFORM], data[BIAS1], data[BIAS2], data[NORM_SCALE], data[NORM_SHIFT], x[3],
-                        k->num_groups, k->eps, k->threshold, (int)k->hard, k->channels[CUT], numbers, (int)k->relu,
-                        processors(), y);
+                        k->num_groups, k->eps, k->threshold, (int)k->hard, k->channels[CUT], (const int64_t *)&g,
+                        (int)k->relu, processors(), y);
     status = give_threads_back();
     if (!status && failed) status = api->new_status(FAIL, "mmscconv::SCConv: no memory for its workspace");
     return status;
