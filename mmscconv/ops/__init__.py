@@ -1,11 +1,14 @@
 """The arithmetic of the layers that has more than one implementation: plain PyTorch beside compiled kernels."""
 
-from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, plain_only
+from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, fits, plain_only, runs_on
 from mmscconv.ops.fuse import fuse
 from mmscconv.ops.norm_fuse import norm_fuse
 from mmscconv.ops.packing import can_pack, packed, packed_transform
-from mmscconv.ops.pointwise import Window, fits, runs_on, scconv, sru_squeeze, transform_fuse
+from mmscconv.ops.scconv import scconv
 from mmscconv.ops.sru import logit, separate_and_cross, sru
+from mmscconv.ops.sru_squeeze import sru_squeeze
+from mmscconv.ops.transform_fuse import transform_fuse
+from mmscconv.ops.window import Window
 
 __all__ = [
     'BACKENDS',

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops import compiled
+from mmscconv.ops.layout import layout_of
 
 F = TypeVar('F', bound=Callable[..., Any])
 BACKENDS = ('plain', 'native', 'triton')
@@ -81,6 +82,18 @@ def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool =
     return 'plain' if _refusal(fitting, x) else fitting
 
 
+def runs_on(x: Tensor, backend: str | None, *weights: Tensor) -> bool:
+    """Return whether :func:`mmscconv.ops.scconv` takes an input like ``x``; ``backend`` as chosen by hand, or None."""
+    chosen = choose_backend(x, backend, beyond_fusion=True)
+    return chosen == 'native' and not torch.is_grad_enabled() and fits(x, *weights)
+
+
+def fits(x: Tensor, *weights: Tensor) -> bool:
+    """Return whether the kernels are written for an input like ``x`` and for ``weights``, which they read as fp32."""
+    alike = all(t.dtype is torch.float32 for t in (x, *weights))
+    return alike and layout_of(x) is torch.channels_last and x.numel() > 0
+
+
 @contextmanager
 def plain_only() -> Iterator[None]:
     """Let everything inside run on ``plain``: for counting operations, which cannot look into a kernel."""
@@ -94,7 +107,7 @@ def plain_only() -> Iterator[None]:
 
 def kernels(backend: str) -> ModuleType:
     """Return the module with the kernels of ``'native'`` or ``'triton'``."""
-    return importlib.import_module(f'mmscconv.ops.{"native" if backend == "native" else "triton_kernels"}')
+    return importlib.import_module(f'mmscconv.ops.{"native" if backend == "native" else "gpu"}')
 
 
 def _refusal(backend: str, x: Tensor) -> str | None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mmscconv.ops.compiled import call
 from mmscconv.ops.layout import as_dense, as_rows, layout_of, row_stride
-from mmscconv.ops.packing import centre_of, packed, packed_transform, transform_rows, weights_of_rows
+from mmscconv.ops.packing import packed, packed_transform, transform_rows, weights_of_rows
+from mmscconv.ops.window import centre_of, pooled_size
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -117,7 +118,7 @@ def sru_squeeze(
     bias_low: Tensor | None,
     pool: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`mmscconv.ops.pointwise.sru_squeeze`; also the groups' means and inverse deviations, (N, groups)."""
+    """See :func:`mmscconv.ops.sru_squeeze.sru_squeeze`; also the groups' means and inverse deviations, (N, groups)."""
     values = as_dense(x, torch.channels_last)
     n, c, h, w = x.shape
     x_up, x_low = (
@@ -130,11 +131,6 @@ def sru_squeeze(
         threshold, hard, up.shape[1], len(up), len(low), *pool, torch.get_num_threads(), x_up, x_low, mean, rstd,
     )  # fmt: skip
     return x_up, x_low, mean, rstd
-
-
-def pooled_size(size: Sequence[int], pool: Sequence[int]) -> tuple[int, int]:
-    """Return H' and W' of H and W behind a pool whose last windows may be cut off."""
-    return -(-size[0] // pool[0]), -(-size[1] // pool[1])
 
 
 def sru_squeeze_backward(
@@ -150,7 +146,7 @@ def sru_squeeze_backward(
     threshold: float,
     hard: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`mmscconv.ops.pointwise.sru_squeeze`."""
+    """See :func:`mmscconv.ops.sru_squeeze.sru_squeeze`."""
     grad_up, grad_low, values = (as_dense(t, torch.channels_last) for t in (grad_up, grad_low, x))
     grad_x = torch.empty_like(values)
     grad_scale, grad_shift = torch.empty(2, x.shape[1], dtype=torch.float64)
@@ -175,7 +171,7 @@ def transform_fuse(
     groups: int,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`mmscconv.ops.pointwise.transform_fuse`; also beta1, (N, C)."""
+    """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; also beta1, (N, C)."""
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
     out = torch.empty(len(low), len(gwc), *low.shape[2:], dtype=torch.float32, memory_format=torch.channels_last)
@@ -204,7 +200,7 @@ def scconv(
     centre: int | None,
     relu: bool,
 ) -> Tensor:
-    """See :func:`mmscconv.ops.pointwise.scconv`."""
+    """See :func:`mmscconv.ops.scconv.scconv`."""
     values = as_dense(x, torch.channels_last)
     cut, *others = channels
     size = pooled_size(x.shape[2:], window[2:4])
@@ -230,7 +226,7 @@ def transform_fuse_backward(
     groups: int,
     window: Sequence[int],
 ) -> tuple[Tensor, ...]:
-    """See :func:`mmscconv.ops.pointwise.transform_fuse`; the gradient of what is None is empty."""
+    """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; the gradient of what is None is empty."""
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
     grad = as_dense(grad, torch.channels_last)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,15 +31,6 @@ def packed(weight: Tensor, groups: int = 1) -> Tensor:
     out = torch.empty(groups * -(-rows // groups // PANEL), depth, PANEL)
     call('pack', weight, *strides, rows, depth, groups, out)
     return out
-
-
-def centre_of(window: Sequence[int]) -> int | None:
-    """Return the tap that sees the position of its output, as kernel size, stride, padding and dilation have it."""
-    (height, width), stride, padding, dilation = (tuple(window[i : i + 2]) for i in (0, 2, 4, 6))
-    (y, more_y), (x, more_x) = (divmod(p, d) for p, d in zip(padding, dilation, strict=True))
-    if stride != (1, 1) or more_y or more_x or y >= height or x >= width:
-        return None
-    return y * width + x
 
 
 def packed_transform(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> Tensor:

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from mmscconv.ops import triton_tiles
+from mmscconv.ops.gpu import tiles
 
 BACKEND = os.environ.get('TESTED_BACKEND', 'triton')
 DEVICE = 'cuda' if BACKEND == 'triton' and torch.cuda.is_available() else 'cpu'
@@ -59,4 +59,4 @@ def _poisoned(monkeypatch):
 @pytest.fixture
 def full_tiles(monkeypatch):
     """Leave the tiles of small maps as they are for large ones: cut up for no multiprocessor."""
-    monkeypatch.setattr(triton_tiles, 'MULTIPROCESSORS', 0)
+    monkeypatch.setattr(tiles, 'MULTIPROCESSORS', 0)

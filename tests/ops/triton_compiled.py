@@ -9,7 +9,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from mmscconv.ops import triton_kernels
+from mmscconv.ops import gpu
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def test_compiles(shape, dtype, layout, width, compiled):
     c = shape[1]
     x, low, made, scale = map_of(c), map_of(c // 4), map_of(c - c // 4), torch.zeros(c)
     for hard in (False, True):
-        out, mean, rstd = triton_kernels.sru_forward(x, scale, scale, 4, 1e-5, 0.0, hard)
-        triton_kernels.sru_backward(out, x, scale, scale, mean, rstd, 0.0, hard)
-    _, beta1 = triton_kernels.fuse_forward(x, low, x, made, scale, scale)
-    triton_kernels.fuse_forward(x, x, None, None, None, None)
+        out, mean, rstd = gpu.sru_forward(x, scale, scale, 4, 1e-5, 0.0, hard)
+        gpu.sru_backward(out, x, scale, scale, mean, rstd, 0.0, hard)
+    _, beta1 = gpu.fuse_forward(x, low, x, made, scale, scale)
+    gpu.fuse_forward(x, x, None, None, None, None)
     for is_output in (False, True):
-        triton_kernels.fuse_backward(x, x, is_output, low, made, beta1)
+        gpu.fuse_backward(x, x, is_output, low, made, beta1)
     assert {name.rsplit('.')[-1] for name, _ in compiled} >= {'moments', 'gate', 'grad_sums', '_sums', '_lerp'}
     for name, ptx in compiled:
         assert 'atom' not in ptx

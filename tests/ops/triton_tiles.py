@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from kernel_tools import DEVICE
 
-from mmscconv.ops.triton_tiles import (
+from mmscconv.ops.gpu.tiles import (
     LEAST,
     MAPPED,
     MULTIPROCESSORS,

@@ -6,9 +6,9 @@ import torch
 import triton
 from torch import Tensor
 
+from mmscconv.ops.gpu.sru_kernels import finish_grad_sums, finish_moments, gate, grad_sums, input_grads, moments
+from mmscconv.ops.gpu.tiles import MAPPED, REDUCED, Tiling, empty, sizes, tiling
 from mmscconv.ops.layout import as_dense, empty_like_dense, layout_of
-from mmscconv.ops.triton_sru_kernels import finish_grad_sums, finish_moments, gate, grad_sums, input_grads, moments
-from mmscconv.ops.triton_tiles import MAPPED, REDUCED, Tiling, empty, sizes, tiling
 
 ENTRIES = 1024  # partial results that a program combines at a time
 

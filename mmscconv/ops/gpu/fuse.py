@@ -14,8 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmscconv.ops.layout import as_dense, as_rows, empty_like_dense, layout_of
-from mmscconv.ops.triton_tiles import (
+from mmscconv.ops.gpu.tiles import (
     MAPPED,
     REDUCED,
     aligned,
@@ -28,8 +27,9 @@ from mmscconv.ops.triton_tiles import (
     tiling,
     values_at,
 )
+from mmscconv.ops.layout import as_dense, as_rows, empty_like_dense, layout_of
 
-FREE = ['channels', 'positions', 'made_channels', 'low_sample', 'low_row', 'chunks']  # as in triton_sru_kernels
+FREE = ['channels', 'positions', 'made_channels', 'low_sample', 'low_row', 'chunks']  # as in sru_kernels
 
 
 @triton.jit

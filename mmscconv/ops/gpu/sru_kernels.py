@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmscconv.ops.triton_tiles import inner_aligned, places, sigmoid, tile_of, values_at
+from mmscconv.ops.gpu.tiles import inner_aligned, places, sigmoid, tile_of, values_at
 
 FREE = ['channels', 'positions', 'half', 'chunk_positions']  # no variant of a kernel for their values
 

@@ -5,7 +5,7 @@ fp32. No atomics: programs write partial sums, which are added up in a fixed
 order, so that the same input gives the same bits.
 """
 
-from mmscconv.ops.triton_fuse import fuse_backward, fuse_forward
-from mmscconv.ops.triton_sru import sru_backward, sru_forward
+from mmscconv.ops.gpu.fuse import fuse_backward, fuse_forward
+from mmscconv.ops.gpu.sru import sru_backward, sru_forward
 
 __all__ = ['fuse_backward', 'fuse_forward', 'sru_backward', 'sru_forward']

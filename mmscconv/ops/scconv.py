@@ -1,0 +1,57 @@
+"""A whole SCConv in its deploy form: the CPU op for channels-last fp32, for inference only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmscconv.ops import native
+from mmscconv.ops.window import Window, pooled_size
+
+
+def scconv(
+    x: Tensor,
+    arguments: tuple[Tensor, Tensor, int, float, float, bool],
+    squeezes: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    transform: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    channels: tuple[int, int, int, int, int],
+    window: Window,
+    centre: int | None,
+    relu: bool,
+) -> Tensor:
+    """Return what :func:`sru_squeeze` and :func:`transform_fuse` give one after the other, for inference only.
+
+    Args:
+        x: (N, C, H, W).
+        arguments: As those of :func:`sru_squeeze`.
+        squeezes: Both weights from :func:`mmscconv.ops.packing.packed`, and both biases.
+        transform: The weights from :func:`mmscconv.ops.packing.packed_transform`, the biases of Y1 and of PWC2, and
+            scale and shift (C2) of a norm behind the layer.
+        channels: The upper branch's part of C, u, l, C2, and what PWC2 makes.
+        window: Of the GWC; average pooling by its stride, with windows side by side, is that of X_low and of PWC1.
+        centre: The tap that does PWC1 as well, or None.
+        relu: Whether a ReLU ends it.
+
+    Returns:
+        (N, C2, H', W'), channels last.
+    """
+    return torch.ops.mmscconv.scconv(
+        x, *arguments, squeezes, transform, channels, window.groups, window.numbers, centre, relu
+    )
+
+
+torch.library.define(
+    'mmscconv::scconv',
+    '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, Tensor?[] squeezes,'
+    ' Tensor?[] transform, int[] channels, int groups, int[] window, int? centre, bool relu) -> Tensor',
+)
+torch.library.impl('mmscconv::scconv', 'cpu')(native.scconv)
+
+
+@torch.library.register_fake('mmscconv::scconv')
+def _scconv_fake(x: Tensor, *arguments: Any) -> Tensor:
+    channels, window = arguments[8], arguments[10]
+    size = pooled_size(x.shape[2:], window[2:4])
+    return torch.empty(len(x), channels[3], *size, device=x.device, memory_format=torch.channels_last)

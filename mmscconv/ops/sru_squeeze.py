@@ -1,0 +1,88 @@
+"""SRU and the two squeezes of the CRU behind it: the plain form, and the CPU op for channels-last fp32.
+
+X^w never leaves the caches. Where :func:`mmscconv.ops.fits` says no, the layers compose the same from other ops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmscconv.ops import native
+from mmscconv.ops.fuse import FOR_INFERENCE
+from mmscconv.ops.window import pooled_size
+
+
+def sru_squeeze(
+    x: Tensor,
+    arguments: tuple[Tensor, Tensor, int, float, float, bool],
+    up: Tensor,
+    low: Tensor,
+    biases: tuple[Tensor | None, Tensor | None] = (None, None),
+    pool: tuple[int, int] = (1, 1),
+) -> tuple[Tensor, Tensor]:
+    """Return X_up and X_low, (N, u, H, W) and (N, l, H', W'), of the SRU's output, which backward computes again.
+
+    Args:
+        x: (N, C, H, W).
+        arguments: ``scale, shift, num_groups, eps, threshold, hard`` of :func:`mmscconv.ops.sru.sru`.
+        up, low: The squeezes' weights, (u, C_up, 1, 1) and (l, C - C_up, 1, 1).
+        biases: Of both squeezes, (u) and (l).
+        pool: Height and width of windows over which X^w is averaged for X_low, the last one of a line or column
+            cut off where the image ends; for inference only.
+    """
+    return torch.ops.mmscconv.sru_squeeze(x, *arguments, up, low, *biases, pool)[:2]
+
+
+torch.library.define(
+    'mmscconv::sru_squeeze',
+    '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, Tensor up,'
+    ' Tensor low, Tensor? bias_up, Tensor? bias_low, int[] pool)'
+    ' -> (Tensor, Tensor, Tensor, Tensor)',
+)
+torch.library.define(
+    'mmscconv::sru_squeeze_backward',
+    '(Tensor grad_up, Tensor grad_low, Tensor x, Tensor scale, Tensor shift, Tensor mean, Tensor rstd, Tensor up,'
+    ' Tensor low, float threshold, bool hard) -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
+)
+torch.library.impl('mmscconv::sru_squeeze', 'cpu')(native.sru_squeeze)
+torch.library.impl('mmscconv::sru_squeeze_backward', 'cpu')(native.sru_squeeze_backward)
+
+
+@torch.library.register_fake('mmscconv::sru_squeeze')
+def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    n, _, h, w = x.shape
+    branches = [
+        torch.empty(n, len(weight), *size, device=x.device, memory_format=torch.channels_last)
+        for weight, size in ((arguments[6], (h, w)), (arguments[7], pooled_size((h, w), arguments[10])))
+    ]
+    return *branches, *(x.new_empty(n, arguments[2]) for _ in range(2))
+
+
+@torch.library.register_fake('mmscconv::sru_squeeze_backward')
+def _sru_squeeze_backward_fake(_: Tensor, __: Tensor, x: Tensor, scale: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    grad_x = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
+    return grad_x, *(torch.empty_like(t) for t in (scale, *others[:1], *others[3:5]))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, scale, shift, _, _, ctx.threshold, ctx.hard, up, low, *biases, ctx.pool = inputs
+    ctx.biased = [bias is not None for bias in biases]
+    _, _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, scale, shift, mean, rstd, up, low)
+
+
+def _backward_of_forward(ctx: Any, grad_up: Tensor, grad_low: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if tuple(ctx.pool) != (1, 1):
+        raise RuntimeError(FOR_INFERENCE)
+    done = torch.ops.mmscconv.sru_squeeze_backward(grad_up, grad_low, *ctx.saved_tensors, ctx.threshold, ctx.hard)
+    *grads, grad_weight_up, grad_weight_low = done
+    pairs = zip((grad_up, grad_low), ctx.biased, strict=True)
+    biases = [grad.sum(dim=(0, 2, 3)) if biased else None for grad, biased in pairs]
+    return *grads, None, None, None, None, grad_weight_up, grad_weight_low, *biases, None
+
+
+torch.library.register_autograd('mmscconv::sru_squeeze', _backward_of_forward, setup_context=_keep)

@@ -1,0 +1,90 @@
+"""CRU's transform and fuse (Eq. 5-9) from the squeezed branches on: the CPU op for channels-last fp32.
+
+The outputs of GWC, PWC1 and PWC2 never leave the caches. Where :func:`mmscconv.ops.fits` says no, the layers
+compose the same from other ops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmscconv.ops import native
+from mmscconv.ops.window import Window
+
+
+def transform_fuse(
+    x_up: Tensor,
+    up: Tensor | None,
+    low: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor],
+    window: Window,
+    biases: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Tensor:
+    """Return ``fuse(gwc(x_up), low, pwc1(up), pwc2(low))``, of which only the result is written.
+
+    Only the inputs are kept for backward.
+
+    Args:
+        x_up: (N, u, H, W), the GWC's input.
+        up, low: (N, u, H', W') and (N, l, H', W'), the 1x1 convolutions' inputs; ``up`` is None where it is x_up
+            and the window has a ``centre``, which then does PWC1 as well.
+        weights: Of GWC (C, u / groups, ...), PWC1 (C, u, 1, 1) and PWC2 (C - l, l, 1, 1), or
+            (C, l, 1, 1) where PWC2 makes all of Y2.
+        window: Of the GWC; padding below and right is what the size of ``up`` says.
+        biases: Of Y1 (C) and of PWC2.
+
+    Returns:
+        (N, C, H', W'), channels last.
+    """
+    return torch.ops.mmscconv.transform_fuse(x_up, up, low, *weights, *biases, window.groups, window.numbers)[0]
+
+
+torch.library.define(
+    'mmscconv::transform_fuse',
+    '(Tensor x_up, Tensor? up, Tensor low, Tensor gwc, Tensor pwc1, Tensor pwc2, Tensor? bias1, Tensor? bias2,'
+    ' int groups, int[] window) -> (Tensor, Tensor)',
+)
+torch.library.define(
+    'mmscconv::transform_fuse_backward',
+    '(Tensor grad, Tensor x_up, Tensor? up, Tensor low, Tensor gwc, Tensor pwc1, Tensor pwc2, Tensor? bias1,'
+    ' Tensor? bias2, Tensor beta1, int groups, int[] window)'
+    ' -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+)
+torch.library.impl('mmscconv::transform_fuse', 'cpu')(native.transform_fuse)
+torch.library.impl('mmscconv::transform_fuse_backward', 'cpu')(native.transform_fuse_backward)
+
+
+@torch.library.register_fake('mmscconv::transform_fuse')
+def _transform_fuse_fake(_: Tensor, __: Tensor | None, low: Tensor, gwc: Tensor, *___: Any) -> tuple[Tensor, Tensor]:
+    n, _l, h, w = low.shape
+    out = torch.empty(n, len(gwc), h, w, device=low.device, memory_format=torch.channels_last)
+    return out, low.new_empty(n, len(gwc))
+
+
+@torch.library.register_fake('mmscconv::transform_fuse_backward')
+def _transform_fuse_backward_fake(_: Tensor, x_up: Tensor, up: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
+    inputs = [
+        x_up.new_empty(0) if t is None else torch.empty(t.shape, device=t.device, memory_format=torch.channels_last)
+        for t in (x_up, up, others[0])
+    ]
+    gwc, *more = others[1:6]
+    grad_gwc = torch.empty(gwc.shape, device=gwc.device, memory_format=torch.channels_last)
+    return *inputs, grad_gwc, *(x_up.new_empty(0 if t is None else t.shape) for t in more)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.groups, ctx.window = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    grads = torch.ops.mmscconv.transform_fuse_backward(grad, *saved, ctx.groups, ctx.window)
+    return *(None if t is None else grad for grad, t in zip(grads, saved, strict=False)), None, None
+
+
+torch.library.register_autograd('mmscconv::transform_fuse', _backward_of_forward, setup_context=_keep)
