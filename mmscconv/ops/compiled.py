@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from mmscconv.ops.prototypes import Argument, Parameter, prototypes
 
 SOURCES = Path(__file__).parent / 'csrc'
 # NaN and infinity keep their meaning: no -ffast-math. gnu11 and not c11, which rules out fused multiply-adds.
@@ -56,34 +56,6 @@ ONNXRUNTIME_OP = Library(
     (('-march=native', '-fopenmp'), ('-fopenmp',)),
     links_openmp=False,
 )
-
-_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-_FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
-_ARGUMENTS = {
-    'pack': [_POINTER, *[_LONG] * 5, _POINTER],
-    'pack_transform': [*[_POINTER] * 4, _INT, _POINTER],
-    'transform_rows': [*[_POINTER] * 4, _LONG, _INT, _POINTER],
-    'weights_of_rows': [_POINTER, _LONG, _POINTER, _INT, *[_POINTER] * 3],
-    'sru_forward': [_POINTER] * 3 + [_LONG] * 3 + [_INT, _LONG, _DOUBLE, _FLOAT, _INT, _INT] + [_POINTER] * 3,
-    'sru_backward': [_POINTER] * 6 + [_LONG] * 3 + [_INT, _LONG, _FLOAT, _INT, _INT] + [_POINTER] * 3,
-    'fuse_forward': [_POINTER] * 6 + [_LONG] * 3 + [_INT] + [_LONG] * 3 + [_INT] + [_POINTER] * 2,
-    'sru_squeeze': [*[_POINTER] * 7, *[_LONG] * 5, _DOUBLE, _FLOAT, _INT, *[_LONG] * 5, _INT, *[_POINTER] * 4],
-    'sru_squeeze_backward': [*[_POINTER] * 9, *[_LONG] * 4, _FLOAT, _INT, *[_LONG] * 3, _INT, *[_POINTER] * 5],
-    'scconv': [*[_POINTER] * 12, _LONG, _LONG, _DOUBLE, _FLOAT, _INT, _LONG, _POINTER, _INT, _INT, _POINTER],
-    'transform_fuse': [*[_POINTER] * 9, _INT, _INT, *[_POINTER] * 2],
-    'norm_fuse_sums': [*[_POINTER] * 4, *[_LONG] * 4, _INT, _POINTER],
-    'norm_fuse_forward': [*[_POINTER] * 4, *[_LONG] * 4, _INT, _POINTER],
-    'norm_fuse_backward': [*[_POINTER] * 5, *[_LONG] * 4, _INT, *[_POINTER] * 3],
-    'transform_fuse_backward': [*[_POINTER] * 9, _INT, *[_POINTER] * 6],
-    'fuse_backward': [_POINTER] * 2
-    + [_INT]
-    + [_POINTER] * 3
-    + [_LONG] * 3
-    + [_INT]
-    + [_LONG] * 3
-    + [_INT]
-    + [_POINTER] * 4,
-}
 
 
 @functools.cache
@@ -160,17 +132,37 @@ def _cpu() -> str:
 
 
 @functools.cache
+def _prototypes() -> dict[str, tuple[Parameter, ...]]:
+    return prototypes((SOURCES / 'kernels.h').read_text())
+
+
+@functools.cache
 def _library() -> ctypes.CDLL:
     built = build(KERNELS)
     if isinstance(built, str):
         raise RuntimeError(built)
     library = ctypes.CDLL(str(built))
-    for name, arguments in _ARGUMENTS.items():
-        getattr(library, name).argtypes = arguments
+    for name, parameters in _prototypes().items():
+        getattr(library, name).argtypes = [parameter.ctype for parameter in parameters]
     return library
 
 
-def call(name: str, *arguments: Tensor | ctypes.Array[ctypes.c_int64] | float | None) -> None:
-    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+def call(name: str, *arguments: Argument) -> None:
+    """Call a function of ``csrc/kernels.h``; where a tensor's values lie is passed for the tensor.
+
+    The caller answers for shapes and strides.
+
+    Raises:
+        TypeError: Another number of arguments than the function has, or a tensor that does not have the dtype of its
+            parameter, lies on another device than the CPU, or is a subclass or a wrapper without memory of its own.
+        MemoryError: No memory for the function's workspace.
+    """
+    parameters = _prototypes()[name]
+    if len(arguments) != len(parameters):
+        raise TypeError(f'{name} takes {len(parameters)} arguments, got {len(arguments)}')
+    values = [
+        argument if parameter.dtype is None else parameter.address(argument, name)
+        for parameter, argument in zip(parameters, arguments, strict=True)
+    ]
     if getattr(_library(), name)(*values):
         raise MemoryError(f'{name}: no memory for its workspace')

@@ -4,6 +4,7 @@
  * Eq. 8's softmax over two values is a sigmoid of their difference, so one mean per channel is enough:
  * beta1 = sigmoid(mean(Y1 - Y2)), Z = Y2 + beta1 * (Y1 - Y2). */
 #include "common.h"
+#include "kernels.h"
 
 /* Rows of successive values: of one position where channels lie last, of one channel otherwise. Apart from `low`,
  * which may be a slice, all are dense. */

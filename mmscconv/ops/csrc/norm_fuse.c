@@ -2,6 +2,7 @@
  * batch norm, softmax and their backward need of the maps are sums over positions; what they then do to them is
  * Z = p * Y1 + q * Y2 + r, per sample and channel. mmscconv/ops/norm_fuse.py has the arithmetic in between. */
 #include "common.h"
+#include "kernels.h"
 
 static void sum_row(const float *y, int64_t channels, double *sum, double *square) {
 #pragma omp simd

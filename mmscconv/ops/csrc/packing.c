@@ -1,6 +1,7 @@
 /* The weights of convolutions in the order in which the kernels read them: rows (J, K) of what each output channel
  * multiplies, and panels of them, [panel][K][PANEL]. */
 #include "gemm.h"
+#include "kernels.h"
 
 /* Of a CRU's transform. */
 typedef struct {

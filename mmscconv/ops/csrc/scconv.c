@@ -1,6 +1,6 @@
 /* A whole SCConv for inference: the kernels of squeeze.c and transform.c one after the other over as many samples as
  * the caches hold, so that what is squeezed never leaves them. */
-#include "inference.h"
+#include "kernels.h"
 #include "pool.h"
 #include "transform.h"
 

@@ -1,7 +1,7 @@
 /* SRU and the two squeezes of the CRU behind it, channels last: X^w never leaves the caches, nor does its gradient. */
 #include "gate.h"
 #include "gemm.h"
-#include "inference.h"
+#include "kernels.h"
 #include "pool.h"
 
 /* SRU and both squeezes: out_up = up * X^w[:cut] + bias_up and out_low = low * pool(X^w[cut:]) + bias_low, (N,

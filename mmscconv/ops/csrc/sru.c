@@ -1,5 +1,6 @@
 /* SRU alone: forward and backward, in both layouts. */
 #include "gate.h"
+#include "kernels.h"
 
 /* x and out: (N, C, H*W) in the layout of `channels_last`; mean and rstd: (N, groups). Returns 0, or 1 without
  * memory. */

@@ -4,7 +4,7 @@
  * The fuse's weights come from means over the positions, and a convolution's mean is the convolution of the means of
  * what each of its taps sees: they are known before the first output is. A tile of outputs is then summed up in
  * registers: Y2, times beta2 / beta1, plus Y1, times beta1. */
-#include "inference.h"
+#include "kernels.h"
 #include "transform.h"
 
 /* Beyond it one of both weights is 0 next to the other in float, and their ratio stays far from its ends. */

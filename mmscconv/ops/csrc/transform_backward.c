@@ -3,6 +3,7 @@
  * written. The products of grad with what PWC2, PWC1 and the taps see are made sample by sample: times beta they are the
  * weights' gradients, and times the weights themselves the sum in e. The inputs' gradients are products of grad with
  * weights that beta has been multiplied into. */
+#include "kernels.h"
 #include "transform.h"
 
 #define TASKS 32             /* at least, where there are samples enough: each part of them sums up gradients of its own */

@@ -5,7 +5,7 @@
  * left out. Weights lie as mmscconv/ops/packing.py packs them. Output: Y (N, H', W', C2).
  * Attributes: num_groups, eps, threshold, hard of the SRU; channels (the upper branch's part of C, u, l, C2, what PWC2
  * makes); groups and window of the GWC; centre, the tap that does PWC1 as well, or -1; relu; panel. */
-#include "../inference.h"
+#include "../kernels.h"
 #include "../transform.h"
 #include "threads.h"
 

@@ -1,0 +1,83 @@
+/* The functions that Python and ONNX Runtime's op call, declared once: every source includes this file, so that the
+ * compiler compares declaration and definition, and mmscconv/ops/prototypes.py reads the arguments' types and names here.
+ * What a function does stands at its definition. All return 0, or 1 where there was no memory for a workspace.
+ *
+ * A parameter is `[const] TYPE name` or `[const] TYPE *[NULLABLE] name` with float, double, int64_t or int. */
+#ifndef MMSCCONV_KERNELS_H
+#define MMSCCONV_KERNELS_H
+
+#include <stdint.h>
+
+#define NULLABLE /* the pointer may be NULL, None in Python */
+
+/* sru.c */
+int sru_forward(const float *x, const float *scale, const float *shift, int64_t samples, int64_t channels,
+                int64_t positions, int channels_last, int64_t groups, double eps, float threshold, int hard, int threads,
+                float *out, float *mean, float *rstd);
+int sru_backward(const float *grad, const float *x, const float *scale, const float *shift, const float *mean,
+                 const float *rstd, int64_t samples, int64_t channels, int64_t positions, int channels_last,
+                 int64_t groups, float threshold, int hard, int threads, float *grad_x, double *grad_scale,
+                 double *grad_shift);
+
+/* fuse.c */
+int fuse_forward(const float *first, const float *NULLABLE second, const float *NULLABLE made, const float *low,
+                 const float *NULLABLE scale, const float *NULLABLE shift, int64_t samples, int64_t channels,
+                 int64_t positions, int channels_last, int64_t low_channels, int64_t low_sample, int64_t low_row,
+                 int threads, float *out, float *beta1);
+int fuse_backward(const float *grad, const float *reference, int is_output, const float *NULLABLE made, const float *low,
+                  const float *beta1, int64_t samples, int64_t channels, int64_t positions, int channels_last,
+                  int64_t low_channels, int64_t low_sample, int64_t low_row, int threads, float *pull, float *grad1,
+                  float *grad_made, float *grad_low);
+
+/* norm_fuse.c */
+int norm_fuse_sums(const float *NULLABLE grad, const float *y1, const float *made, const float *low, int64_t samples,
+                   int64_t channels, int64_t positions, int64_t low_channels, int threads, double *sums);
+int norm_fuse_forward(const float *y1, const float *made, const float *low, const float *factors, int64_t samples,
+                      int64_t channels, int64_t positions, int64_t low_channels, int threads, float *out);
+int norm_fuse_backward(const float *grad, const float *y1, const float *made, const float *low, const float *factors,
+                       int64_t samples, int64_t channels, int64_t positions, int64_t low_channels, int threads,
+                       float *grad_y1, float *grad_made, float *grad_low);
+
+/* squeeze.c */
+int sru_squeeze(const float *x, const float *scale, const float *shift, const float *up, const float *low,
+                const float *NULLABLE bias_up, const float *NULLABLE bias_low, int64_t samples, int64_t channels,
+                int64_t height, int64_t width, int64_t groups, double eps, float threshold, int hard, int64_t cut,
+                int64_t squeezed_up, int64_t squeezed_low, int64_t pool_height, int64_t pool_width, int threads,
+                float *out_up, float *out_low, float *mean, float *rstd);
+int sru_squeeze_backward(const float *grad_up, const float *grad_low, const float *x, const float *scale,
+                         const float *shift, const float *mean, const float *rstd, const float *up, const float *low,
+                         int64_t samples, int64_t channels, int64_t positions, int64_t groups, float threshold, int hard,
+                         int64_t cut, int64_t squeezed_up, int64_t squeezed_low, int threads, float *grad_x,
+                         double *grad_scale, double *grad_shift, float *grad_weight_up, float *grad_weight_low);
+
+/* transform.c */
+int transform_fuse(const float *x, const float *NULLABLE up, const float *low, const float *packed,
+                   const float *NULLABLE bias1, const float *NULLABLE bias2, const float *NULLABLE scale,
+                   const float *NULLABLE shift, const int64_t *geometry, int relu, int threads, float *out,
+                   float *beta1);
+
+/* transform_backward.c */
+int transform_fuse_backward(const float *grad, const float *x, const float *NULLABLE up, const float *low,
+                            const float *weights, const float *beta1, const float *NULLABLE bias1,
+                            const float *NULLABLE bias2, const int64_t *geometry, int threads, float *grad_x,
+                            float *NULLABLE grad_up, float *grad_low, float *grad_weights, float *NULLABLE grad_bias1,
+                            float *NULLABLE grad_bias2);
+
+/* scconv.c */
+int scconv(const float *x, const float *scale, const float *shift, const float *up, const float *low,
+           const float *NULLABLE bias_up, const float *NULLABLE bias_low, const float *packed,
+           const float *NULLABLE bias1, const float *NULLABLE bias2, const float *NULLABLE norm_scale,
+           const float *NULLABLE norm_shift, int64_t channels, int64_t groups, double eps, float threshold, int hard,
+           int64_t cut, const int64_t *geometry, int relu, int threads, float *out);
+
+/* packing.c */
+int pack(const float *weights, int64_t row_stride, int64_t k_stride, int64_t rows, int64_t depth, int64_t groups,
+         float *out);
+int pack_transform(const float *gwc, const float *pwc1, const float *pwc2, const int64_t *numbers, int threads,
+                   float *out);
+int transform_rows(const float *gwc, const float *pwc1, const float *pwc2, const int64_t *numbers, int64_t pitch,
+                   int threads, float *out);
+int weights_of_rows(const float *rows, int64_t pitch, const int64_t *numbers, int threads, float *gwc, float *pwc1,
+                    float *pwc2);
+
+#endif

@@ -1,0 +1,135 @@
+"""The C functions as Python calls them: their declarations are read from one header, and bad arguments raise."""
+
+import ctypes
+import shutil
+import subprocess
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mmscconv.ops import compiled
+from mmscconv.ops.compiled import call
+from mmscconv.ops.prototypes import prototypes
+
+pytestmark = pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
+SOURCES = sorted(compiled.SOURCES.glob('*.c'))
+
+
+def test_the_header_says_what_ctypes_is_told():
+    header = """
+    /* int ignored(float x); */
+    #define NULLABLE /* int ignored(float x); */
+    int f(const float *x, double *NULLABLE sums, int64_t n, const int64_t *numbers, /* of a map */ double eps, int last,
+          float t);
+    int g(int n);
+    """
+    found = prototypes(header)
+    assert list(found) == ['f', 'g']
+    kinds = {p.name: (p.ctype, p.dtype, p.nullable) for p in found['f']}
+    assert kinds == {
+        'x': (ctypes.c_void_p, torch.float32, False),
+        'sums': (ctypes.c_void_p, torch.float64, True),
+        'n': (ctypes.c_int64, None, False),
+        'numbers': (ctypes.c_void_p, torch.int64, False),
+        'eps': (ctypes.c_double, None, False),
+        'last': (ctypes.c_int, None, False),
+        't': (ctypes.c_float, None, False),
+    }
+
+
+@pytest.mark.parametrize(
+    'header',
+    ['int f(const char *x);', 'int f(float);', 'void f(int n);', 'int f(int NULLABLE n);', 'int f(float **x);'],
+)
+def test_what_the_header_may_not_say(header):
+    with pytest.raises(ValueError, match='that Python can read'):
+        prototypes(header)
+
+
+@pytest.mark.parametrize('source', SOURCES, ids=lambda path: path.name)
+def test_every_definition_is_compared_with_its_declaration(source, tmp_path):
+    compiler = shutil.which('gcc') or shutil.which('clang')
+    if compiler is None:
+        pytest.skip('needs gcc or clang')
+    flags = ['-std=gnu11', '-fopenmp', '-fsyntax-only', '-Wmissing-prototypes', '-Wall', '-Werror', '-Wno-psabi']
+    assert subprocess.run([compiler, *flags, source], capture_output=True, text=True).stderr == ''
+    # A definition that says otherwise does not compile.
+    changed = tmp_path / source.name
+    text = source.read_text()
+    changed.write_text(text.replace('\nint ', '\ndouble ', 1))
+    done = subprocess.run([compiler, *flags, f'-I{source.parent}', changed], capture_output=True, text=True)
+    assert 'conflicting types' in done.stderr
+
+
+def test_the_library_has_every_function():
+    library = compiled._library()
+    for name, parameters in compiled._prototypes().items():
+        assert getattr(library, name).argtypes == [p.ctype for p in parameters]
+
+
+def arguments(**others):
+    """Those of norm_fuse_sums, some of them replaced."""
+    y1, made, low = torch.ones(2, 3, 4), torch.ones(2, 3, 3), torch.ones(2, 3, 1)
+    sums = torch.empty(2, 4, 4, dtype=torch.float64)
+    given = dict(grad=None, y1=y1, made=made, low=low, n=2, c=4, p=3, l=1, threads=1, sums=sums)
+    return {**given, **others}.values()
+
+
+def test_a_call_writes():
+    given = arguments()
+    call('norm_fuse_sums', *given)
+    assert torch.equal(list(given)[-1], torch.full((2, 4, 4), 3.0, dtype=torch.float64))
+    call('norm_fuse_sums', *arguments(y1=torch.nn.Parameter(torch.ones(2, 3, 4))))
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def fake():
+    with FakeTensorMode():
+        return torch.ones(2, 3, 4)
+
+
+BAD = {
+    'dtype': (
+        dict(y1=torch.ones(2, 3, 4, dtype=torch.bfloat16)),
+        'y1 .* torch.float32 .* got a Tensor of torch.bfloat16',
+    ),
+    'sums': (dict(sums=torch.empty(2, 4, 4)), 'sums must be a CPU tensor of torch.float64 .* torch.float32 on cpu'),
+    'device': (dict(made=torch.ones(2, 3, 3, device='meta')), 'made must be a CPU tensor .* on meta'),
+    'none': (dict(low=None), 'low must be a CPU tensor .* of its own, got None'),
+    'number': (dict(low=3), 'low must be .* got 3'),
+    'fake': (dict(y1=fake()), 'y1 must be .* got a FakeTensor'),
+    'subclass': (dict(y1=torch.ones(2, 3, 4).as_subclass(Subclass)), 'y1 must be .* got a Subclass'),
+    'negated': (dict(y1=torch.ones(2, 3, 4, dtype=torch.complex64).conj().imag), 'whose negation is still to be done'),
+    'array': (dict(low=(ctypes.c_int64 * 2)(1, 2)), 'low must be a CPU tensor'),
+    'optional': (
+        dict(grad=torch.ones(1, dtype=torch.float64)),
+        'grad must be .* or None, got a Tensor of torch.float64',
+    ),
+}
+
+
+@pytest.mark.parametrize(('others', 'words'), BAD.values(), ids=BAD)
+def test_what_is_not_what_the_header_says_raises(others, words):
+    with pytest.raises(TypeError, match=f'^norm_fuse_sums: .*{words}'):
+        call('norm_fuse_sums', *arguments(**others))
+
+
+@pytest.mark.parametrize('transform', [torch.vmap, torch.func.grad], ids=lambda f: f.__name__)
+def test_wrappers_of_torch_func_raise(transform):
+    def function(y1):
+        call('norm_fuse_sums', *arguments(y1=y1))
+        return y1.sum()
+
+    with pytest.raises(TypeError, match=r'y1 must be .* got a wrapper of torch.func of torch.float32'):
+        transform(function)(torch.ones(2, 3, 4))
+
+
+def test_number_of_arguments():
+    with pytest.raises(TypeError, match='norm_fuse_sums takes 10 arguments, got 9'):
+        call('norm_fuse_sums', *list(arguments())[1:])
+    with pytest.raises(ctypes.ArgumentError):
+        call('norm_fuse_sums', *arguments(n='2'))
