@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,18 @@ def row_stride(x: Tensor, layout: torch.memory_format) -> int:
     if layout is not torch.channels_last:
         return x.stride(1)
     return x.stride(3) if x.shape[3] > 1 else x.stride(2)  # the stride of an axis of size 1 means nothing
+
+
+def empty(
+    *shape: int, dtype: torch.dtype = torch.float32, layout: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """Return an uninitialized CPU tensor for a kernel to write into, whatever the default dtype and device are."""
+    return torch.empty(shape, dtype=dtype, device='cpu', memory_format=layout)
+
+
+def empty_channels_last(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return an uninitialized fp32 tensor in channels last, as the channels-last ops return maps."""
+    return torch.empty(shape, dtype=torch.float32, device=device, memory_format=torch.channels_last)
 
 
 def empty_like_dense(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops.compiled import call
-from mmscconv.ops.layout import as_dense, as_rows, layout_of, row_stride
+from mmscconv.ops.layout import as_dense, as_rows, empty, layout_of, row_stride
 from mmscconv.ops.packing import packed, packed_transform, transform_rows, weights_of_rows
 from mmscconv.ops.window import centre_of, pooled_size
 
@@ -31,7 +31,7 @@ def sru_forward(
     layout = layout_of(x)
     values, scale, shift = as_dense(x.float(), layout), scale.contiguous(), shift.contiguous()
     out = torch.empty_like(values)
-    mean, rstd = (torch.empty(len(x), num_groups, dtype=torch.float32) for _ in range(2))
+    mean, rstd = (empty(len(x), num_groups) for _ in range(2))
     call(
         'sru_forward', values, scale, shift, *_size(x), layout is torch.channels_last, num_groups, eps, threshold,
         hard, torch.get_num_threads(), out, mean, rstd,
@@ -47,7 +47,7 @@ def sru_backward(
     values, upstream = as_dense(x.float(), layout), as_dense(grad.float(), layout)
     scale, shift = scale.contiguous(), shift.contiguous()
     grad_x = torch.empty_like(values)
-    grad_scale, grad_shift = torch.empty(2, x.shape[1], dtype=torch.float64)
+    grad_scale, grad_shift = empty(2, x.shape[1], dtype=torch.float64)
     call(
         'sru_backward', upstream, values, scale, shift, mean, rstd, *_size(x), layout is torch.channels_last,
         mean.shape[1], threshold, hard, torch.get_num_threads(), grad_x, grad_scale, grad_shift,
@@ -70,7 +70,7 @@ def fuse_forward(
     second_, made_ = (None if t is None else as_dense(t.float(), layout) for t in (second, made))
     low_ = as_rows(low.float(), layout)
     out = first_ if overwrite else torch.empty_like(first_)
-    beta1 = torch.empty(first.shape[:2], dtype=torch.float32)
+    beta1 = empty(*first.shape[:2])
     call(
         'fuse_forward', first_, second_, made_, low_, scale, shift, *_size(first), layout is torch.channels_last,
         *_rows(low_, layout), torch.get_num_threads(), out, beta1,
@@ -87,10 +87,7 @@ def fuse_backward(
     made_, low_ = None if made is None else as_dense(made.float(), layout), as_rows(low.float(), layout)
     grad1 = torch.empty_like(reference_)
     n, c, h, w = grad.shape
-    grad_made, grad_low = (
-        torch.empty(n, channels, h, w, dtype=torch.float32, memory_format=layout)
-        for channels in (c - low.shape[1], low.shape[1])
-    )
+    grad_made, grad_low = (empty(n, channels, h, w, layout=layout) for channels in (c - low.shape[1], low.shape[1]))
     call(
         'fuse_backward', grad_, reference_, is_output, made_, low_, beta1, *_size(grad),
         layout is torch.channels_last, *_rows(low_, layout), torch.get_num_threads(), torch.empty_like(beta1), grad1,
@@ -122,10 +119,10 @@ def sru_squeeze(
     values = as_dense(x, torch.channels_last)
     n, c, h, w = x.shape
     x_up, x_low = (
-        torch.empty(n, len(weight), *size, dtype=torch.float32, memory_format=torch.channels_last)
+        empty(n, len(weight), *size, layout=torch.channels_last)
         for weight, size in ((up, (h, w)), (low, pooled_size((h, w), pool)))
     )
-    mean, rstd = (torch.empty(n, num_groups, dtype=torch.float32) for _ in range(2))
+    mean, rstd = (empty(n, num_groups) for _ in range(2))
     call(
         'sru_squeeze', values, scale, shift, packed(up), packed(low), bias_up, bias_low, n, c, h, w, num_groups, eps,
         threshold, hard, up.shape[1], len(up), len(low), *pool, torch.get_num_threads(), x_up, x_low, mean, rstd,
@@ -149,8 +146,8 @@ def sru_squeeze_backward(
     """See :func:`mmscconv.ops.sru_squeeze.sru_squeeze`."""
     grad_up, grad_low, values = (as_dense(t, torch.channels_last) for t in (grad_up, grad_low, x))
     grad_x = torch.empty_like(values)
-    grad_scale, grad_shift = torch.empty(2, x.shape[1], dtype=torch.float64)
-    grad_weights = [torch.empty(weight.shape, dtype=torch.float32) for weight in (up, low)]
+    grad_scale, grad_shift = empty(2, x.shape[1], dtype=torch.float64)
+    grad_weights = [empty(*weight.shape) for weight in (up, low)]
     call(
         'sru_squeeze_backward', grad_up, grad_low, values, scale, shift, mean, rstd, packed(up.flatten(1).T),
         packed(low.flatten(1).T), *_size(x), mean.shape[1], threshold, hard, up.shape[1], len(up), len(low),
@@ -174,8 +171,8 @@ def transform_fuse(
     """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; also beta1, (N, C)."""
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
-    out = torch.empty(len(low), len(gwc), *low.shape[2:], dtype=torch.float32, memory_format=torch.channels_last)
-    beta1 = torch.empty(len(low), len(gwc), dtype=torch.float32)
+    out = empty(len(low), len(gwc), *low.shape[2:], layout=torch.channels_last)
+    beta1 = empty(len(low), len(gwc))
     channels = x_up.shape[1], low.shape[1], len(gwc), len(pwc2)
     call(
         'transform_fuse', x_up, up, low, packed_transform(gwc, pwc1, pwc2, groups, centre), bias1, bias2, None, None,
@@ -204,7 +201,7 @@ def scconv(
     values = as_dense(x, torch.channels_last)
     cut, *others = channels
     size = pooled_size(x.shape[2:], window[2:4])
-    out = torch.empty(len(x), others[2], *size, dtype=torch.float32, memory_format=torch.channels_last)
+    out = empty(len(x), others[2], *size, layout=torch.channels_last)
     call(
         'scconv', values, scale, shift, *squeezes, *transform, x.shape[1], num_groups, eps, threshold, hard, cut,
         _geometry(x, others, groups, window, size, centre), relu, torch.get_num_threads(), out,
@@ -279,7 +276,7 @@ def _geometry(
 
 def norm_fuse_sums(grad: Tensor | None, y1: Tensor, made: Tensor, low: Tensor) -> Tensor:
     """Return the sums over the positions of Y1, Y1^2, Y2 and Y2^2, or grad, grad * Y1 and grad * Y2: (N, 4 or 3, C)."""
-    sums = torch.empty(len(y1), 4 if grad is None else 3, y1.shape[1], dtype=torch.float64)
+    sums = empty(len(y1), 4 if grad is None else 3, y1.shape[1], dtype=torch.float64)
     call('norm_fuse_sums', grad, y1, made, low, *_size(y1), low.shape[1], torch.get_num_threads(), sums)
     return sums
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops import native
-from mmscconv.ops.layout import as_dense
+from mmscconv.ops.layout import as_dense, empty_channels_last
 
 
 def norm_fuse(
@@ -102,14 +102,13 @@ def _backward(grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, *rest: Any) -
 def _forward_fake(y1: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, c = y1.shape[:2]
     mean, variance = (y1.new_empty(2, c, dtype=torch.float64) for _ in range(2))
-    out = torch.empty(y1.shape, device=y1.device, memory_format=torch.channels_last)
-    return out, mean, variance, y1.new_empty(2, n, c, dtype=torch.float64)
+    return empty_channels_last(y1.shape, y1.device), mean, variance, y1.new_empty(2, n, c, dtype=torch.float64)
 
 
 @torch.library.register_fake('mmscconv::norm_fuse_backward')
 def _backward_fake(_: Tensor, y1: Tensor, made: Tensor, low: Tensor, weight1: Tensor, *__: Any) -> tuple[Tensor, ...]:
-    maps = [torch.empty(t.shape, device=t.device, memory_format=torch.channels_last) for t in (y1, made, low)]
-    return *maps, *(torch.empty_like(weight1) for _ in range(4))
+    maps = [empty_channels_last(t.shape, t.device) for t in (y1, made, low)]
+    return *maps, *(torch.empty_like(weight1, dtype=torch.float32) for _ in range(4))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops.compiled import call, unavailable
+from mmscconv.ops.layout import empty
 
 PANEL = 32  # as csrc/gemm.h has it
 
@@ -28,7 +29,7 @@ def packed(weight: Tensor, groups: int = 1) -> Tensor:
     channels of two groups.
     """
     (rows, depth), strides = weight.shape[:2], weight.stride()[:2]
-    out = torch.empty(groups * -(-rows // groups // PANEL), depth, PANEL)
+    out = empty(groups * -(-rows // groups // PANEL), depth, PANEL)
     call('pack', weight, *strides, rows, depth, groups, out)
     return out
 
@@ -37,7 +38,7 @@ def packed_transform(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centr
     """Return the weights of a CRU's transform, as :func:`transform_rows` has them, in panels."""
     gwc, pwc1, pwc2 = _inputs(gwc, pwc1, pwc2)
     panels = groups * -(-len(gwc) // groups // PANEL)
-    out = torch.empty(panels, _depth(gwc, pwc2, groups, centre), PANEL)
+    out = empty(panels, _depth(gwc, pwc2, groups, centre), PANEL)
     call('pack_transform', gwc, pwc1, pwc2, _numbers(gwc, pwc2, groups, centre), torch.get_num_threads(), out)
     return out
 
@@ -51,7 +52,7 @@ def transform_rows(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre:
     """
     gwc, pwc1, pwc2 = _inputs(gwc, pwc1, pwc2)
     depth = _depth(gwc, pwc2, groups, centre)
-    out = torch.empty(len(gwc), -(-depth // PANEL) * PANEL)
+    out = empty(len(gwc), -(-depth // PANEL) * PANEL)
     numbers = _numbers(gwc, pwc2, groups, centre)
     call('transform_rows', gwc, pwc1, pwc2, numbers, out.shape[1], torch.get_num_threads(), out)
     return out
@@ -61,11 +62,7 @@ def weights_of_rows(
     rows: Tensor, gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what of gradients of :func:`transform_rows` belongs to each weight, in its shape; GWC's channels last."""
-    grads = (
-        torch.empty(gwc.shape, memory_format=torch.channels_last),
-        torch.empty(pwc1.shape),
-        torch.empty(pwc2.shape),
-    )
+    grads = empty(*gwc.shape, layout=torch.channels_last), empty(*pwc1.shape), empty(*pwc2.shape)
     numbers = _numbers(gwc, pwc2, groups, centre)
     call('weights_of_rows', rows, rows.shape[1], numbers, torch.get_num_threads(), *grads)
     return grads

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops import native
+from mmscconv.ops.layout import empty_channels_last
 from mmscconv.ops.window import Window, pooled_size
 
 
@@ -54,4 +55,4 @@ torch.library.impl('mmscconv::scconv', 'cpu')(native.scconv)
 def _scconv_fake(x: Tensor, *arguments: Any) -> Tensor:
     channels, window = arguments[8], arguments[10]
     size = pooled_size(x.shape[2:], window[2:4])
-    return torch.empty(len(x), channels[3], *size, device=x.device, memory_format=torch.channels_last)
+    return empty_channels_last((len(x), channels[3], *size), x.device)

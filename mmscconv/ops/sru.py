@@ -99,13 +99,14 @@ def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake('mmscconv::sru')
 def _forward_fake(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    mean = scale.new_empty(x.shape[0], num_groups)
+    mean = scale.new_empty(x.shape[0], num_groups, dtype=torch.float32)
     return empty_like_dense(x), mean, torch.empty_like(mean)
 
 
 @torch.library.register_fake('mmscconv::sru_backward')
 def _backward_fake(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_like_dense(x), torch.empty_like(scale), torch.empty_like(shift)
+    grad_scale, grad_shift = (torch.empty_like(t, dtype=torch.float32) for t in (scale, shift))
+    return empty_like_dense(x), grad_scale, grad_shift
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

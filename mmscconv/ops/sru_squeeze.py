@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmscconv.ops import native
 from mmscconv.ops.fuse import FOR_INFERENCE
+from mmscconv.ops.layout import empty_channels_last
 from mmscconv.ops.window import pooled_size
 
 
@@ -55,16 +56,16 @@ torch.library.impl('mmscconv::sru_squeeze_backward', 'cpu')(native.sru_squeeze_b
 def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     n, _, h, w = x.shape
     branches = [
-        torch.empty(n, len(weight), *size, device=x.device, memory_format=torch.channels_last)
+        empty_channels_last((n, len(weight), *size), x.device)
         for weight, size in ((arguments[6], (h, w)), (arguments[7], pooled_size((h, w), arguments[10])))
     ]
-    return *branches, *(x.new_empty(n, arguments[2]) for _ in range(2))
+    return *branches, *(x.new_empty(n, arguments[2], dtype=torch.float32) for _ in range(2))
 
 
 @torch.library.register_fake('mmscconv::sru_squeeze_backward')
 def _sru_squeeze_backward_fake(_: Tensor, __: Tensor, x: Tensor, scale: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    grad_x = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
-    return grad_x, *(torch.empty_like(t) for t in (scale, *others[:1], *others[3:5]))
+    weights = (scale, *others[:1], *others[3:5])
+    return empty_channels_last(x.shape, x.device), *(torch.empty_like(t, dtype=torch.float32) for t in weights)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops import native
+from mmscconv.ops.layout import empty_channels_last
 from mmscconv.ops.window import Window
 
 
@@ -60,19 +61,17 @@ torch.library.impl('mmscconv::transform_fuse_backward', 'cpu')(native.transform_
 @torch.library.register_fake('mmscconv::transform_fuse')
 def _transform_fuse_fake(_: Tensor, __: Tensor | None, low: Tensor, gwc: Tensor, *___: Any) -> tuple[Tensor, Tensor]:
     n, _l, h, w = low.shape
-    out = torch.empty(n, len(gwc), h, w, device=low.device, memory_format=torch.channels_last)
-    return out, low.new_empty(n, len(gwc))
+    c = len(gwc)
+    return empty_channels_last((n, c, h, w), low.device), low.new_empty(n, c, dtype=torch.float32)
 
 
 @torch.library.register_fake('mmscconv::transform_fuse_backward')
 def _transform_fuse_backward_fake(_: Tensor, x_up: Tensor, up: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
-    inputs = [
-        x_up.new_empty(0) if t is None else torch.empty(t.shape, device=t.device, memory_format=torch.channels_last)
-        for t in (x_up, up, others[0])
-    ]
+    nothing = x_up.new_empty(0, dtype=torch.float32)
+    inputs = [nothing if t is None else empty_channels_last(t.shape, t.device) for t in (x_up, up, others[0])]
     gwc, *more = others[1:6]
-    grad_gwc = torch.empty(gwc.shape, device=gwc.device, memory_format=torch.channels_last)
-    return *inputs, grad_gwc, *(x_up.new_empty(0 if t is None else t.shape) for t in more)
+    grad_gwc = empty_channels_last(gwc.shape, gwc.device)
+    return *inputs, grad_gwc, *(nothing.new_empty(0 if t is None else t.shape) for t in more)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
