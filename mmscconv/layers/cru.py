@@ -24,11 +24,12 @@ from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Device, Size2d, check_input, padding_amounts, pair
 from mmscconv.layers.channels import CRUChannels
 from mmscconv.layers.folding import folded, is_affine, update_statistics, with_identity
+from mmscconv.layers.norms_first import NormsFirst
 from mmscconv.layers.recompute import recomputed
 from mmscconv.layers.sru import SRU
 
 
-class CRU(nn.Module):
+class CRU(NormsFirst):
     """Split, transform and fuse channels, in place of a k x k convolution.
 
     With u = alpha*C1/r and l = (1-alpha)*C1/r::
