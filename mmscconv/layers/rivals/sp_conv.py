@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Device, Size2d, share
 from mmscconv.layers.conv_like import Conv2dLike
+from mmscconv.layers.norms_first import NormsFirst
 from mmscconv.ops import fuse
 
 
-class SPConv(Conv2dLike):
+class SPConv(NormsFirst, Conv2dLike):
     """k x k work for the representative part of the channels, 1x1 for the redundant rest.
 
     With X_r the first alpha*C1 channels and X_c the others::
