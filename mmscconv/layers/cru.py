@@ -64,10 +64,8 @@ class CRU(NormsFirst):
         device, dtype: Of the weights.
 
     Attributes:
-        output_is_kept: Set it where a layer follows that keeps its input for
-            backward and does not change it, as a norm: memory of the size of the
-            output is saved where the fuse is done by itself. False by default, for
-            an in-place activation.
+        output_is_kept: Set by :meth:`mark_output_kept`; False by default, for an
+            in-place activation behind.
 
     Shape:
         Input (N, C1, H, W) or (C1, H, W); output as ``nn.Conv2d``'s with C2 channels.
@@ -147,6 +145,13 @@ class CRU(NormsFirst):
         if self.gwc is not None and self.pwc2 is not None:
             (top, _), (left, _) = padding_amounts(self.padding, self.kernel_size, self.stride, self.dilation)
             self.gwc_window = ops.Window(groups, self.kernel_size, self.stride, (top, left), self.dilation)
+
+    def mark_output_kept(self) -> None:
+        """Say that the layer behind keeps its input for backward and does not change it, as a norm does.
+
+        Memory of the size of the output is saved where the fuse is done by itself.
+        """
+        self.output_is_kept = True
 
     @property
     def squeezes_alike(self) -> bool:

@@ -147,6 +147,11 @@ class SCConv(Conv2dLike):
             return sru(cru(x))
         return cru(x) + self.pool(sru(x))  # 'C&S'
 
+    def mark_output_kept(self) -> None:
+        """Say that the layer behind keeps its input for backward and does not change it, as a norm does."""
+        if isinstance(self.cru, CRU):
+            self.cru.mark_output_kept()
+
     @property
     def ends_in_cru(self) -> bool:
         """Whether the output is the CRU's."""
@@ -173,6 +178,16 @@ class SCConv(Conv2dLike):
             self.cru = DeployedCRU(self.cru, norm, relu)
         self.recompute = False
         self.requires_grad_(False)
+
+    def append_relu(self) -> None:
+        """End the deploy form in the ReLU behind it, which the caller then takes out.
+
+        Raises:
+            ValueError: The layer is not in its deploy form, or its output is not the CRU's.
+        """
+        if not isinstance(self.cru, DeployedCRU) or not self.ends_in_cru:
+            raise ValueError(f'SCConv({self.extra_repr()}) does not end in a deployed CRU: no ReLU can be appended')
+        self.cru.relu = True
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, arrangement={self.arrangement!r}'
