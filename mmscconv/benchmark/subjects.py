@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmscconv.benchmark.candidates import Candidate, edit_scconvs
 from mmscconv.engine.cli import explained
 from mmscconv.engine.errors import UserError
-from mmscconv.layers import CRU, SCConv
+from mmscconv.layers import SCConv
 
 Size = tuple[int, int]
 # The share of a block in its residual sum. A random network with shares of 1 amplifies the last bit of a gate's
@@ -99,8 +99,8 @@ class LayerSubject(Subject):
             layer = SCConv(*arguments, **self.settings) if scconv else nn.Conv2d(*arguments, bias=False)
         if not self.norm:
             return nn.Sequential(layer)
-        if isinstance(layer, SCConv) and isinstance(layer.cru, CRU):
-            layer.cru.output_is_kept = True  # by the norm
+        if isinstance(layer, SCConv):
+            layer.mark_output_kept()  # by the norm
         return nn.Sequential(layer, nn.BatchNorm2d(self.channels))
 
     def input(self, batch: int, size: Size, device: torch.device) -> Tensor:

@@ -8,12 +8,14 @@ not say how; average pooling by the stride explains its printed counts.
 from __future__ import annotations
 
 import torch.nn.functional as F  # noqa: N812, the field's name for it
-from torch import Tensor, nn
+from torch import Tensor
+from torch.fx import Proxy
 
 from mmscconv.layers.arguments import Size2d, check_window, padding_amounts, pair
+from mmscconv.layers.tracing import OneNode
 
 
-class AlignedAvgPool2d(nn.Module):
+class AlignedAvgPool2d(OneNode):
     """Average ``stride`` x ``stride`` positions around the centre of each window of a convolution.
 
     Output position i averages the ``stride`` input positions centred on the
@@ -62,6 +64,8 @@ class AlignedAvgPool2d(nn.Module):
         return self._slack == [0, 0] and self._offset == [0, 0]
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return self.node(x)
         if self.is_identity:
             return x
         if self.is_plain:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 Size2d = int | Sequence[int]
+Device = torch.device | str | int | None
 # Kernel size, stride, padding and dilation as nn.Conv2d keeps them: what decides the output's size.
 Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int] | str, tuple[int, int]]
 LARGEST = 2**31 - 1  # what every backend's index arithmetic takes

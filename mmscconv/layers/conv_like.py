@@ -1,31 +1,45 @@
-"""What every layer that stands in for a dense ``nn.Conv2d`` has in common."""
+"""The common part of all layers that stand in for a dense ``nn.Conv2d``."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from mmscconv.layers.arguments import Size2d, Window, check_input, whole, window_of
+from mmscconv.layers.arguments import Device, Size2d, Window, check_input, whole, window_of
+from mmscconv.layers.tracing import OneNode
+
+PAD_LAYERS = {'reflect': 'nn.ReflectionPad2d', 'replicate': 'nn.ReplicationPad2d', 'circular': 'nn.CircularPad2d'}
 
 
-class Conv2dLike(nn.Module):
+class Conv2dLike(OneNode):
     """A module with ``nn.Conv2d``'s argument order and attributes; subclasses define :meth:`transform`.
+
+    There is no ``weight``, unless a subclass has one: reading it raises an
+    AttributeError that names the way out, and ``hasattr`` is False.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation: As
             ``nn.Conv2d``'s.
         groups: Must be 1: these layers take the place of a dense convolution.
         bias: Add one bias per output channel behind everything else.
+        padding_mode: Must be ``'zeros'``.
+        device, dtype: Of all parameters and buffers.
 
     Shape:
         Input (N, in_channels, H, W) or (in_channels, H, W); output as
         ``nn.Conv2d``'s.
 
     Raises:
-        ValueError: ``groups`` other than 1, other arguments out of range, an
-            input of another shape.
+        ValueError: ``groups`` other than 1, ``padding_mode`` other than ``'zeros'``,
+            other arguments out of range, an input of another shape.
+        torch.fx.proxy.TraceError: The layer itself is traced by torch.fx, or has
+            forward hooks while the model around it is.
     """
 
+    bias: nn.Parameter | None
     padding_mode = 'zeros'
     transposed = False
     output_padding = (0, 0)
@@ -40,30 +54,56 @@ class Conv2dLike(nn.Module):
         dilation: Size2d = 1,
         groups: int = 1,
         bias: bool = False,
+        padding_mode: str = 'zeros',
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_dense(type(self).__name__, in_channels, out_channels, groups)
+        check_padding_mode(type(self).__name__, padding_mode)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size, self.stride, self.padding, self.dilation = window_of(kernel_size, stride, padding, dilation)
         self.groups = 1
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.register_parameter(
+            'bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
+        )
 
     @property
     def window(self) -> Window:
-        """(kernel_size, stride, padding, dilation): what decides the output's size."""
+        """(kernel_size, stride, padding, dilation): these decide the output's size."""
         return self.kernel_size, self.stride, self.padding, self.dilation
+
+    def reset_parameters(self) -> None:
+        """Initialize all weights anew, each inner module by its own ``reset_parameters``; the bias becomes 0."""
+        for child in self.children():
+            reset(child)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def transform(self, x: Tensor) -> Tensor:
         """Return the output without the bias for a checked (N, in_channels, H, W)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return self.node(x)
         check_input(type(self).__name__, x, self.in_channels)
-        if x.dim() == 3:
-            return self(x.unsqueeze(0)).squeeze(0)
+        # Not by another call of the layer, which would call its hooks twice.
+        return self._biased(x) if x.dim() == 4 else self._biased(x.unsqueeze(0)).squeeze(0)
+
+    def _biased(self, x: Tensor) -> Tensor:
         y = self.transform(x)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+    def __getattr__(self, name: str) -> Any:
+        # Not a property: torch's own __getattr__ would replace the message of an AttributeError in it.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name != 'weight':
+                raise
+        raise AttributeError(_no_weight(self))
 
     def extra_repr(self) -> str:
         return (
@@ -78,3 +118,34 @@ def check_dense(layer: str, in_channels: int, out_channels: int, groups: int) ->
     whole('out_channels', out_channels)
     if groups != 1:
         raise ValueError(f'{layer} is dense: groups must be 1, got {groups}')
+
+
+def check_padding_mode(layer: str, padding_mode: str) -> None:
+    """Raise ValueError unless ``padding_mode`` is ``'zeros'``."""
+    if padding_mode != 'zeros':
+        pad = PAD_LAYERS.get(padding_mode, 'nn.ReflectionPad2d')
+        raise ValueError(
+            f'{layer} pads with zeros: padding_mode must be "zeros", got {padding_mode!r}; '
+            f'for another one pad before, as in nn.Sequential({pad}(1), {layer}(..., padding=0))'
+        )
+
+
+def reset(module: nn.Module) -> None:
+    """Call ``reset_parameters`` of ``module``, or else of the outermost modules inside that have one."""
+    own = getattr(module, 'reset_parameters', None)
+    if callable(own):
+        own()
+        return
+    for child in module.children():
+        reset(child)
+
+
+def _no_weight(layer: nn.Module) -> str:
+    name = type(layer).__name__
+    inner = ', '.join(key for key, _ in layer.named_parameters() if key.endswith('.weight'))
+    return (
+        f'{name} has no weight of its own, as nn.Conv2d has, but {inner or "several inside"}. '
+        f'Initialization: leave it to reset_parameters() and skip {name} in functions such as weights_init. '
+        "Folding norms: mmscconv.models.switch_to_deploy(model) in place of a detector's own fuse(). "
+        'Listing weights: named_parameters().'
+    )

@@ -13,20 +13,23 @@ What the paper leaves open, and the reading taken here:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
 
 from mmscconv import ops
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Size2d, check_input, padding_amounts, pair
+from mmscconv.layers.arguments import Device, Size2d, check_input, padding_amounts, pair
 from mmscconv.layers.channels import CRUChannels
 from mmscconv.layers.folding import folded, is_affine, update_statistics, with_identity
+from mmscconv.layers.norms_first import NormsFirst
 from mmscconv.layers.recompute import recomputed
 from mmscconv.layers.sru import SRU
 
 
-class CRU(nn.Module):
+class CRU(NormsFirst):
     """Split, transform and fuse channels, in place of a k x k convolution.
 
     With u = alpha*C1/r and l = (1-alpha)*C1/r::
@@ -58,12 +61,11 @@ class CRU(nn.Module):
             and ``norm2`` on Y1 and Y2 (BN), and biases on the squeezes and PWC2.
         backend: ``'plain'``, ``'native'`` or ``'triton'``
             (:mod:`mmscconv.ops.backend`); None for the fastest that runs.
+        device, dtype: Of the weights.
 
     Attributes:
-        output_is_kept: Set it where a layer follows that keeps its input for
-            backward and does not change it, as a norm: memory of the size of the
-            output is saved where the fuse is done by itself. False by default, for
-            an in-place activation.
+        output_is_kept: Set by :meth:`mark_output_kept`; False by default, for an
+            in-place activation behind.
 
     Shape:
         Input (N, C1, H, W) or (C1, H, W); output as ``nn.Conv2d``'s with C2 channels.
@@ -99,6 +101,8 @@ class CRU(nn.Module):
         low_squeeze: str = 'input',
         inner_norm: bool = False,
         backend: str | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -117,29 +121,37 @@ class CRU(nn.Module):
         self.padding = padding if isinstance(padding, str) else pair('padding', padding, 0)
         window = (self.kernel_size, self.stride, self.padding, self.dilation)
         self.pool = AlignedAvgPool2d(*window)
+        factory: dict[str, Any] = dict(device=device, dtype=dtype)
 
         self.squeeze_up = self.gwc = self.pwc1 = self.norm_up = self.norm1 = None
         if alpha > 0:
             u = self.channels.squeezed_up
-            self.squeeze_up = nn.Conv2d(self.channels.up, u, 1, bias=inner_norm)
-            self.gwc = nn.Conv2d(u, out_channels, *window, groups=groups, bias=False)
-            self.pwc1 = nn.Conv2d(u, out_channels, 1, bias=False)
+            self.squeeze_up = nn.Conv2d(self.channels.up, u, 1, bias=inner_norm, **factory)
+            self.gwc = nn.Conv2d(u, out_channels, *window, groups=groups, bias=False, **factory)
+            self.pwc1 = nn.Conv2d(u, out_channels, 1, bias=False, **factory)
             if inner_norm:
-                self.norm_up, self.norm1 = nn.BatchNorm2d(u), nn.BatchNorm2d(out_channels)
+                self.norm_up, self.norm1 = nn.BatchNorm2d(u, **factory), nn.BatchNorm2d(out_channels, **factory)
 
         self.squeeze_low = self.pwc2 = self.norm_low = self.norm2 = None
         if alpha < 1:
             low = self.channels.squeezed_low
-            self.squeeze_low = nn.Conv2d(self.channels.low, low, 1, bias=inner_norm)
+            self.squeeze_low = nn.Conv2d(self.channels.low, low, 1, bias=inner_norm, **factory)
             if low < out_channels:
-                self.pwc2 = nn.Conv2d(low, out_channels - low, 1, bias=inner_norm)
+                self.pwc2 = nn.Conv2d(low, out_channels - low, 1, bias=inner_norm, **factory)
             if inner_norm:
-                self.norm_low, self.norm2 = nn.BatchNorm2d(low), nn.BatchNorm2d(out_channels)
+                self.norm_low, self.norm2 = nn.BatchNorm2d(low, **factory), nn.BatchNorm2d(out_channels, **factory)
 
         self.gwc_window = None
         if self.gwc is not None and self.pwc2 is not None:
             (top, _), (left, _) = padding_amounts(self.padding, self.kernel_size, self.stride, self.dilation)
             self.gwc_window = ops.Window(groups, self.kernel_size, self.stride, (top, left), self.dilation)
+
+    def mark_output_kept(self) -> None:
+        """Say that the layer behind keeps its input for backward and does not change it, as a norm does.
+
+        Memory of the size of the output is saved where the fuse is done by itself.
+        """
+        self.output_is_kept = True
 
     @property
     def squeezes_alike(self) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmscconv import ops
-from mmscconv.layers.arguments import Size2d, check_input
+from mmscconv.layers.arguments import Device, Size2d, check_input
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.cru import CRU
 from mmscconv.layers.sru import SRU
@@ -35,6 +35,7 @@ class LegacySRU(SRU):
         threshold: That module's ``gate_treshold``.
         torch_gn: Whether it used ``nn.GroupNorm``, or its own norm, where a group is
             C*H*W / num_groups values in a row and ``num_groups`` need not divide C.
+        device, dtype: Of the weights.
 
     Shape:
         Input and output: (N, C, H, W) or (C, H, W).
@@ -46,9 +47,16 @@ class LegacySRU(SRU):
     """
 
     def __init__(
-        self, channels: int, num_groups: int = NUM_GROUPS, threshold: float = 0.5, torch_gn: bool = True
+        self,
+        channels: int,
+        num_groups: int = NUM_GROUPS,
+        threshold: float = 0.5,
+        torch_gn: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(channels, num_groups, threshold, eps=1e-5 if torch_gn else 1e-10, backend='plain')
+        eps = 1e-5 if torch_gn else 1e-10
+        super().__init__(channels, num_groups, threshold, eps=eps, backend='plain', device=device, dtype=dtype)
         if torch_gn and channels % num_groups:
             raise ValueError(
                 f'num_groups={num_groups} does not divide channels={channels}: '
@@ -85,8 +93,9 @@ class LegacySRU(SRU):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input('LegacySRU', x, self.channels)
-        if x.dim() == 3:
-            return self(x.unsqueeze(0)).squeeze(0)
+        return self._reconstructed(x) if x.dim() == 4 else self._reconstructed(x.unsqueeze(0)).squeeze(0)
+
+    def _reconstructed(self, x: Tensor) -> Tensor:
         logit = self.logit(x)
         return ops.separate_and_cross(x, self.informative(logit), logit.sigmoid())
 
@@ -100,6 +109,7 @@ class LegacyCRU(CRU):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, alpha, squeeze_ratio, groups:
             Of :class:`CRU`; ``alpha`` strictly between 0 and 1.
+        device, dtype: Of the weights.
 
     Shape:
         As CRU's.
@@ -119,23 +129,35 @@ class LegacyCRU(CRU):
         alpha: float = 0.5,
         squeeze_ratio: int = 2,
         groups: int = 2,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, alpha, squeeze_ratio, groups,
-            backend='plain',
+            backend='plain', device=device, dtype=dtype,
         )  # fmt: skip
         if not 0 < alpha < 1:
             raise ValueError(f'the unofficial module has two branches: alpha must lie between 0 and 1, got {alpha}')
         self.gwc = nn.Conv2d(
-            self.channels.squeezed_up, out_channels, self.kernel_size, self.stride, self.padding, self.dilation, groups
+            self.channels.squeezed_up,
+            out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            groups,
+            device=device,
+            dtype=dtype,
         )
 
     def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
         """Return Y of (N, C1, H, W), or of ``before(x)``."""
         check_input('LegacyCRU', x, self.in_channels)
-        if x.dim() == 3:
-            return self(x.unsqueeze(0), before).squeeze(0)
-        x_up, x_low = self.squeeze(x if before is None else before(x))
+        x = x if before is None else before(x)
+        return self._fused(x) if x.dim() == 4 else self._fused(x.unsqueeze(0)).squeeze(0)
+
+    def _fused(self, x: Tensor) -> Tensor:
+        x_up, x_low = self.squeeze(x)
         assert x_up is not None and x_low is not None  # 0 < alpha < 1
         first, second = self.transform_up(x_up)
         y1 = first if second is None else first + second
@@ -160,6 +182,8 @@ class LegacySCConv(Conv2dLike):
             ``nn.Conv2d``'s.
         groups: Must be 1; that module's ``group_size`` is ``gwc_groups``.
         bias: Add one bias per output channel behind everything else.
+        padding_mode: Must be ``'zeros'``.
+        device, dtype: Of all parameters and buffers.
         alpha, squeeze_ratio: That module's ``alpha`` and ``squeeze_radio``.
         gwc_groups: That module's ``group_size``.
         num_groups: That module's ``group_num``, which no checkpoint records.
@@ -183,6 +207,9 @@ class LegacySCConv(Conv2dLike):
         dilation: Size2d = 1,
         groups: int = 1,
         bias: bool = False,
+        padding_mode: str = 'zeros',
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         alpha: float = 0.5,
         squeeze_ratio: int = 2,
@@ -191,9 +218,11 @@ class LegacySCConv(Conv2dLike):
         threshold: float = 0.5,
         torch_gn: bool = True,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        self.sru = LegacySRU(in_channels, num_groups, threshold, torch_gn)
-        self.cru = LegacyCRU(in_channels, out_channels, *self.window, alpha, squeeze_ratio, gwc_groups)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.sru = LegacySRU(in_channels, num_groups, threshold, torch_gn, device, dtype)
+        self.cru = LegacyCRU(in_channels, out_channels, *self.window, alpha, squeeze_ratio, gwc_groups, device, dtype)
 
     def transform(self, x: Tensor) -> Tensor:
         return self.cru(self.sru(x))

@@ -6,10 +6,11 @@ which goes by the same short name.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Size2d, check_window, padding_amounts
+from mmscconv.layers.arguments import Device, Size2d, check_window, padding_amounts
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.cru import CRU
 from mmscconv.layers.deploy import DeployedCRU
@@ -40,6 +41,8 @@ class SCConv(Conv2dLike):
             ``nn.Conv2d``'s.
         groups: Must be 1, SCConv is dense; the paper's g is ``gwc_groups``.
         bias: Add one bias per output channel behind everything else.
+        padding_mode: Must be ``'zeros'``.
+        device, dtype: Of all parameters and buffers.
         alpha, squeeze_ratio, gwc_groups, low_squeeze, inner_norm: Of
             :class:`CRU`, where ``gwc_groups`` is called ``groups``.
         num_groups, threshold, gate: Of :class:`SRU`.
@@ -73,6 +76,9 @@ class SCConv(Conv2dLike):
         dilation: Size2d = 1,
         groups: int = 1,
         bias: bool = False,
+        padding_mode: str = 'zeros',
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         alpha: float = 0.5,
         squeeze_ratio: int = 2,
@@ -95,7 +101,9 @@ class SCConv(Conv2dLike):
                 "arrangement='C&S' adds SRU's output to CRU's and needs in_channels = out_channels, "
                 f"got {in_channels} and {out_channels}; 'S+C' and 'C+S' do not"
             )
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
         self.arrangement = arrangement
         self.recompute = recompute
         window = self.window
@@ -103,12 +111,22 @@ class SCConv(Conv2dLike):
         self.sru = self.cru = self.conv = self.pool = None
         if arrangement != 'C':
             channels = out_channels if arrangement == 'C+S' else in_channels
-            self.sru = SRU(channels, num_groups, threshold, gate, backend=backend)
+            self.sru = SRU(channels, num_groups, threshold, gate, backend=backend, device=device, dtype=dtype)
         if arrangement == 'S':
-            self.conv = nn.Conv2d(in_channels, out_channels, *window, bias=False)
+            self.conv = nn.Conv2d(in_channels, out_channels, *window, bias=False, device=device, dtype=dtype)
         else:
             self.cru = CRU(
-                in_channels, out_channels, *window, alpha, squeeze_ratio, gwc_groups, low_squeeze, inner_norm, backend
+                in_channels,
+                out_channels,
+                *window,
+                alpha,
+                squeeze_ratio,
+                gwc_groups,
+                low_squeeze,
+                inner_norm,
+                backend,
+                device=device,
+                dtype=dtype,
             )
         if arrangement == 'C&S':
             self.pool = AlignedAvgPool2d(*window)
@@ -128,6 +146,11 @@ class SCConv(Conv2dLike):
         if self.pool is None:  # 'C+S'
             return sru(cru(x))
         return cru(x) + self.pool(sru(x))  # 'C&S'
+
+    def mark_output_kept(self) -> None:
+        """Say that the layer behind keeps its input for backward and does not change it, as a norm does."""
+        if isinstance(self.cru, CRU):
+            self.cru.mark_output_kept()
 
     @property
     def ends_in_cru(self) -> bool:
@@ -155,6 +178,16 @@ class SCConv(Conv2dLike):
             self.cru = DeployedCRU(self.cru, norm, relu)
         self.recompute = False
         self.requires_grad_(False)
+
+    def append_relu(self) -> None:
+        """End the deploy form in the ReLU behind it, which the caller then takes out.
+
+        Raises:
+            ValueError: The layer is not in its deploy form, or its output is not the CRU's.
+        """
+        if not isinstance(self.cru, DeployedCRU) or not self.ends_in_cru:
+            raise ValueError(f'SCConv({self.extra_repr()}) does not end in a deployed CRU: no ReLU can be appended')
+        self.cru.relu = True
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, arrangement={self.arrangement!r}'

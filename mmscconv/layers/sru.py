@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mmscconv import ops
-from mmscconv.layers.arguments import check_input, check_real, whole
+from mmscconv.layers.arguments import Device, check_input, check_real, whole
 
 GATES = ('soft', 'hard')
 
@@ -52,6 +52,7 @@ class SRU(nn.Module):
             sum(gamma), which keeps Eq. 2 finite where gammas cancel (our choice).
         backend: ``'plain'``, ``'native'`` or ``'triton'``
             (:mod:`mmscconv.ops.backend`); None for the fastest that runs.
+        device, dtype: Of the weights.
 
     Shape:
         Input and output: (N, C, H, W) or (C, H, W), any floating dtype; the
@@ -75,6 +76,8 @@ class SRU(nn.Module):
         gate: str = 'soft',
         eps: float = 1e-5,
         backend: str | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if whole('channels', channels) % 2:
@@ -91,7 +94,7 @@ class SRU(nn.Module):
         self.channels = channels
         self.threshold = threshold
         self.gate = gate
-        self.gn = nn.GroupNorm(math.gcd(num_groups, channels), channels, eps=eps)
+        self.gn = nn.GroupNorm(math.gcd(num_groups, channels), channels, eps=eps, device=device, dtype=dtype)
         if gate == 'hard':
             self.gn.requires_grad_(False)
         self.register_buffer('scale', None)

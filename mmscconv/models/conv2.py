@@ -7,7 +7,7 @@ from typing import Any
 from mmcv.cnn import build_conv_layer
 from torch import nn
 
-from mmscconv.layers import CRU
+from mmscconv.layers import SCConv
 from mmscconv.models.openmmlab import AnyResNet, Block
 
 
@@ -46,8 +46,8 @@ def replace_conv2(block: Block, conv_cfg: dict[str, Any]) -> None:
     block.conv2 = build_replacement(conv_cfg, old)
     if getattr(block.conv2, 'ends_normalized', False):
         setattr(block, block.norm2_name, nn.Identity())
-    elif isinstance(getattr(block.conv2, 'cru', None), CRU):
-        block.conv2.cru.output_is_kept = True  # by norm2
+    elif isinstance(block.conv2, SCConv):
+        block.conv2.mark_output_kept()  # by norm2
     if block.conv2.out_channels == old.out_channels:
         return
     if not hasattr(block, 'conv3'):

@@ -7,11 +7,13 @@ DenseNet-121 need. Where it is strided, average pooling in front of it is ours.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Size2d
+from mmscconv.layers.arguments import Device, Size2d
 from mmscconv.layers.conv_like import Conv2dLike
 
 
@@ -26,7 +28,7 @@ class GhostConv(Conv2dLike):
     Parameters at s = 2, C1 = C2 = C, 1x1 primary, 3x3 cheap: 0.5 C^2 + 6.5 C.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             Of :class:`~mmscconv.layers.conv_like.Conv2dLike`.
         ratio: s, at least 2.
         cheap_kernel_size: Odd size of the depth-wise convolutions.
@@ -50,12 +52,17 @@ class GhostConv(Conv2dLike):
         dilation: Size2d = 1,
         groups: int = 1,
         bias: bool = False,
+        padding_mode: str = 'zeros',
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         ratio: int = 2,
         cheap_kernel_size: int = 3,
         pointwise: bool = True,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
         if not 2 <= ratio <= out_channels:
             raise ValueError(f'GhostConv: ratio must lie in [2, out_channels={out_channels}], got ratio={ratio}')
         if cheap_kernel_size < 1 or cheap_kernel_size % 2 == 0:
@@ -63,15 +70,22 @@ class GhostConv(Conv2dLike):
         self.ratio = ratio
         intrinsic = -(-out_channels // ratio)
         ghosts = intrinsic * (ratio - 1)
+        factory: dict[str, Any] = dict(device=device, dtype=dtype)
         if pointwise:
-            primary = [AlignedAvgPool2d(*self.window), nn.Conv2d(in_channels, intrinsic, 1, bias=False)]
+            primary = [AlignedAvgPool2d(*self.window), nn.Conv2d(in_channels, intrinsic, 1, bias=False, **factory)]
         else:
-            primary = [nn.Conv2d(in_channels, intrinsic, *self.window, bias=False)]
+            primary = [nn.Conv2d(in_channels, intrinsic, *self.window, bias=False, **factory)]
         cheap = nn.Conv2d(
-            intrinsic, ghosts, cheap_kernel_size, padding=cheap_kernel_size // 2, groups=intrinsic, bias=False
+            intrinsic,
+            ghosts,
+            cheap_kernel_size,
+            padding=cheap_kernel_size // 2,
+            groups=intrinsic,
+            bias=False,
+            **factory,
         )
-        self.primary = nn.Sequential(*primary, nn.BatchNorm2d(intrinsic), nn.ReLU(inplace=True))
-        self.cheap = nn.Sequential(cheap, nn.BatchNorm2d(ghosts), nn.ReLU(inplace=True))
+        self.primary = nn.Sequential(*primary, nn.BatchNorm2d(intrinsic, **factory), nn.ReLU(inplace=True))
+        self.cheap = nn.Sequential(cheap, nn.BatchNorm2d(ghosts, **factory), nn.ReLU(inplace=True))
 
     def transform(self, x: Tensor) -> Tensor:
         intrinsic = self.primary(x)

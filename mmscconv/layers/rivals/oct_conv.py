@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Size2d, share, window_of
+from mmscconv.layers.arguments import Device, Size2d, share, window_of
 from mmscconv.layers.conv_like import Conv2dLike
 
 Octave = tuple[Tensor, Tensor | None]
@@ -43,6 +43,7 @@ class OctaveConv2d(nn.Module):
         stride: 1 or 2.
         alpha_in, alpha_out: Share of the low channels in [0, 1); at 0 that side
             has no low map (None).
+        device, dtype: Of the weights.
 
     Shape:
         (N, C1h, H, W), (N, C1l, ceil(H/2), ceil(W/2)) to the same with C2 channels
@@ -62,6 +63,8 @@ class OctaveConv2d(nn.Module):
         dilation: Size2d = 1,
         alpha_in: float = 0.5,
         alpha_out: float = 0.5,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if stride not in (1, 2):
@@ -73,9 +76,11 @@ class OctaveConv2d(nn.Module):
         window = window_of(kernel_size, 1, 'same', dilation)
 
         def conv(inputs: int, outputs: int) -> nn.Conv2d | None:
-            return nn.Conv2d(inputs, outputs, *window, bias=False) if inputs and outputs else None
+            if not inputs or not outputs:
+                return None
+            return nn.Conv2d(inputs, outputs, *window, bias=False, device=device, dtype=dtype)
 
-        self.hh = nn.Conv2d(in_high, out_high, *window, bias=False)
+        self.hh = nn.Conv2d(in_high, out_high, *window, bias=False, device=device, dtype=dtype)
         self.hl = conv(in_high, self.out_low)
         self.lh, self.ll = conv(self.in_low, out_high), conv(self.in_low, self.out_low)
 
@@ -110,7 +115,7 @@ class OctConv(Conv2dLike):
     :class:`mmscconv.models.OctResNet`.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             Of :class:`~mmscconv.layers.conv_like.Conv2dLike`.
         alpha: Share of the low channels in [0, 1), on both sides.
 
@@ -131,14 +136,26 @@ class OctConv(Conv2dLike):
         dilation: Size2d = 1,
         groups: int = 1,
         bias: bool = False,
+        padding_mode: str = 'zeros',
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         alpha: float = 0.5,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
         self.alpha = alpha
         self.pool = AlignedAvgPool2d(*self.window)
         self.octave = OctaveConv2d(
-            in_channels, out_channels, self.kernel_size, dilation=self.dilation, alpha_in=alpha, alpha_out=alpha
+            in_channels,
+            out_channels,
+            self.kernel_size,
+            dilation=self.dilation,
+            alpha_in=alpha,
+            alpha_out=alpha,
+            device=device,
+            dtype=dtype,
         )
 
     def transform(self, x: Tensor) -> Tensor:

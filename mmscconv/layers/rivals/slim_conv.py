@@ -8,10 +8,12 @@ and the attention's squeeze is C/16 instead of C/32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from mmscconv.layers.arguments import Size2d
+from mmscconv.layers.arguments import Device, Size2d
 from mmscconv.layers.conv_like import Conv2dLike, check_dense
 
 
@@ -29,7 +31,7 @@ class SlimConv(Conv2dLike):
     is followed by BN.
 
     Args:
-        in_channels, kernel_size, stride, padding, dilation, groups, bias:
+        in_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             Of :class:`~mmscconv.layers.conv_like.Conv2dLike`.
         out_channels: C2, of the convolution that is replaced. The attribute of that
             name is what the layer gives, C2/k.
@@ -56,6 +58,9 @@ class SlimConv(Conv2dLike):
         dilation: Size2d = 1,
         groups: int = 1,
         bias: bool = False,
+        padding_mode: str = 'zeros',
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         k: float = 1,
     ) -> None:
@@ -69,25 +74,40 @@ class SlimConv(Conv2dLike):
                 f'got in_channels={in_channels}, out_channels={out_channels}'
             )
         upper, lower = out_channels // 2, out_channels // (4 if slim else 2)
-        super().__init__(in_channels, upper + lower, kernel_size, stride, padding, dilation, groups, bias)
+        super().__init__(
+            in_channels,
+            upper + lower,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
         self.k = k
         self.ends_normalized = slim
+        factory: dict[str, Any] = dict(device=device, dtype=dtype)
         squeezed, half, quarter = max(in_channels // (32 if slim else 16), 1), in_channels // 2, in_channels // 4
         self.attention = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(in_channels, squeezed, 1, bias=False),
-            nn.BatchNorm2d(squeezed),
+            nn.Conv2d(in_channels, squeezed, 1, bias=False, **factory),
+            nn.BatchNorm2d(squeezed, **factory),
             nn.ReLU(inplace=True),
-            nn.Conv2d(squeezed, in_channels, 1),
+            nn.Conv2d(squeezed, in_channels, 1, **factory),
             nn.Sigmoid(),
         )
-        self.upper = nn.Sequential(nn.Conv2d(half, upper, *self.window, bias=False), nn.BatchNorm2d(upper))
+        self.upper = nn.Sequential(
+            nn.Conv2d(half, upper, *self.window, bias=False, **factory), nn.BatchNorm2d(upper, **factory)
+        )
         self.lower = nn.Sequential(
-            nn.Conv2d(half, quarter, 1, bias=False),
-            nn.BatchNorm2d(quarter),
+            nn.Conv2d(half, quarter, 1, bias=False, **factory),
+            nn.BatchNorm2d(quarter, **factory),
             nn.ReLU(inplace=True),
-            nn.Conv2d(quarter, lower, *self.window, bias=False),
-            nn.BatchNorm2d(lower),
+            nn.Conv2d(quarter, lower, *self.window, bias=False, **factory),
+            nn.BatchNorm2d(lower, **factory),
         )
 
     def transform(self, x: Tensor) -> Tensor:

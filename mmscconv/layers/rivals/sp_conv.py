@@ -8,15 +8,19 @@ strided. Where the pooling windows lie for other paddings is ours.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Size2d, share
+from mmscconv.layers.arguments import Device, Size2d, share
 from mmscconv.layers.conv_like import Conv2dLike
+from mmscconv.layers.norms_first import NormsFirst
 from mmscconv.ops import fuse
 
 
-class SPConv(Conv2dLike):
+class SPConv(NormsFirst, Conv2dLike):
     """k x k work for the representative part of the channels, 1x1 for the redundant rest.
 
     With X_r the first alpha*C1 channels and X_c the others::
@@ -28,7 +32,7 @@ class SPConv(Conv2dLike):
     Parameters at alpha = 1/2, k = 3, C1 = C2 = C: 3.25 C^2 + 5 C.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             Of :class:`~mmscconv.layers.conv_like.Conv2dLike`.
         alpha: Share of the representative channels, inside (0, 1).
         gwc_groups: Groups of the k x k convolution.
@@ -50,11 +54,16 @@ class SPConv(Conv2dLike):
         dilation: Size2d = 1,
         groups: int = 1,
         bias: bool = False,
+        padding_mode: str = 'zeros',
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         alpha: float = 0.5,
         gwc_groups: int = 2,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
         self.representative = share(alpha, in_channels)
         redundant = in_channels - self.representative
         if not 0 < self.representative < in_channels:
@@ -69,10 +78,11 @@ class SPConv(Conv2dLike):
             )
         self.alpha = alpha
         self.pool = AlignedAvgPool2d(*self.window)
-        self.gwc = nn.Conv2d(self.representative, out_channels, *self.window, groups=gwc_groups, bias=False)
-        self.pwc = nn.Conv2d(self.representative, out_channels, 1, bias=False)
-        self.cheap = nn.Conv2d(redundant, out_channels, 1)
-        self.norm1, self.norm2 = nn.BatchNorm2d(out_channels), nn.BatchNorm2d(out_channels)
+        factory: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.gwc = nn.Conv2d(self.representative, out_channels, *self.window, groups=gwc_groups, bias=False, **factory)
+        self.pwc = nn.Conv2d(self.representative, out_channels, 1, bias=False, **factory)
+        self.cheap = nn.Conv2d(redundant, out_channels, 1, **factory)
+        self.norm1, self.norm2 = nn.BatchNorm2d(out_channels, **factory), nn.BatchNorm2d(out_channels, **factory)
 
     def transform(self, x: Tensor) -> Tensor:
         x_r, x_c = x.tensor_split((self.representative,), dim=1)

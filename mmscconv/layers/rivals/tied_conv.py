@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from mmscconv.layers.arguments import Size2d, check_input, window_of
-from mmscconv.layers.conv_like import check_dense
+from mmscconv.layers.arguments import Device, Size2d
+from mmscconv.layers.conv_like import Conv2dLike, check_dense
+
+CONV = 'conv.'  # the prefix of the inner convolution's keys, which state dicts do not have
 
 
-class TiedConv(nn.Conv2d):
+class TiedConv(Conv2dLike):
     """One thin convolution, shared by ``blocks`` equal blocks of channels.
 
     Block b of the output is conv(block b of the input): a convolution with B
     groups whose filters are the same in each group. k*k*C1*C2/B^2 parameters,
     1/B of the work; B = 1 is ``nn.Conv2d``.
 
+    The thin convolution is the child ``conv``, an ``nn.Conv2d`` that is called on
+    all blocks: tools that count work or initialize weights find it there. The layer is
+    no ``nn.Conv2d``: a norm scales each of the C2 channels by its own number and
+    cannot be folded into filters that the blocks share. State dicts have the keys
+    ``weight`` and ``bias``, as ``nn.Conv2d``'s do; ``named_parameters()`` has
+    ``conv.weight`` and ``conv.bias``.
+
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation: As
-            ``nn.Conv2d``'s.
-        groups: Must be 1; the method's groups are ``blocks``.
-        bias: Add a bias, shared by the blocks like the filters.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, device, dtype:
+            Of :class:`~mmscconv.layers.conv_like.Conv2dLike`.
+        bias: Add a bias of C2/B numbers, shared by the blocks like the filters.
         blocks: B.
 
+    Attributes:
+        weight: (C2/B, C1/B, k, k), that of ``conv``.
+        bias: (C2/B) or None, that of ``conv``.
+
     Shape:
-        (N, C1, H, W) or (C1, H, W) to ``nn.Conv2d``'s output with C2 channels;
-        ``weight`` is (C2/B, C1/B, k, k).
+        (N, C1, H, W) or (C1, H, W) to ``nn.Conv2d``'s output with C2 channels.
 
     Raises:
-        ValueError: Channels that ``blocks`` does not divide, ``groups`` other than
-            1, other arguments out of range, an input of another shape.
+        ValueError: Channels that ``blocks`` does not divide.
     """
 
     def __init__(
@@ -41,6 +55,9 @@ class TiedConv(nn.Conv2d):
         dilation: Size2d = 1,
         groups: int = 1,
         bias: bool = False,
+        padding_mode: str = 'zeros',
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         blocks: int = 2,
     ) -> None:
@@ -50,17 +67,46 @@ class TiedConv(nn.Conv2d):
                 f'TiedConv: in_channels={in_channels} and out_channels={out_channels} must be multiples of '
                 f'blocks={blocks}'
             )
-        window = window_of(kernel_size, stride, padding, dilation)
-        super().__init__(in_channels // blocks, out_channels // blocks, *window, bias=bias)
-        self.in_channels, self.out_channels, self.blocks = in_channels, out_channels, blocks
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode)
+        del self._parameters['bias']  # the property below, as the inner convolution adds it
+        self.blocks = blocks
+        self.conv = nn.Conv2d(
+            in_channels // blocks, out_channels // blocks, *self.window, bias=bias, device=device, dtype=dtype
+        )
+        self._register_state_dict_hook(_drop_prefix)
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_input('TiedConv', x, self.in_channels)
-        if x.dim() == 3:
-            return self(x.unsqueeze(0)).squeeze(0)
+    @property
+    def weight(self) -> Tensor:
+        return self.conv.weight
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]  # others keep a parameter of their own
+        return self.conv.bias
+
+    def reset_parameters(self) -> None:
+        """Initialize the weights anew, as ``nn.Conv2d`` does."""
+        self.conv.reset_parameters()
+
+    def _biased(self, x: Tensor) -> Tensor:
         n, b = x.shape[0], self.blocks
-        y = super().forward(x.unflatten(1, (b, self.in_channels // b)).flatten(0, 1))
+        y = self.conv(x.unflatten(1, (b, self.in_channels // b)).flatten(0, 1))
         return y.unflatten(0, (n, b)).flatten(1, 2)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The inner convolution loads under this layer's prefix, so that errors name the keys of the file.
+        self.conv._load_from_state_dict(state_dict, prefix, *args)
+        # torch loads it once more as a child. It then finds its own tensors; what it may have inside moves with it.
+        for name, tensor in chain(self.conv._parameters.items(), self.conv._buffers.items()):
+            if tensor is not None:
+                state_dict[f'{prefix}{CONV}{name}'] = tensor
+        for name in self.conv._modules:
+            for key in [key for key in state_dict if key.startswith(f'{prefix}{name}.')]:
+                state_dict[f'{prefix}{CONV}{key.removeprefix(prefix)}'] = state_dict[key]
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, blocks={self.blocks}'
+
+
+def _drop_prefix(layer: nn.Module, state_dict: dict[str, Any], prefix: str, _: object) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix + CONV)]:
+        state_dict[prefix + key.removeprefix(prefix + CONV)] = state_dict.pop(key)

@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from mmscconv.layers.norms_first import NormsFirst
 from mmscconv.models.conv2 import build_replacement
 
 
@@ -49,7 +50,7 @@ class WideBlock(nn.Module):
 
 
 @MODELS.register_module()
-class CIFARWideResNet(BaseModule):
+class CIFARWideResNet(NormsFirst, BaseModule):
     """WRN-d-k: three stages of (d - 4) / 6 pre-activated blocks with 16 k, 32 k and 64 k channels.
 
     Args:

@@ -1,0 +1,30 @@
+"""Whether somebody watches or changes the computation of a module, which then has to be called as it is."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.nn.utils.parametrize import is_parametrized
+
+FORWARD_HOOKS = ('_forward_pre_hooks', '_forward_hooks')
+HOOKS = (*FORWARD_HOOKS, '_backward_pre_hooks', '_backward_hooks')
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether ``module`` has a hook of any kind, a parametrization, or a forward of this one instance.
+
+    Pruning and the older forms of weight norm and spectral norm are forward
+    pre-hooks; mmengine's ``efficient_conv_bn_eval`` and wrappers such as
+    accelerate's set ``forward`` on the instance.
+    """
+    return any(getattr(module, hooks) for hooks in HOOKS) or has_own_forward(module) or is_parametrized(module)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether the forward of this one instance was replaced."""
+    return 'forward' in module.__dict__
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether a call of ``module`` also calls a forward hook, of its own or one of all modules."""
+    return any(getattr(module, hooks) or getattr(torch_module, f'_global{hooks}') for hooks in FORWARD_HOOKS)
