@@ -210,7 +210,7 @@ def test_bad_input():
 def test_what_goes_before_the_cru_is_applied():
     layer, x = LegacySCConv(8, 8, 3), torch.randn(2, 8, 6, 6)
     for images in (x, x[0]):
-        assert torch.equal(layer.cru(images, layer.sru), layer.cru(layer.sru(images)))
+        assert torch.equal(layer.cru.after(layer.sru, images), layer.cru(layer.sru(images)))
 
 
 def test_conv2d_contract():

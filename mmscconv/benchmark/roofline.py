@@ -16,6 +16,7 @@ from mmscconv.benchmark.subjects import SEED, randomize_norms
 from mmscconv.benchmark.timing import Quartiles, alternate, warm_up
 from mmscconv.complexity.report import Table
 from mmscconv.layers import SRU
+from mmscconv.layers.fused import sru_arguments
 
 COPY = 'copy'
 COUNTING = """
@@ -68,7 +69,7 @@ def _passes(sru: SRU, x: Tensor, backend: str) -> tuple[Callable[[], object], Ca
     x = x.detach().requires_grad_()
 
     def forward() -> Tensor:
-        return ops.sru(x, *sru.op_arguments(x.dtype), backend=backend)
+        return ops.sru(x, *sru_arguments(sru, x.dtype), backend=backend)
 
     y = forward()
     upstream, wanted = random_upstream([y]), [x, *sru.gn.parameters()]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmscconv.engine.errors import UserError
 from mmscconv.layers import SCConv
 from mmscconv.layers.deploy import DeployedCRU
+from mmscconv.layers.fused import op_arguments
 from mmscconv.layers.sru import SRU
 from mmscconv.ops.compiled import ONNXRUNTIME_OP, build
 from mmscconv.ops.native import pooled_size
@@ -52,7 +53,7 @@ def with_custom_op(network: nn.Module) -> tuple[nn.Module, int]:
 
 
 def _fits(layer: SCConv) -> bool:
-    return layer.arrangement == 'S+C' and isinstance(layer.cru, DeployedCRU) and layer.cru.is_one_op
+    return layer.arrangement == 'S+C' and isinstance(layer.cru, DeployedCRU) and layer.cru.packed is not None
 
 
 class _Exported(nn.Module):
@@ -62,8 +63,9 @@ class _Exported(nn.Module):
         super().__init__()
         self.cru = cru
 
-    def forward(self, x: Tensor, before: SRU) -> Tensor:
-        return cast('Tensor', _Op.apply(x, self.cru.op_arguments(before, torch.float32)))
+    def after(self, sru: SRU, x: Tensor) -> Tensor:
+        """Return the place of the op for ``cru(sru(x))``."""
+        return cast('Tensor', _Op.apply(x, op_arguments(self.cru, sru, torch.float32)))
 
 
 class _Op(torch.autograd.Function):

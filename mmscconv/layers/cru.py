@@ -13,23 +13,103 @@ What the paper leaves open, and the reading taken here:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
 
-from mmscconv import ops
+from mmscconv import equations, ops
+from mmscconv.layers import fused
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Device, Size2d, check_input, padding_amounts, pair
 from mmscconv.layers.channels import CRUChannels
-from mmscconv.layers.folding import folded, is_affine, update_statistics, with_identity
+from mmscconv.layers.conv_like import reset
+from mmscconv.layers.intact import built, replaceable
 from mmscconv.layers.norms_first import NormsFirst
-from mmscconv.layers.recompute import recomputed
-from mmscconv.layers.sru import SRU
+from mmscconv.layers.tracing import OneNode
+
+if TYPE_CHECKING:
+    from mmscconv.layers.sru import SRU
+
+PARTS = ('squeeze_up', 'gwc', 'pwc1', 'norm_up', 'norm1', 'squeeze_low', 'pwc2', 'norm_low', 'norm2', 'pool')
 
 
-class CRU(NormsFirst):
+class ChannelUnit(NormsFirst, OneNode):
+    """The two branches of a CRU, Eq. 5-9, for CRU itself and for its deploy form; None stands for a missing branch."""
+
+    channels: CRUChannels
+    in_channels: int
+    pool: AlignedAvgPool2d
+    squeeze_up: nn.Conv2d | None
+    gwc: nn.Conv2d | None
+    pwc1: nn.Conv2d | None
+    norm_up: nn.BatchNorm2d | None
+    norm1: nn.BatchNorm2d | None
+    squeeze_low: nn.Conv2d | None
+    pwc2: nn.Conv2d | None
+    norm_low: nn.BatchNorm2d | None
+    norm2: nn.BatchNorm2d | None
+
+    @property
+    def squeezes_alike(self) -> bool:
+        """Whether one grouped convolution of X^w can do both squeezes."""
+        c = self.channels
+        alike = 0 < c.alpha < 1 and c.up == c.low and c.squeezed_up == c.squeezed_low
+        return alike and self.pool.is_identity
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError unless ``x`` is an input of this layer."""
+        squeeze = self.squeeze_low if self.squeeze_up is None else self.squeeze_up
+        # What else may stand there knows by itself which dtypes it takes.
+        check_input(type(self).__name__, x, self.in_channels, squeeze.weight if type(squeeze) is nn.Conv2d else None)
+
+    def squeeze(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the squeezed branches of X^w, (N, C1, H, W), before their norms."""
+        c = self.channels
+        up, low = x.split((c.up, c.low), dim=1) if c.up and c.low else (x, x)
+        return (
+            None if self.squeeze_up is None else self.squeeze_up(up),
+            None if self.squeeze_low is None else self.squeeze_low(self.pool(low)),
+        )
+
+    def normed(self, x_up: Tensor | None, x_low: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return X_up and X_low of what :meth:`squeeze` returns."""
+        return (
+            x_up if x_up is None or self.norm_up is None else self.norm_up(x_up),
+            x_low if x_low is None or self.norm_low is None else self.norm_low(x_low),
+        )
+
+    def split(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return X_up, (N, u, H, W), and X_low, (N, l, H', W'), of X^w, (N, C1, H, W)."""
+        return self.normed(*self.squeeze(x))
+
+    def transform(self, x_up: Tensor | None, x_low: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return Y1 (Eq. 5) and Y2 (Eq. 6), (N, C2, H', W') each."""
+        y1 = None if x_up is None else _sum(*self.transform_up(x_up))
+        y2 = None if x_low is None else equations.y2(*self.transform_low(x_low))
+        return y1, y2
+
+    def fuse(self, y1: Tensor | None, y2: Tensor | None) -> Tensor:
+        """Return Y (Eq. 7-9), or the one branch that there is."""
+        if y1 is not None and y2 is not None:
+            return equations.fuse(y1, y2)
+        return cast('Tensor', y2 if y1 is None else y1)
+
+    def transform_up(self, x_up: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return M^G X_up and M^P1 X_up, whose sum is Y1 (Eq. 5), or the normed Y1 and None."""
+        gwc, pwc1 = cast('nn.Conv2d', self.gwc), cast('nn.Conv2d', self.pwc1)
+        # The pool comes first: it says in words that a window is larger than the input.
+        second, first = pwc1(self.pool(x_up)), gwc(x_up)
+        return (first, second) if self.norm1 is None else (self.norm1(equations.y1(first, second)), None)
+
+    def transform_low(self, x_low: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return M^P2 X_low and X_low, which side by side are Y2 (Eq. 6), or None and the normed Y2."""
+        made = None if self.pwc2 is None else self.pwc2(x_low)
+        return (made, x_low) if self.norm2 is None else (None, self.norm2(equations.y2(made, x_low)))
+
+
+@replaceable
+class CRU(ChannelUnit):
     """Split, transform and fuse channels, in place of a k x k convolution.
 
     With u = alpha*C1/r and l = (1-alpha)*C1/r::
@@ -61,11 +141,13 @@ class CRU(NormsFirst):
             and ``norm2`` on Y1 and Y2 (BN), and biases on the squeezes and PWC2.
         backend: ``'plain'``, ``'native'`` or ``'triton'``
             (:mod:`mmscconv.ops.backend`); None for the fastest that runs.
-        device, dtype: Of the weights.
+        device, dtype: Of the parameters, as ``nn.Conv2d``'s.
 
     Attributes:
-        output_is_kept: Set by :meth:`mark_output_kept`; False by default, for an
-            in-place activation behind.
+        output_is_kept: Whether a layer follows that keeps its input for backward and
+            does not change it, as a norm (:meth:`mark_output_kept`): a fuse that is a
+            kernel of its own then keeps the output in place of Y1. False by
+            default, for an in-place activation.
 
     Shape:
         Input (N, C1, H, W) or (C1, H, W); output as ``nn.Conv2d``'s with C2 channels.
@@ -76,16 +158,6 @@ class CRU(NormsFirst):
             another dtype than the weights outside of autocast.
         RuntimeError: A ``backend`` that cannot run on the input.
     """
-
-    squeeze_up: nn.Conv2d | None
-    gwc: nn.Conv2d | None
-    pwc1: nn.Conv2d | None
-    norm_up: nn.BatchNorm2d | None
-    norm1: nn.BatchNorm2d | None
-    squeeze_low: nn.Conv2d | None
-    pwc2: nn.Conv2d | None
-    norm_low: nn.BatchNorm2d | None
-    norm2: nn.BatchNorm2d | None
 
     def __init__(
         self,
@@ -121,8 +193,8 @@ class CRU(NormsFirst):
         self.padding = padding if isinstance(padding, str) else pair('padding', padding, 0)
         window = (self.kernel_size, self.stride, self.padding, self.dilation)
         self.pool = AlignedAvgPool2d(*window)
-        factory: dict[str, Any] = dict(device=device, dtype=dtype)
 
+        factory: dict[str, Any] = dict(device=device, dtype=dtype)
         self.squeeze_up = self.gwc = self.pwc1 = self.norm_up = self.norm1 = None
         if alpha > 0:
             u = self.channels.squeezed_up
@@ -130,7 +202,7 @@ class CRU(NormsFirst):
             self.gwc = nn.Conv2d(u, out_channels, *window, groups=groups, bias=False, **factory)
             self.pwc1 = nn.Conv2d(u, out_channels, 1, bias=False, **factory)
             if inner_norm:
-                self.norm_up, self.norm1 = nn.BatchNorm2d(u, **factory), nn.BatchNorm2d(out_channels, **factory)
+                self.norm_up, self.norm1 = (nn.BatchNorm2d(c, **factory) for c in (u, out_channels))
 
         self.squeeze_low = self.pwc2 = self.norm_low = self.norm2 = None
         if alpha < 1:
@@ -139,153 +211,34 @@ class CRU(NormsFirst):
             if low < out_channels:
                 self.pwc2 = nn.Conv2d(low, out_channels - low, 1, bias=inner_norm, **factory)
             if inner_norm:
-                self.norm_low, self.norm2 = nn.BatchNorm2d(low, **factory), nn.BatchNorm2d(out_channels, **factory)
+                self.norm_low, self.norm2 = (nn.BatchNorm2d(c, **factory) for c in (low, out_channels))
 
         self.gwc_window = None
         if self.gwc is not None and self.pwc2 is not None:
             (top, _), (left, _) = padding_amounts(self.padding, self.kernel_size, self.stride, self.dilation)
             self.gwc_window = ops.Window(groups, self.kernel_size, self.stride, (top, left), self.dilation)
+        self.built = built(self, PARTS)
 
     def mark_output_kept(self) -> None:
-        """Say that the layer behind keeps its input for backward and does not change it, as a norm does.
-
-        Memory of the size of the output is saved where the fuse is done by itself.
-        """
+        """Say that the layer behind keeps its input for backward and does not change it: see ``output_is_kept``."""
         self.output_is_kept = True
 
-    @property
-    def squeezes_alike(self) -> bool:
-        """Whether both squeezes have the same shape, so that one grouped convolution can do both."""
-        c = self.channels
-        return 0 < c.alpha < 1 and c.up == c.low and c.squeezed_up == c.squeezed_low
+    def reset_parameters(self) -> None:
+        """Initialize convolutions and norms as PyTorch does by default."""
+        for part in self.children():
+            reset(part)
 
-    def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
-        """Return Y of (N, C1, H, W), or of ``before(x)``, which is then recomputed in backward and not kept."""
-        squeeze = self.squeeze_up or self.squeeze_low
-        check_input('CRU', x, self.in_channels, None if squeeze is None else squeeze.weight)
-        if x.dim() == 3:
-            return self(x.unsqueeze(0), before).squeeze(0)
-        backend = ops.choose_backend(x, self.backend)
-        x_up, x_low = self._squeezed(x, before, backend)
-        if x_up is None:
-            assert x_low is not None  # alpha = 0
-            return _cat(*self.transform_low(x_low))
-        if x_low is None:
-            return _sum(*self.transform_up(x_up))
-        if backend == 'native' and self._transforms_at_once(x_up, x_low):
-            return self._transformed(x_up, x_low)
-        if backend == 'native' and self._norms_at_once(x_up, x_low):
-            return self._normed(x_up, x_low)
-        made, low = self.transform_low(x_low)
-        first, second = self.transform_up(x_up)
-        return ops.fuse(first, low, second, made, output_is_kept=self.output_is_kept, backend=backend)
+    @fused.replaced_by(fused.cru)
+    def forward(self, x: Tensor) -> Tensor:
+        x_up, x_low = self.split(x)
+        y1, y2 = self.transform(x_up, x_low)
+        return self.fuse(y1, y2)
 
-    def _squeezed(self, x: Tensor, before: nn.Module | None, backend: str) -> tuple[Tensor | None, Tensor | None]:
-        """Return the squeezed branches of ``before(x)``, normed; where kernels run, nothing before is kept."""
-        if isinstance(before, SRU) and self._squeezes_at_once(x, before, backend):
-            squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
-            assert squeeze_up is not None and squeeze_low is not None
-            up, low = (squeeze_up.weight, squeeze_up.bias), (squeeze_low.weight, squeeze_low.bias)
-            if _folds(self.norm_up) and _folds(self.norm_low):
-                return squeeze_reconstructed(
-                    x, before, folded(*up, self.norm_up), folded(*low, self.norm_low), self.pool
-                )
-            raw_up, raw_low = squeeze_reconstructed(x, before, up, low, self.pool)
-            return _norm(self.norm_up, raw_up), _norm(self.norm_low, raw_low)
-
-        def squeeze(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-            return self.squeeze(x if before is None else before(x), merged=backend != 'plain')
-
-        kept_out = before is not None and backend != 'plain'
-        branches = recomputed(squeeze, x) if kept_out else squeeze(x)
-        norms = self.norm_up, self.norm_low
-        x_up, x_low = (None if t is None else _norm(norm, t) for t, norm in zip(branches, norms, strict=True))
-        return x_up, x_low
-
-    def _squeezes_at_once(self, x: Tensor, sru: SRU, backend: str) -> bool:
-        """Whether one kernel can do the SRU and both squeezes."""
-        squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
-        if {backend, sru.backend or backend} != {'native'} or squeeze_up is None or squeeze_low is None:
-            return False
-        if _hooked(sru, squeeze_up, squeeze_low) or not ops.fits(x, squeeze_up.weight, squeeze_low.weight):
-            return False
-        return not torch.is_autocast_enabled('cpu')
-
-    def _transforms_at_once(self, x_up: Tensor, x_low: Tensor) -> bool:
-        """Whether one kernel can do GWC, PWC1, PWC2, norms in eval mode and fuse."""
-        gwc, pwc1, pwc2 = self.gwc, self.pwc1, self.pwc2
-        if gwc is None or pwc1 is None or pwc2 is None or _hooked(gwc, pwc1, pwc2):
-            return False
-        if not _folds(self.norm1) or not _folds(self.norm2):
-            return False
-        weights = gwc.weight, pwc1.weight, pwc2.weight
-        return ops.fits(x_up, *weights) and ops.fits(x_low) and not torch.is_autocast_enabled('cpu')
-
-    def _transformed(self, x_up: Tensor, x_low: Tensor) -> Tensor:
-        assert self.gwc_window is not None and self.gwc is not None and self.pwc1 is not None and self.pwc2 is not None
-        up = None if self.pool.is_identity and self.gwc_window.centre is not None else self.pool(x_up)
-        gwc, bias1 = folded(self.gwc.weight, None, self.norm1)
-        pwc1, pwc2, bias2 = self.pwc1.weight, self.pwc2.weight, self.pwc2.bias
-        if self.norm1 is not None:
-            pwc1 = folded(pwc1, None, self.norm1)[0]  # the sum of both is shifted once
-        if self.norm2 is not None:
-            # X_low is then no longer the part of Y2 that costs nothing, so PWC2 makes all of it.
-            pwc2, bias2 = folded(*with_identity(pwc2, bias2), self.norm2)
-        return ops.transform_fuse(x_up, up, x_low, (gwc, pwc1, pwc2), self.gwc_window, (bias1, bias2))
-
-    def _norms_at_once(self, x_up: Tensor, x_low: Tensor) -> bool:
-        """Whether one kernel can do ``norm1``, ``norm2`` with the batch's statistics, and fuse."""
-        norms = self.norm1, self.norm2
-        if self.pwc2 is None or _hooked(*norms) or torch.is_autocast_enabled('cpu'):
-            return False
-        if any(type(norm) is not nn.BatchNorm2d or is_affine(norm) for norm in norms):
-            return False
-        # Of one value there is no variance: BN says so.
-        return ops.fits(x_up, self.pwc2.weight) and ops.fits(x_low) and x_low[:, 0].numel() > 1
-
-    def _normed(self, x_up: Tensor, x_low: Tensor) -> Tensor:
-        gwc, pwc1, pwc2, norm1, norm2 = self.gwc, self.pwc1, self.pwc2, self.norm1, self.norm2
-        assert gwc is not None and pwc1 is not None and pwc2 is not None and norm1 is not None and norm2 is not None
-        second, first = pwc1(self.pool(x_up)), gwc(x_up)  # the pool first, as in transform_up
-        settings = ((norm.weight, norm.bias, norm.eps) for norm in (norm1, norm2))
-        y, mean, variance = ops.norm_fuse(first + second, pwc2(x_low), x_low, *settings)
-        for norm, mu, v in zip((norm1, norm2), mean, variance, strict=True):
-            update_statistics(norm, mu, v, y[:, 0].numel())
-        return y
-
-    def squeeze(self, x: Tensor, merged: bool = False) -> tuple[Tensor | None, Tensor | None]:
-        """Return the squeezed branches of (N, C1, H, W), before their norms; None for one that is not there.
-
-        Args:
-            merged: Compute both by one grouped convolution where they have the same
-                shape and nobody looks at them: the same result, faster.
-        """
-        c = self.channels
-        squeeze_up, squeeze_low = self.squeeze_up, self.squeeze_low
-        if squeeze_up is None or squeeze_low is None:
-            # The one branch takes all of x.
-            up = None if squeeze_up is None else squeeze_up(x)
-            return up, None if squeeze_low is None else squeeze_low(self.pool(x))
-        if merged and self.squeezes_alike and self.pool.is_identity and not _hooked(squeeze_up, squeeze_low):
-            weight, bias = side_by_side(squeeze_up, squeeze_low)
-            return F.conv2d(x, weight, bias, groups=2).split(c.squeezed_up, dim=1)
-        up, low = x.split((c.up, c.low), dim=1)
-        return squeeze_up(up), squeeze_low(self.pool(low))
-
-    def transform_up(self, x_up: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return two tensors whose sum is Y1 (Eq. 5), or Y1 and None, of the squeezed and normed (N, u, H, W)."""
-        gwc, pwc1 = self.gwc, self.pwc1
-        assert gwc is not None and pwc1 is not None  # as squeeze_up is
-        # The pool comes first: it says in words that a window is larger than the input.
-        second, first = pwc1(self.pool(x_up)), gwc(x_up)
-        return (first, second) if self.norm1 is None else (self.norm1(first + second), None)
-
-    def transform_low(self, x_low: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return two tensors that make Y2 (Eq. 6), or None and Y2, of the squeezed and normed (N, l, H', W')."""
-        made = None if self.pwc2 is None else self.pwc2(x_low)
-        if self.norm2 is None:
-            return made, x_low
-        return None, self.norm2(_cat(made, x_low))
+    def after(self, sru: SRU, x: Tensor) -> Tensor:
+        """Return ``self(sru(x))``; kernels may do both at once."""
+        self.check(x)
+        y = fused.sru_then_cru(self, sru, x) if x.dim() == 4 else None
+        return self(sru(x)) if y is None else y
 
     def extra_repr(self) -> str:
         c = self.channels
@@ -296,54 +249,5 @@ class CRU(NormsFirst):
         )
 
 
-def squeeze_reconstructed(
-    x: Tensor,
-    sru: SRU,
-    up: tuple[Tensor, Tensor | None],
-    low: tuple[Tensor, Tensor | None],
-    pool: AlignedAvgPool2d,
-) -> tuple[Tensor, Tensor]:
-    """Return X_up and the pooled X_low of ``sru(x)`` by one kernel.
-
-    Args:
-        x: (N, C, H, W).
-        sru: What reconstructs it.
-        up, low: Weight and bias of the squeezes.
-        pool: Of X_low; the kernel does it where it is a plain one and no gradients are recorded.
-    """
-    size = (1, 1) if torch.is_grad_enabled() or not pool.is_plain else pool.stride
-    # A plain pool leaves a constant as it is; others have windows with nothing in them.
-    early = low[1] if pool.is_plain else None
-    arguments = sru.op_arguments(x.dtype)
-    x_up, x_low = ops.sru_squeeze(x, arguments, up[0], low[0], (up[1], early), size)
-    if size != pool.stride or not pool.is_plain:
-        x_low = pool(x_low)
-    return x_up, x_low if low[1] is None or early is not None else x_low + low[1].view(-1, 1, 1)
-
-
-def side_by_side(up: nn.Conv2d, low: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of one convolution in two groups for two of the same shape."""
-    weight = torch.cat((up.weight, low.weight))
-    return weight, None if up.bias is None or low.bias is None else torch.cat((up.bias, low.bias))
-
-
-def _hooked(*modules: nn.Module | None) -> bool:
-    """Whether somebody looks at what goes in or out of a module, which then has to be called."""
-    return any(m is not None and bool(m._forward_hooks or m._forward_pre_hooks) for m in modules)
-
-
-def _folds(norm: nn.Module | None) -> bool:
-    """Whether a norm may be folded into the convolution in front of it, or there is none."""
-    return is_affine(norm) and not _hooked(norm)
-
-
-def _norm(norm: nn.Module | None, x: Tensor) -> Tensor:
-    return x if norm is None else norm(x)
-
-
 def _sum(first: Tensor, second: Tensor | None) -> Tensor:
-    return first if second is None else first + second
-
-
-def _cat(made: Tensor | None, low: Tensor) -> Tensor:
-    return low if made is None else torch.cat((made, low), dim=1)
+    return first if second is None else equations.y1(first, second)

@@ -7,7 +7,6 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import is_parametrized
 
 FORWARD_HOOKS = ('_forward_pre_hooks', '_forward_hooks')
-HOOKS = (*FORWARD_HOOKS, '_backward_pre_hooks', '_backward_hooks')
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -17,7 +16,11 @@ def is_hooked(module: nn.Module) -> bool:
     pre-hooks; mmengine's ``efficient_conv_bn_eval`` and wrappers such as
     accelerate's set ``forward`` on the instance.
     """
-    return any(getattr(module, hooks) for hooks in HOOKS) or has_own_forward(module) or is_parametrized(module)
+    return (
+        bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+        or has_own_forward(module)
+        or is_parametrized(module)
+    )
 
 
 def has_own_forward(module: nn.Module) -> bool:

@@ -17,8 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmscconv import ops
-from mmscconv.layers.arguments import Device, Size2d, check_input
+from mmscconv import equations
+from mmscconv.layers.arguments import Device, Size2d
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.cru import CRU
 from mmscconv.layers.sru import SRU
@@ -70,7 +70,7 @@ class LegacySRU(SRU):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         gamma, beta = self.gn.weight.to(x.dtype), self.gn.bias.to(x.dtype)
         if self.torch_gn:
-            normalized = torch.group_norm(x, self.num_groups, gamma, beta, self.gn.eps)
+            normalized = equations.gn(x, self.num_groups, gamma, beta, self.gn.eps)
         else:
             normalized = self._standardized(x) * gamma.view(-1, 1, 1) + beta.view(-1, 1, 1)
         return normalized * (gamma / gamma.sum()).view(-1, 1, 1)
@@ -91,13 +91,11 @@ class LegacySRU(SRU):
         """Return the boolean mask W > threshold, decided on W."""
         return logit.sigmoid() > self.threshold
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_input('LegacySRU', x, self.channels)
-        return self._reconstructed(x) if x.dim() == 4 else self._reconstructed(x.unsqueeze(0)).squeeze(0)
-
-    def _reconstructed(self, x: Tensor) -> Tensor:
+    def separate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return W1 and W2 of the soft gate."""
         logit = self.logit(x)
-        return ops.separate_and_cross(x, self.informative(logit), logit.sigmoid())
+        w, informative = logit.sigmoid(), self.informative(logit)
+        return torch.where(informative, 1.0, w), torch.where(informative, 0.0, w)
 
     def extra_repr(self) -> str:
         return f'{self.channels}, num_groups={self.num_groups}, threshold={self.threshold}, torch_gn={self.torch_gn}'
@@ -150,21 +148,11 @@ class LegacyCRU(CRU):
             dtype=dtype,
         )
 
-    def forward(self, x: Tensor, before: nn.Module | None = None) -> Tensor:
-        """Return Y of (N, C1, H, W), or of ``before(x)``."""
-        check_input('LegacyCRU', x, self.in_channels)
-        x = x if before is None else before(x)
-        return self._fused(x) if x.dim() == 4 else self._fused(x.unsqueeze(0)).squeeze(0)
-
-    def _fused(self, x: Tensor) -> Tensor:
-        x_up, x_low = self.squeeze(x)
-        assert x_up is not None and x_low is not None  # 0 < alpha < 1
-        first, second = self.transform_up(x_up)
-        y1 = first if second is None else first + second
-        y2 = torch.cat([part for part in self.transform_low(x_low) if part is not None], dim=1)
-        s = torch.cat([y.mean(dim=(2, 3), keepdim=True) for y in (y1, y2)], dim=1)
-        beta1, beta2 = s.softmax(dim=1).to(y1.dtype).chunk(2, dim=1)
-        return beta1 * y1 + beta2 * y2
+    def fuse(self, y1: Tensor | None, y2: Tensor | None) -> Tensor:
+        """Return beta1 * Y1 + beta2 * Y2 with one softmax over the channels of both branches."""
+        assert y1 is not None and y2 is not None  # 0 < alpha < 1
+        beta1, beta2 = torch.cat((equations.pooling(y1), equations.pooling(y2)), dim=1).softmax(dim=1).chunk(2, dim=1)
+        return beta1.to(y1.dtype) * y1 + beta2.to(y1.dtype) * y2
 
 
 class LegacySCConv(Conv2dLike):

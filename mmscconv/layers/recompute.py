@@ -2,47 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from threading import local
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
+
+from mmscconv import ops
 
 T = TypeVar('T')
 
 
 def recomputed(function: Callable[[Tensor], T], x: Tensor, module: nn.Module | None = None) -> T:
-    """Return ``function(x)``, of whose intermediate results none is kept for backward.
+    """Run ``function(x)``; backward recomputes its intermediate results, which are not kept.
 
-    Running statistics of the norms in ``module`` are updated by the first
-    computation alone. Without gradients this is a plain call; so it is under
-    torch.compile, whose own partitioner decides what to keep.
+    The first computation alone updates the running statistics of norms in ``module``.
+    Without gradients this is a plain call. So it is under torch.compile, whose own
+    partitioner decides what to keep, and inside of torch.func's transforms, which do
+    not take the hooks that recomputing needs.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or ops.transformed():
         return function(x)
-    norms = [m for m in module.modules() if isinstance(m, _NormBase)] if module is not None else []
     return checkpoint(
         function,
         x,
         use_reentrant=False,
         preserve_rng_state=False,  # nothing in these layers is random
-        context_fn=lambda: (nullcontext(), _statistics_kept(norms)),
+        context_fn=lambda: (nullcontext(), statistics_kept(module)),
     )
 
 
-@contextmanager
-def _statistics_kept(norms: list[_NormBase]) -> Iterator[None]:
-    # Momentum 0 and not "no statistics": checkpoint wants the same tensors kept as the first time.
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked = norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, batches
+def statistics_kept(module: nn.Module | None) -> AbstractContextManager[Any]:
+    """Return a context in which no call changes the running statistics of norms in ``module``.
+
+    It can be entered again, as a second backward pass over one graph does, and
+    changes no module, which other threads may be using.
+    """
+    norms = [] if module is None else [m for m in module.modules() if isinstance(m, _NormBase)]
+    buffers = [b for norm in norms for b in norm.buffers(recurse=False)]
+    return _CopiesInstead(buffers) if buffers else nullcontext()
+
+
+class _CopiesInstead(AbstractContextManager[None]):
+    """A context in which this thread's operations see copies of ``tensors``."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.entered = local()
+
+    def __enter__(self) -> None:
+        mode = _Replacing({id(t): t.detach().clone() for t in self.tensors})
+        self.entered.modes = [*getattr(self.entered, 'modes', []), mode]
+        mode.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.entered.modes.pop().__exit__(*error)
+
+
+class _Replacing(TorchFunctionMode):
+    """Hands each operation other tensors in place of those whose id is a key."""
+
+    def __init__(self, others: dict[int, Tensor]) -> None:
+        self.others = others
+
+    def __torch_function__(
+        self, function: Callable[..., Any], _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map(lambda a: self.others.get(id(a), a), (args, kwargs or {}))
+        return function(*args, **kwargs)

@@ -142,7 +142,7 @@ class SCConv(Conv2dLike):
             check_window(x.shape[2:], self.kernel_size, amounts, self.dilation)
             return self.conv(sru(x))
         if sru is None or self.arrangement == 'S+C':  # 'C' has no SRU
-            return cru(x, before=sru)
+            return cru(x) if sru is None else cru.after(sru, x)
         if self.pool is None:  # 'C+S'
             return sru(cru(x))
         return cru(x) + self.pool(sru(x))  # 'C&S'
@@ -172,8 +172,6 @@ class SCConv(Conv2dLike):
         if (norm is not None or relu) and not self.ends_in_cru:
             behind = 'ReLU' if norm is None else 'norm'
             raise ValueError(f'SCConv({self.extra_repr()}) does not end in its CRU: no {behind} can be folded into it')
-        if self.sru is not None:
-            self.sru.switch_to_deploy()
         if isinstance(self.cru, CRU):
             self.cru = DeployedCRU(self.cru, norm, relu)
         self.recompute = False

@@ -1,43 +1,38 @@
 """SRU, the spatial reconstruction unit: section 2.1, Eq. 1-4 of the SCConv paper (CVPR 2023).
 
-What the paper leaves open, and the reading taken here:
-
-* Below the threshold the default (soft) gate keeps the sigmoid's value in both
-  masks; the paper only says what happens above it. The hard gate is the other
-  reading, with binary masks.
-* The number of GN groups is not in the paper: 16 is our choice.
-* The decision W > t is taken on the logit, in at least fp32. W lies within
-  about 1/C of 0.5, finer than fp16 or bf16 resolve.
+The equations are in :mod:`mmscconv.equations`, with what the paper leaves open.
+The number of GN groups is not in the paper either: 16 is our choice.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmscconv import ops
+from mmscconv import equations, ops
+from mmscconv.layers import fused
 from mmscconv.layers.arguments import Device, check_input, check_real, whole
+from mmscconv.layers.conv_like import reset
+from mmscconv.layers.group_norm import GroupNorm
+from mmscconv.layers.intact import built, replaceable
+from mmscconv.layers.tracing import OneNode
 
 GATES = ('soft', 'hard')
 
 
-class SRU(nn.Module):
-    """Separate informative from less informative positions, then cross-reconstruct them.
+@replaceable
+class SRU(OneNode):
+    """Separate informative from less informative positions, then cross-reconstruct them (Eq. 1-4).
 
-    With ``w = gamma / sum(gamma)`` (Eq. 2) and ``W = sigmoid(w * GN(X))`` (Eq. 3):
+    ::
 
-    ====  =====================================  ===========================
-    gate  W1 (informative)                       W2 (less informative)
-    ====  =====================================  ===========================
-    soft  1 where W > threshold, else W          0 where W > threshold, else W
-    hard  1 where W > threshold, else 0          1 - W1
-    ====  =====================================  ===========================
-
-    ``X1 = W1 * X`` and ``X2 = W2 * X`` are halved along the channels and crossed
-    (Eq. 4): ``cat(X11 + X22, X21 + X12)``.
+        W      = sigmoid(W_gamma * GN(X))        # Eq. 1-3, W_gamma = gamma / sum(gamma)
+        W1, W2 = gate(W)                         # Eq. 3, see mmscconv.equations.gate
+        X^w    = cat(X11 + X22, X21 + X12)       # Eq. 4, X1 = W1 * X and X2 = W2 * X in halves
 
     Args:
         channels: Channels C of the input; even.
@@ -52,7 +47,7 @@ class SRU(nn.Module):
             sum(gamma), which keeps Eq. 2 finite where gammas cancel (our choice).
         backend: ``'plain'``, ``'native'`` or ``'triton'``
             (:mod:`mmscconv.ops.backend`); None for the fastest that runs.
-        device, dtype: Of the weights.
+        device, dtype: Of the parameters, as ``nn.Conv2d``'s.
 
     Shape:
         Input and output: (N, C, H, W) or (C, H, W), any floating dtype; the
@@ -64,9 +59,6 @@ class SRU(nn.Module):
             or an input of another shape.
         RuntimeError: A ``backend`` that cannot run on the input.
     """
-
-    scale: Tensor | None
-    shift: Tensor | None
 
     def __init__(
         self,
@@ -94,15 +86,14 @@ class SRU(nn.Module):
         self.channels = channels
         self.threshold = threshold
         self.gate = gate
-        self.gn = nn.GroupNorm(math.gcd(num_groups, channels), channels, eps=eps, device=device, dtype=dtype)
+        self.gn = GroupNorm(math.gcd(num_groups, channels), channels, eps=eps, device=device, dtype=dtype)
         if gate == 'hard':
             self.gn.requires_grad_(False)
-        self.register_buffer('scale', None)
-        self.register_buffer('shift', None)
+        self.built = built(self, ['gn'])
 
-    def switch_to_deploy(self) -> None:
-        """Keep the affine with Eq. 2's weights folded in, in place of computing it at each call."""
-        self.scale, self.shift = (t.detach() for t in self.affine(self.gn.weight.dtype))
+    def reset_parameters(self) -> None:
+        """Set gamma to 1 and beta to 0."""
+        reset(self.gn)
 
     @property
     def logit_threshold(self) -> float:
@@ -111,34 +102,33 @@ class SRU(nn.Module):
             return math.log(self.threshold / (1 - self.threshold))
         return -math.inf if self.threshold <= 0 else math.inf
 
-    def affine(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return scale and shift of GN with Eq. 2's ``w`` folded in, w * gamma and w * beta, in at least fp32."""
-        dtype = torch.promote_types(dtype, torch.float32)
-        if self.scale is not None and self.shift is not None:
-            return self.scale.to(dtype), self.shift.to(dtype)
-        gamma, beta = self.gn.weight.to(dtype), self.gn.bias.to(dtype)
-        total = gamma.sum()
-        floor = torch.where(total < 0, -self.gn.eps, self.gn.eps)
-        w = gamma / torch.where(total.abs() < self.gn.eps, floor, total)
-        return w * gamma, w * beta
-
     def logit(self, x: Tensor) -> Tensor:
-        """Return ``w * GN(x)``, the argument of Eq. 3's sigmoid, in at least fp32."""
-        return ops.logit(x, *self.affine(x.dtype), self.gn.num_groups, self.gn.eps)
+        """Return W_gamma * GN(X) of (N, C, H, W), the argument of Eq. 3's sigmoid, in at least fp32."""
+        w = equations.gamma_weights(self.gn.weight, self.gn.eps)
+        return equations.per_channel(w) * self.gn(x)
 
     def informative(self, logit: Tensor) -> Tensor:
         """Return the boolean mask W > threshold, decided on the logit."""
         return logit > self.logit_threshold
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_input('SRU', x, self.channels)
-        if x.dim() == 3:
-            return self(x.unsqueeze(0)).squeeze(0)
-        return ops.sru(x, *self.op_arguments(x.dtype), backend=self.backend)
+    def separate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the masks W1 and W2 (Eq. 3) of (N, C, H, W), in at least fp32."""
+        return equations.gate(self.logit(x), self.logit_threshold, self.gate == 'hard')
 
-    def op_arguments(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, int, float, float, bool]:
-        """Return what :func:`mmscconv.ops.sru` takes besides an input of ``dtype``."""
-        return *self.affine(dtype), self.gn.num_groups, self.gn.eps, self.logit_threshold, self.gate == 'hard'
+    @fused.replaced_by(fused.sru)
+    def forward(self, x: Tensor) -> Tensor:
+        w1, w2 = self.separate(x)
+        return equations.reconstruct(x, w1, w2)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError unless ``x`` is an input of this layer."""
+        check_input(type(self).__name__, x, self.channels)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Earlier deploy forms kept the affine, which is now computed from gn.
+        for name in ('scale', 'shift'):
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f'{self.channels}, threshold={self.threshold}, gate={self.gate!r}'

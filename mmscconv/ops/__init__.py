@@ -1,6 +1,15 @@
 """The arithmetic of the layers that has more than one implementation: plain PyTorch beside compiled kernels."""
 
-from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, fits, plain_only, runs_on
+from mmscconv.ops.backend import (
+    BACKENDS,
+    becoming_graph,
+    check_backend,
+    choose_backend,
+    fits,
+    plain_only,
+    runs_on,
+    transformed,
+)
 from mmscconv.ops.fuse import fuse
 from mmscconv.ops.norm_fuse import norm_fuse
 from mmscconv.ops.packing import can_pack, packed, packed_transform
@@ -13,6 +22,7 @@ from mmscconv.ops.window import Window
 __all__ = [
     'BACKENDS',
     'Window',
+    'becoming_graph',
     'can_pack',
     'check_backend',
     'choose_backend',
@@ -29,4 +39,5 @@ __all__ = [
     'sru',
     'sru_squeeze',
     'transform_fuse',
+    'transformed',
 ]

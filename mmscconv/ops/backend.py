@@ -169,3 +169,15 @@ def _exporting() -> bool:
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return True
     return getattr(torch.compiler, 'is_exporting', bool)()
+
+
+def becoming_graph() -> bool:
+    """Return whether PyTorch is tracing, exporting or compiling what runs."""
+    return torch.compiler.is_compiling() or _exporting()
+
+
+def transformed() -> bool:
+    """Return whether a transform of torch.func or forward-mode AD is active."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0

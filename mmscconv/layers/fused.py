@@ -1,0 +1,265 @@
+"""The one place where kernels and rearranged forms replace the modules of a layer.
+
+A layer's ``forward`` calls its modules, one equation after the other. Here is what
+may run in its stead: ``replaced_by(function)`` asks ``function(layer, x)`` first,
+once a call, and the modules are called where it returns None.
+
+A module is replaced only where that cannot be noticed (:func:`intact`), by what was
+built for its input (:func:`mmscconv.ops.choose_backend`, :func:`mmscconv.ops.fits`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812, the field's name for it
+from torch import Tensor, nn
+from torch.fx import Proxy
+
+from mmscconv import identities, ops
+from mmscconv.layers.aligned_pool import AlignedAvgPool2d
+from mmscconv.layers.folding import folded, is_affine, update_statistics, with_identity
+from mmscconv.layers.intact import intact, of_known_class, undisturbed
+from mmscconv.layers.recompute import recomputed
+
+if TYPE_CHECKING:
+    from mmscconv.layers.cru import CRU, ChannelUnit
+    from mmscconv.layers.deploy import DeployedCRU
+    from mmscconv.layers.sru import SRU
+
+Branches = tuple[Tensor | None, Tensor | None]
+SRUArguments = tuple[Tensor, Tensor, int, float, float, bool]
+
+
+class Unit(Protocol):
+    """SRU, CRU and the CRU's deploy form."""
+
+    def check(self, x: Tensor) -> None: ...
+    def node(self, x: Proxy) -> Any: ...
+
+
+L = TypeVar('L', bound=Unit)
+
+
+def replaced_by(
+    function: Callable[[L, Tensor], Tensor | None],
+) -> Callable[[Callable[[L, Tensor], Tensor]], Callable[[L, Tensor], Tensor]]:
+    """Decorate a unit's ``forward``, which is its definition for (N, C, H, W), with what may run in its stead.
+
+    The input is checked and an unbatched one, (C, H, W), gets its batch axis here.
+    """
+
+    def decorate(forward: Callable[[L, Tensor], Tensor]) -> Callable[[L, Tensor], Tensor]:
+        @functools.wraps(forward)
+        def run(self: L, x: Tensor) -> Tensor:
+            if isinstance(x, Proxy):
+                return cast('Tensor', self.node(x))
+            self.check(x)
+            if x.dim() == 3:
+                return run(self, x.unsqueeze(0)).squeeze(0)
+            y = function(self, x) if of_known_class(cast('nn.Module', self)) else None
+            return forward(self, x) if y is None else y
+
+        return run
+
+    return decorate
+
+
+def sru(layer: SRU, x: Tensor) -> Tensor | None:
+    """SRU by one kernel or, in graphs, with one affine."""
+    backend = ops.choose_backend(x, layer.backend)
+    if backend == 'plain':
+        rearranged = ops.becoming_graph() and undisturbed(layer.gn)
+        return identities.sru(x, *sru_arguments(layer, x.dtype)) if rearranged else None
+    if not x.numel() or not intact(layer, 'gn'):
+        return None
+    return ops.sru(x, *sru_arguments(layer, x.dtype), backend=backend)
+
+
+def sru_arguments(layer: SRU, dtype: torch.dtype) -> SRUArguments:
+    """Return the arguments of :func:`mmscconv.ops.sru` besides an input of ``dtype``."""
+    gn = layer.gn
+    scale, shift = identities.affine(gn.weight, gn.bias, gn.eps, dtype)
+    return scale, shift, gn.num_groups, gn.eps, layer.logit_threshold, layer.gate == 'hard'
+
+
+def cru(layer: CRU, x: Tensor) -> Tensor | None:
+    """CRU with its squeezes as one convolution, and from GWC to fuse by as few kernels as there are."""
+    backend = ops.choose_backend(x, layer.backend)
+    if backend == 'plain' or not x.numel():
+        return None
+    return _transformed(layer, layer.normed(*_squeezed(layer, x)), backend)
+
+
+def sru_then_cru(layer: CRU, before: SRU, x: Tensor) -> Tensor | None:
+    """``layer(before(x))``, of which X^w is not kept for backward."""
+    backend = ops.choose_backend(x, layer.backend)
+    if backend == 'plain' or not x.numel() or not undisturbed(before, layer):
+        return None
+    if not intact(before, 'gn') or not intact(layer, 'squeeze_up', 'squeeze_low', 'pool'):
+        branches = layer.normed(*_squeezed(layer, before(x)))
+    elif _one_kernel_squeezes(layer, before, x, backend):
+        branches = _squeezed_by_kernel(layer, before, x)
+    else:
+        branches = layer.normed(*recomputed(lambda x: _squeezed(layer, before(x)), x))
+    return _transformed(layer, branches, backend)
+
+
+def _squeezed(layer: ChannelUnit, x: Tensor) -> Branches:
+    """Return the squeezed branches before their norms, both by one grouped convolution where they are alike."""
+    if not layer.squeezes_alike or not intact(layer, 'squeeze_up', 'squeeze_low', 'pool'):
+        return layer.squeeze(x)
+    return side_by_side(cast('nn.Conv2d', layer.squeeze_up), cast('nn.Conv2d', layer.squeeze_low), x)
+
+
+def side_by_side(up: nn.Conv2d, low: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``up`` of the first and ``low`` of the second half of ``x`` by one convolution in two groups."""
+    bias = None if up.bias is None or low.bias is None else torch.cat((up.bias, low.bias))
+    first, second = F.conv2d(x, torch.cat((up.weight, low.weight)), bias, groups=2).split(len(up.weight), dim=1)
+    return first, second
+
+
+def _one_kernel_squeezes(layer: CRU, before: SRU, x: Tensor, backend: str) -> bool:
+    up, low = layer.squeeze_up, layer.squeeze_low
+    if {backend, before.backend or backend} != {'native'} or up is None or low is None:
+        return False
+    return not torch.is_autocast_enabled('cpu') and ops.fits(x, up.weight, low.weight)
+
+
+def _squeezed_by_kernel(layer: CRU, before: SRU, x: Tensor) -> Branches:
+    """Return the squeezed and normed branches of ``before(x)``; norms in eval mode are folded into the squeezes."""
+    squeeze_up, squeeze_low = cast('nn.Conv2d', layer.squeeze_up), cast('nn.Conv2d', layer.squeeze_low)
+    up, low = (squeeze_up.weight, squeeze_up.bias), (squeeze_low.weight, squeeze_low.bias)
+    folds = intact(layer, 'norm_up', 'norm_low') and is_affine(layer.norm_up) and is_affine(layer.norm_low)
+    if folds:
+        up, low = folded(*up, layer.norm_up), folded(*low, layer.norm_low)
+    branches = squeeze_reconstructed(x, before, up, low, layer.pool)
+    return branches if folds else layer.normed(*branches)
+
+
+def squeeze_reconstructed(
+    x: Tensor,
+    before: SRU,
+    up: tuple[Tensor, Tensor | None],
+    low: tuple[Tensor, Tensor | None],
+    pool: AlignedAvgPool2d,
+) -> tuple[Tensor, Tensor]:
+    """Return X_up and the pooled X_low of ``before(x)`` by one kernel.
+
+    Args:
+        x: (N, C, H, W).
+        before: The SRU.
+        up, low: Weight and bias of the squeezes.
+        pool: Of X_low; the kernel does it where it is a plain one and no gradients are recorded.
+    """
+    size = (1, 1) if torch.is_grad_enabled() or not pool.is_plain else pool.stride
+    # A plain pool leaves a constant as it is; others have windows with nothing in them.
+    early = low[1] if pool.is_plain else None
+    x_up, x_low = ops.sru_squeeze(x, sru_arguments(before, x.dtype), up[0], low[0], (up[1], early), size)
+    if size != pool.stride or not pool.is_plain:
+        x_low = pool(x_low)
+    return x_up, x_low if low[1] is None or early is not None else x_low + low[1].view(-1, 1, 1)
+
+
+def _transformed(layer: CRU, branches: Branches, backend: str) -> Tensor:
+    """Return Y of the squeezed and normed branches."""
+    x_up, x_low = branches
+    if x_up is None or x_low is None:
+        return layer.fuse(*layer.transform(x_up, x_low))
+    if backend == 'native' and not torch.is_autocast_enabled('cpu'):
+        if _one_kernel_transforms(layer, x_up, x_low):
+            return _transformed_by_kernel(layer, x_up, x_low)
+        if _one_kernel_norms(layer, x_up, x_low):
+            return _normed_by_kernel(layer, x_up, x_low)
+    made, low = layer.transform_low(x_low)
+    first, second = layer.transform_up(x_up)
+    return ops.fuse(first, low, second, made, output_is_kept=layer.output_is_kept, backend=backend)
+
+
+def _one_kernel_transforms(layer: CRU, x_up: Tensor, x_low: Tensor) -> bool:
+    """Whether one kernel does GWC, PWC1, PWC2, norms in eval mode and fuse."""
+    gwc, pwc1, pwc2 = layer.gwc, layer.pwc1, layer.pwc2
+    if gwc is None or pwc1 is None or pwc2 is None or layer.gwc_window is None:
+        return False
+    if not intact(layer, 'gwc', 'pwc1', 'pwc2', 'pool', 'norm1', 'norm2'):
+        return False
+    if not is_affine(layer.norm1) or not is_affine(layer.norm2):
+        return False
+    return ops.fits(x_up, gwc.weight, pwc1.weight, pwc2.weight) and ops.fits(x_low)
+
+
+def _transformed_by_kernel(layer: CRU, x_up: Tensor, x_low: Tensor) -> Tensor:
+    window = cast('ops.Window', layer.gwc_window)
+    pwc2_conv = cast('nn.Conv2d', layer.pwc2)
+    up = None if layer.pool.is_identity and window.centre is not None else layer.pool(x_up)
+    gwc, bias1 = folded(cast('nn.Conv2d', layer.gwc).weight, None, layer.norm1)
+    # The norm shifts the sum of GWC and PWC1 once.
+    pwc1 = folded(cast('nn.Conv2d', layer.pwc1).weight, None, layer.norm1)[0]
+    pwc2, bias2 = pwc2_conv.weight, pwc2_conv.bias
+    if layer.norm2 is not None:
+        # X_low is then no longer the part of Y2 that costs nothing, so PWC2 makes all of it.
+        pwc2, bias2 = folded(*with_identity(pwc2, bias2), layer.norm2)
+    return ops.transform_fuse(x_up, up, x_low, (gwc, pwc1, pwc2), window, (bias1, bias2))
+
+
+def _one_kernel_norms(layer: CRU, x_up: Tensor, x_low: Tensor) -> bool:
+    """Whether one kernel does ``norm1`` and ``norm2`` with the batch's statistics, and fuse."""
+    norms = layer.norm1, layer.norm2
+    if layer.pwc2 is None or not intact(layer, 'norm1', 'norm2', 'pwc2'):
+        return False
+    if any(type(norm) is not nn.BatchNorm2d or norm.weight is None or is_affine(norm) for norm in norms):
+        return False
+    # BN raises for a single value per channel; leave the error to it.
+    return ops.fits(x_up, layer.pwc2.weight) and ops.fits(x_low) and x_low[:, 0].numel() > 1
+
+
+def _normed_by_kernel(layer: CRU, x_up: Tensor, x_low: Tensor) -> Tensor:
+    norms = cast('nn.BatchNorm2d', layer.norm1), cast('nn.BatchNorm2d', layer.norm2)
+    pwc1, gwc, pwc2 = (cast('nn.Conv2d', conv) for conv in (layer.pwc1, layer.gwc, layer.pwc2))
+    second, first = pwc1(layer.pool(x_up)), gwc(x_up)  # the pool first, as in transform_up
+    settings = ((norm.weight, norm.bias, norm.eps) for norm in norms)
+    y, mean, variance = ops.norm_fuse(first + second, pwc2(x_low), x_low, *settings)
+    for norm, mu, v in zip(norms, mean, variance, strict=True):
+        update_statistics(norm, mu, v, y[:, 0].numel())
+    return y
+
+
+def deployed(layer: DeployedCRU, x: Tensor) -> Tensor | None:
+    """The CRU's deploy form with its squeezes as one convolution, and its fuse as one kernel."""
+    backend = ops.choose_backend(x, layer.backend)
+    if backend == 'plain' or not x.numel() or not 0 < layer.channels.alpha < 1:
+        return None
+    x_up, x_low = cast('tuple[Tensor, Tensor]', _squeezed(layer, x))
+    made, low = layer.transform_low(x_low)
+    first, second = layer.transform_up(x_up)
+    y = ops.fuse(first, low, second, made, layer.scale, layer.shift, overwrite=True, backend=backend)
+    return F.relu(y, inplace=True) if layer.relu else y
+
+
+def sru_then_deployed(layer: DeployedCRU, before: SRU, x: Tensor) -> Tensor | None:
+    """``layer(before(x))`` by one op, for inference."""
+    if layer.packed is None or not ops.runs_on(x, layer.backend, layer.packed) or not undisturbed(before, layer):
+        return None
+    if not intact(before, 'gn') or not intact(layer, 'squeeze_up', 'squeeze_low', 'gwc', 'pwc1', 'pwc2', 'pool'):
+        return None
+    if torch.is_autocast_enabled('cpu'):
+        return None
+    return ops.scconv(x, *op_arguments(layer, before, x.dtype))
+
+
+def op_arguments(layer: DeployedCRU, before: SRU, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Return the arguments of :func:`mmscconv.ops.scconv` for ``layer(before(x))``, ``x`` of ``dtype``."""
+    c, gwc, pwc2 = layer.channels, cast('nn.Conv2d', layer.gwc), cast('nn.Conv2d', layer.pwc2)
+    squeezes = cast('nn.Conv2d', layer.squeeze_up), cast('nn.Conv2d', layer.squeeze_low)
+    return (
+        sru_arguments(before, dtype),
+        (layer.packed_up, layer.packed_low, *(conv.bias for conv in squeezes)),
+        (layer.packed, gwc.bias, pwc2.bias, layer.scale, layer.shift),
+        (c.up, c.squeezed_up, c.squeezed_low, layer.out_channels, pwc2.out_channels),
+        layer.window,
+        layer.centre,
+        layer.relu,
+    )

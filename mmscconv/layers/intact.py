@@ -1,0 +1,102 @@
+"""Whether a kernel may do a module's work without anybody noticing that the module was not called."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from mmscconv.layers.aligned_pool import AlignedAvgPool2d
+from mmscconv.layers.group_norm import GroupNorm
+from mmscconv.layers.hooked import is_hooked
+
+logger = logging.getLogger('mmscconv')
+Built = dict[str, tuple[Any, ...]]
+M = TypeVar('M', bound=type[nn.Module])
+
+# Subclasses are left out: quantization, adapters and parametrizations are such, and compute something else.
+_KNOWN: set[type[nn.Module]] = {
+    nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, GroupNorm, AlignedAvgPool2d
+}  # fmt: skip
+_GEOMETRY = (
+    'kernel_size',
+    'stride',
+    'padding',
+    'dilation',
+    'groups',
+    'padding_mode',
+    'num_groups',
+    '_slack',
+    '_offset',
+)
+
+
+def replaceable(cls: M) -> M:
+    """Class decorator: objects of exactly this class compute what kernels compute."""
+    _KNOWN.add(cls)
+    return cls
+
+
+def of_known_class(module: nn.Module) -> bool:
+    """Whether the class of ``module`` is exactly one whose work kernels can do."""
+    return type(module) in _KNOWN
+
+
+def undisturbed(*modules: nn.Module | None) -> bool:
+    """Whether calling ``modules`` runs their class's own forward and nothing else: no hook, no forward put over it."""
+    return not torch_module._has_any_global_hook() and all(m is None or _disturbance(m) is None for m in modules)
+
+
+def _disturbance(module: nn.Module) -> str | None:
+    """Return how a call of ``module`` would do more or something else than its class's own forward, or None."""
+    if type(module) not in _KNOWN:
+        return f'it is a {type(module).__name__}'
+    return 'it has hooks, or a forward of its own' if is_hooked(module) else None
+
+
+def built(layer: nn.Module, names: Iterable[str]) -> Built:
+    """Return how the modules of ``layer`` with these names are built, for :func:`intact` to compare with later."""
+    return {name: _geometry(getattr(layer, name)) for name in names}
+
+
+def intact(layer: Any, *names: str) -> bool:
+    """Whether these modules of ``layer`` are undisturbed and as ``layer.built`` says, with plain tensors as weights.
+
+    Somebody may have changed a stride or dilation, put another module in, pruned
+    channels or parametrized a weight since the layer was made; kernels know the
+    layer's own settings alone.
+    """
+    reason = obstacle(layer, *names)
+    if reason is not None and not torch.compiler.is_compiling():
+        logger.debug('%s calls its modules: %s', type(layer).__name__, reason)
+    return reason is None
+
+
+def obstacle(layer: Any, *names: str) -> str | None:
+    """Return why no kernel may do the work of these modules of ``layer``, or None."""
+    if torch_module._has_any_global_hook():
+        return 'a hook for all modules is registered'
+    for name in names:
+        module = getattr(layer, name)
+        reason = None if module is None else _disturbance(module)
+        if reason is None and _geometry(module) != layer.built.get(name):
+            reason = 'its settings or weights are not those that it was built with'
+        if reason is not None:
+            return f'{name}: {reason}'
+    return None
+
+
+def _geometry(module: nn.Module | None) -> tuple[Any, ...]:
+    """Return settings, and names and shapes of the weights; a tensor of another class has no shape."""
+    if module is None:
+        return ()
+    settings = [getattr(module, name, None) for name in _GEOMETRY]
+    shapes = [
+        (name, None if p is None else tuple(p.shape) if type(p) in (Tensor, nn.Parameter) else type(p))
+        for name, p in module._parameters.items()
+    ]
+    return (*settings, *shapes)
