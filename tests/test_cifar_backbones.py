@@ -157,4 +157,4 @@ def test_wide_resnet_is_biased_but_for_what_was_replaced():
     assert all(m.bias is not None for m in plain.modules() if isinstance(m, nn.Conv2d))
     replaced = build('CIFARWideResNet', {'type': 'TiedConv'}, depth=10, widen_factor=1)
     unbiased = [name for name, m in replaced.named_modules() if isinstance(m, nn.Conv2d) and m.bias is None]
-    assert unbiased == [f'stages.{i}.0.conv2' for i in range(3)]
+    assert unbiased == [f'stages.{i}.0.conv2.conv' for i in range(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import cast
 
@@ -9,13 +10,21 @@ import mmdet.models.backbones.resnet as mmdet_resnet
 import mmpretrain.models.backbones.resnet as mmpretrain_resnet
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks.wrappers import Conv2d as WrappedConv2d
+from mmengine.model.utils import _BatchNormXd  # SyncBN after revert_sync_batchnorm
+from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmscconv.layers import SCConv
 from mmscconv.layers.deploy import DeployedCRU
 from mmscconv.layers.folding import fold_norm
+from mmscconv.layers.hooked import has_own_forward, is_hooked
 from mmscconv.models.openmmlab import PlainBottleneck
+from mmscconv.selection import shared_parameters
+
+# Exact types, as SCConv below: a subclass, such as mmcv's ConvWS2d, may compute something else with the same weight.
+CONVS = (nn.Conv2d, WrappedConv2d)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)
 
 
 def switch_to_deploy(model: nn.Module) -> nn.Module:
@@ -27,11 +36,18 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
     (:class:`DeployedBottleneck`). Everything else stays as it is. The
     result equals the model in eval mode up to rounding; it cannot be trained or
     turned back, and takes a training checkpoint only before.
+
+    A norm stays where folding could change numbers or hide what somebody watches:
+    subclasses of convolutions and norms, hooks, parametrizations, pruning, a
+    ``forward`` set on an instance (as mmengine's ``efficient_conv_bn_eval`` does), and
+    convolutions or weights that stand in several places.
     """
     model.eval()
+    fixed = _Fixed(model)
     for module in list(model.modules()):
         for conv, norm in _pairs(module):
-            _fold(module, conv, norm)
+            if not fixed.holds(module, conv, norm):
+                _fold(module, conv, norm)
     for parent in list(model.modules()):
         for name, block in list(parent.named_children()):
             if DeployedBottleneck.takes(block):
@@ -52,9 +68,7 @@ class DeployedBottleneck(nn.Module):
     def __init__(self, block: PlainBottleneck) -> None:
         super().__init__()
         self.conv1, self.conv2, self.conv3, self.downsample = block.conv1, block.conv2, block.conv3, block.downsample
-        cru = getattr(block.conv2, 'cru', None)
-        assert isinstance(cru, DeployedCRU)  # as takes() found it
-        cru.relu = True
+        cast('SCConv', block.conv2).append_relu()
         self.out_channels = block.conv3.out_channels  # mmpretrain reads it
 
     @staticmethod
@@ -63,8 +77,12 @@ class DeployedBottleneck(nn.Module):
         known = (mmdet_resnet.Bottleneck.forward, mmpretrain_resnet.Bottleneck.forward)
         if type(block).forward not in known or getattr(block, 'with_plugins', False):
             return False
-        convs = [block.conv1, block.conv2, block.conv3]
-        if not isinstance(convs[1], SCConv) or not isinstance(convs[1].cru, DeployedCRU) or not convs[1].ends_in_cru:
+        conv = block.conv2
+        if type(conv) is not SCConv or not isinstance(conv.cru, DeployedCRU) or not conv.ends_in_cru:
+            return False
+        # conv1, conv3 and downsample are called as before; all else is not, and conv2's output changes.
+        called = {id(child) for child in (block.conv1, block.conv3, block.downsample)}
+        if is_hooked(block) or any(is_hooked(child) for child in block.children() if id(child) not in called):
             return False
         return all(isinstance(getattr(block, f'norm{i}'), nn.Identity) for i in (1, 2, 3))
 
@@ -74,12 +92,35 @@ class DeployedBottleneck(nn.Module):
         return F.relu(out, inplace=True)
 
 
+class _Fixed:
+    """The modules of a model into which no norm can be folded, and the norms that cannot be."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self.shared = shared_parameters(model)
+        self.places = Counter(id(child) for module in modules for child in module._modules.values())
+        # A forward of the instance may be a graph that was traced: it calls the modules that it once found.
+        self.traced = {id(inside) for module in modules if has_own_forward(module) for inside in module.modules()}
+
+    def holds(self, parent: nn.Module, conv_name: str, norm_name: str) -> bool:
+        """Whether these two children of ``parent`` have to stay as they are."""
+        conv, norm = parent._modules.get(conv_name), parent._modules.get(norm_name)
+        if conv is None or norm is None or id(parent) in self.traced or is_hooked(conv) or is_hooked(norm):
+            return True
+        return self.places[id(conv)] > 1 or any(id(p) in self.shared for p in conv.parameters())
+
+
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     """Return the names of children of which the second, a norm, takes the first's output and nothing else does."""
+    forward = type(module).forward
     if isinstance(module, nn.Sequential):
-        return list(pairwise(module._modules))
-    if isinstance(module, ConvModule) and module.order[:2] == ('conv', 'norm') and module.with_norm:
-        return [('conv', module.norm_name)]
+        return list(pairwise(module._modules)) if forward is nn.Sequential.forward else []
+    if isinstance(module, ConvModule):
+        # With mmcv's efficient_conv_bn_eval the norm is read while the convolution runs.
+        efficient = getattr(module, 'efficient_conv_bn_eval_forward', None) is not None
+        if forward is not ConvModule.forward or efficient or module.order[:2] != ('conv', 'norm'):
+            return []
+        return [('conv', module.norm_name)] if module.with_norm else []
     # OpenMMLab's ResNets and their blocks: norm1 may be called bn1 or gn1, and norm1_name says so.
     numbered = ((f'conv{i}', getattr(module, f'norm{i}_name', None)) for i in (1, 2, 3))
     return [(conv, norm) for conv, norm in numbered if norm is not None]
@@ -87,11 +128,11 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 
 def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> None:
     conv, norm = parent._modules.get(conv_name), parent._modules.get(norm_name)
-    if not isinstance(norm, _BatchNorm) or norm.running_var is None:
+    if type(norm) not in NORMS or getattr(norm, 'running_var', None) is None:
         return
-    if isinstance(conv, SCConv) and conv.ends_in_cru:
+    if type(conv) is SCConv and conv.ends_in_cru:
         conv.switch_to_deploy(norm)
-    elif isinstance(conv, nn.Conv2d):
+    elif type(conv) in CONVS and isinstance(conv, nn.Conv2d) and conv._parameters.get('weight') is not None:
         parent._modules[conv_name] = fold_norm(conv, norm)
     else:
         return
