@@ -1,6 +1,16 @@
 """The arithmetic of the layers that has more than one implementation: plain PyTorch beside compiled kernels."""
 
-from mmscconv.ops.backend import BACKENDS, check_backend, choose_backend, fits, plain_only, runs_on
+from mmscconv.ops.backend import (
+    BACKENDS,
+    becoming_graph,
+    check_backend,
+    choose_backend,
+    fits,
+    observed,
+    plain_only,
+    runs_on,
+    transformed,
+)
 from mmscconv.ops.fuse import fuse
 from mmscconv.ops.norm_fuse import norm_fuse
 from mmscconv.ops.packing import can_pack, packed, packed_transform
@@ -13,6 +23,7 @@ from mmscconv.ops.window import Window
 __all__ = [
     'BACKENDS',
     'Window',
+    'becoming_graph',
     'can_pack',
     'check_backend',
     'choose_backend',
@@ -20,6 +31,7 @@ __all__ = [
     'fuse',
     'logit',
     'norm_fuse',
+    'observed',
     'packed',
     'packed_transform',
     'plain_only',
@@ -29,4 +41,5 @@ __all__ = [
     'sru',
     'sru_squeeze',
     'transform_fuse',
+    'transformed',
 ]

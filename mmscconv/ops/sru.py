@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmscconv.ops.backend import choose_backend, kernels
+from mmscconv.ops.backend import choose_backend, exporting, kernels, transformed
+from mmscconv.ops.gradients import (
+    differentiable_gradients,
+    must_be_differentiable,
+    register_kernel,
+    register_no_gradient,
+)
 from mmscconv.ops.layout import empty_like_dense
 
 
@@ -43,17 +50,53 @@ def sru(
     return torch.ops.mmscconv.sru(x, scale, shift, num_groups, eps, threshold, hard, backend)[0]
 
 
-def logit(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float) -> Tensor:
-    """Return the argument of Eq. 3's sigmoid, in the dtype of ``scale``."""
+def logit(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, written_out: bool = False) -> Tensor:
+    """Return the argument of Eq. 3's sigmoid, in the dtype of ``scale``.
+
+    ``written_out``: GN by operations that have derivatives of every order and mode. torch.group_norm has not: its
+    gradient has no forward-mode derivative, and its second one no batching rule.
+    """
+    values = x.to(scale.dtype)
+    if written_out or transformed():
+        return _group_norm(values, scale, shift, num_groups, eps)
+    copied = _ends_the_process(values, scale, shift)
+    if copied:
+        values = values.clone(memory_format=torch.contiguous_format)
     # No autocast lowers group_norm on fp32 input; unlike nn.GroupNorm, it also takes one value per group.
-    return torch.group_norm(x.to(scale.dtype), num_groups, scale, shift, eps)
+    z = torch.group_norm(values, num_groups, scale, shift, eps)
+    return z.contiguous(memory_format=torch.channels_last) if copied else z
+
+
+def _group_norm(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float) -> Tensor:
+    grouped = x.unflatten(1, (num_groups, -1))
+    variance, mean = torch.var_mean(grouped, dim=(2, 3, 4), correction=0, keepdim=True)
+    normed = ((grouped - mean) * (variance + eps).rsqrt()).flatten(1, 2)
+    return normed * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+
+
+def _ends_the_process(x: Tensor, scale: Tensor, shift: Tensor) -> bool:
+    """Return whether backward of group_norm might.
+
+    In torch 2.11 it is a segmentation fault for a channels-last CPU tensor of which no gradient is asked for, but
+    gradients of scale or shift are.
+    """
+    if x.device.type != 'cpu' or not torch.is_grad_enabled() or exporting():
+        return False
+    return (scale.requires_grad or shift.requires_grad) and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def sru_plain(
-    x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, threshold: float, hard: bool
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    eps: float,
+    threshold: float,
+    hard: bool,
+    written_out: bool = False,
 ) -> Tensor:
     """Return what :func:`sru` returns, by PyTorch operations: the definition of correct."""
-    z = logit(x, scale, shift, num_groups, eps)
+    z = logit(x, scale, shift, num_groups, eps, written_out)
     return separate_and_cross(x, z > threshold, None if hard else z.sigmoid())
 
 
@@ -85,16 +128,18 @@ torch.library.define(
 )
 
 
-@torch.library.impl('mmscconv::sru', ('cpu', 'cuda'))
 def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *settings, backend = arguments
     return kernels(backend).sru_forward(x, *settings)
 
 
-@torch.library.impl('mmscconv::sru_backward', ('cpu', 'cuda'))
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *settings, backend = arguments
     return kernels(backend).sru_backward(grad, *settings)
+
+
+register_kernel('sru', ('cpu', 'cuda'), _forward)
+register_kernel('sru_backward', ('cpu', 'cuda'), _backward)
 
 
 @torch.library.register_fake('mmscconv::sru')
@@ -110,15 +155,27 @@ def _backward_fake(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, *_: An
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, scale, shift, _, _, ctx.threshold, ctx.hard, ctx.backend = inputs
+    x, scale, shift, *ctx.settings, ctx.backend = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, scale, shift, mean, rstd)
 
 
 def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.mmscconv.sru_backward(grad, *ctx.saved_tensors, ctx.threshold, ctx.hard, ctx.backend)
+    x, scale, shift, mean, rstd = ctx.saved_tensors
+    num_groups, eps, threshold, hard = ctx.settings
+    grads: Sequence[Tensor | None]
+    if must_be_differentiable():
+        grads = differentiable_gradients(
+            lambda x, scale, shift: sru_plain(x, scale, shift, num_groups, eps, threshold, hard, written_out=True),
+            (x, scale, shift),
+            (grad,),
+            ctx.needs_input_grad[:3],
+        )
+    else:
+        grads = torch.ops.mmscconv.sru_backward(grad, x, scale, shift, mean, rstd, threshold, hard, ctx.backend)
     return *grads, None, None, None, None, None
 
 
 torch.library.register_autograd('mmscconv::sru', _backward_of_forward, setup_context=_setup_context)
+register_no_gradient('sru_backward')
