@@ -23,8 +23,9 @@ from torch import Tensor
 def gn(x: Tensor, num_groups: int, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     """Eq. 1, X_out = gamma * (X - mu) / sqrt(sigma^2 + eps) + beta, with mu and sigma of each sample's groups.
 
-    The statistics are written out: in torch 2.11 the backward pass of its own
-    operator ends the process where a channels-last CPU input needs no gradient.
+    The statistics are written out. Torch's own operator has no forward-mode
+    derivative of its gradient, and in torch 2.11 its backward pass ends the process
+    where a channels-last CPU input needs no gradient.
 
     Args:
         x: (N, C, H, W).
@@ -35,12 +36,17 @@ def gn(x: Tensor, num_groups: int, gamma: Tensor, beta: Tensor, eps: float) -> T
     Returns:
         (N, C, H, W), in at least fp32.
     """
+    normed = standardized(x, num_groups, eps)
+    return per_channel(gamma.to(normed.dtype)) * normed + per_channel(beta.to(normed.dtype))
+
+
+def standardized(x: Tensor, num_groups: int, eps: float) -> Tensor:
+    """Eq. 1 without its affine, (X - mu) / sqrt(sigma^2 + eps), in at least fp32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     groups = x.to(dtype).unflatten(1, (num_groups, x.shape[1] // num_groups))
     centred = groups - groups.mean(dim=(2, 3, 4), keepdim=True)
     variance = centred.square().mean(dim=(2, 3, 4), keepdim=True)
-    normed = (centred * torch.rsqrt(variance + eps)).flatten(1, 2)
-    return per_channel(gamma.to(dtype)) * normed + per_channel(beta.to(dtype))
+    return (centred * torch.rsqrt(variance + eps)).flatten(1, 2)
 
 
 def gamma_weights(gamma: Tensor, eps: float) -> Tensor:

@@ -25,17 +25,34 @@ def affine(gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype = torch.f
     return w * gamma, w * beta
 
 
-def logit(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float) -> Tensor:
-    """Return W_gamma * GN(X), the argument of Eq. 3's sigmoid, in the dtype of ``scale``."""
-    # No autocast lowers group_norm on fp32 input; unlike nn.GroupNorm, it also takes one value per group.
-    return torch.group_norm(x.to(scale.dtype), num_groups, scale, shift, eps)
+def logit(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, one_operator: bool = False) -> Tensor:
+    """Return W_gamma * GN(X), the argument of Eq. 3's sigmoid, in the dtype of ``scale``.
+
+    Args:
+        x: (N, C, H, W).
+        scale, shift: (C), of :func:`affine`.
+        num_groups, eps: Of GN.
+        one_operator: Let torch.group_norm do it, for graphs; see :func:`mmscconv.equations.gn` for why not elsewhere.
+    """
+    x = x.to(scale.dtype)
+    if one_operator:
+        # No autocast lowers group_norm on fp32 input; unlike nn.GroupNorm, it also takes one value per group.
+        return torch.group_norm(x, num_groups, scale, shift, eps)
+    return per_channel(scale) * equations.standardized(x, num_groups, eps) + per_channel(shift)
 
 
 def sru(
-    x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, threshold: float, hard: bool = False
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    eps: float,
+    threshold: float,
+    hard: bool = False,
+    one_operator: bool = False,
 ) -> Tensor:
-    """Eq. 1-4 with the affine of :func:`affine`; other arguments as :func:`mmscconv.equations.sru`'s."""
-    z = logit(x, scale, shift, num_groups, eps)
+    """Eq. 1-4 of ``x`` with the affine of :func:`affine`; other arguments as above and as of :func:`equations.gate`."""
+    z = logit(x, scale, shift, num_groups, eps, one_operator)
     return separate_and_cross(x, z > threshold, None if hard else z.sigmoid())
 
 

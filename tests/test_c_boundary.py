@@ -133,3 +133,37 @@ def test_number_of_arguments():
         call('norm_fuse_sums', *list(arguments())[1:])
     with pytest.raises(ctypes.ArgumentError):
         call('norm_fuse_sums', *arguments(n='2'))
+
+
+def misfits():
+    """Calls of the ops with one tensor that does not fit the others."""
+    x, c, kernels = (
+        torch.randn(2, 8, 4, 3).contiguous(memory_format=torch.channels_last),
+        torch.rand(8),
+        torch.ops.mmscconv,
+    )
+    low, made, up = x[:, :2], x[:, :6], torch.randn(3, 4, 1, 1)
+    weights = torch.randn(8, 4, 3, 3), torch.randn(8, 8, 1, 1), torch.randn(6, 2, 1, 1)
+    window = 2, (3, 3, 1, 1, 1, 1, 1, 1)
+    return {
+        'sru: affine': lambda: kernels.sru(x, c, c[:4], 4, 0.1, 0.1, False, 'native'),
+        'sru: groups': lambda: kernels.sru(x, c, c, 3, 0.1, 0.1, False, 'native'),
+        'fuse: low': lambda: kernels.fuse(x, x, None, made, None, None, False, 'native'),
+        'fuse: low alone': lambda: kernels.fuse(x, low, None, None, None, None, False, 'native'),
+        'fuse: second': lambda: kernels.fuse(x, low, low, made, None, None, False, 'native'),
+        'sru_squeeze: weights': lambda: kernels.sru_squeeze(
+            x, c, c, 4, 0.1, 0.1, False, up, up[:, :2], None, None, (1, 1)
+        ),
+        'sru_squeeze: bias': lambda: kernels.sru_squeeze(x, c, c, 4, 0.1, 0.1, False, up, up, c, None, (1, 1)),
+        'transform_fuse: low': lambda: kernels.transform_fuse(x, None, x, *weights, None, None, *window),
+        'transform_fuse: bias': lambda: kernels.transform_fuse(x, None, low, *weights, c[:2], None, *window),
+        'transform_fuse: batch': lambda: kernels.transform_fuse(x[:1], None, low, *weights, None, None, *window),
+        'norm_fuse: low': lambda: kernels.norm_fuse(x, made, x, c, c, 0.1, c, c, 0.1),
+        'norm_fuse: weight': lambda: kernels.norm_fuse(x, made, low, c[:3], c, 0.1, c, c, 0.1),
+    }
+
+
+@pytest.mark.parametrize('case', misfits())
+def test_shapes_that_do_not_fit_raise(case):
+    with pytest.raises(ValueError, match=f'^{case.partition(":")[0]}: shapes that do not fit each other: '):
+        misfits()[case]()

@@ -194,6 +194,7 @@ def test_ops_that_reach_over_convolutions_are_registered_right():
     # Without the one that compiles, which starts autograd's threads: no training could be forked after it.
     kinds = ('test_schema', 'test_autograd_registration', 'test_faketensor')
     torch.library.opcheck(torch.ops.mmscconv.sru_squeeze.default, leaves, test_utils=kinds)
+    up = torch.randn(2, 4, 4, 3).contiguous(memory_format=torch.channels_last)
     weights = torch.randn(8, 2, 3, 3), torch.randn(8, 4, 1, 1), torch.randn(4, 4, 1, 1)
     window = (3, 3, 1, 1, 1, 1, 1, 1)
     arguments = (up, up, up, *weights, None, torch.randn(4), 2, window)

@@ -288,7 +288,7 @@ def test_recomputing_leaves_modules_alone_in_threads(backend):
 
 
 @pytest.mark.parametrize('settings', [{}, {'inner_norm': True}], ids=str)
-@pytest.mark.parametrize('backend', ['plain'], ids=['plain'])
+@pytest.mark.parametrize('backend', ['plain', None], ids=['plain', 'default'])
 def test_recomputing_again_and_for_second_derivatives(backend, settings):
     layer = SCConv(16, 16, 3, padding=1, backend='plain', **settings)
     again = copy.deepcopy(layer)

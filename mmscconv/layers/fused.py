@@ -23,7 +23,7 @@ from mmscconv import identities, ops
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.folding import folded, is_affine, update_statistics, with_identity
 from mmscconv.layers.intact import intact, of_known_class, undisturbed
-from mmscconv.layers.recompute import recomputed
+from mmscconv.layers.recompute import recomputed, statistics_kept
 
 if TYPE_CHECKING:
     from mmscconv.layers.cru import CRU, ChannelUnit
@@ -73,7 +73,7 @@ def sru(layer: SRU, x: Tensor) -> Tensor | None:
     backend = ops.choose_backend(x, layer.backend)
     if backend == 'plain':
         rearranged = ops.becoming_graph() and undisturbed(layer.gn)
-        return identities.sru(x, *sru_arguments(layer, x.dtype)) if rearranged else None
+        return identities.sru(x, *sru_arguments(layer, x.dtype), one_operator=True) if rearranged else None
     if not x.numel() or not intact(layer, 'gn'):
         return None
     return ops.sru(x, *sru_arguments(layer, x.dtype), backend=backend)
@@ -176,7 +176,18 @@ def _transformed(layer: CRU, branches: Branches, backend: str) -> Tensor:
             return _normed_by_kernel(layer, x_up, x_low)
     made, low = layer.transform_low(x_low)
     first, second = layer.transform_up(x_up)
-    return ops.fuse(first, low, second, made, output_is_kept=layer.output_is_kept, backend=backend)
+    again = functools.partial(_transformed_up_again(layer), x_up)
+    return ops.fuse(first, low, second, made, output_is_kept=layer.output_is_kept, again=again, backend=backend)
+
+
+def _transformed_up_again(layer: CRU) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+    """Return ``layer.transform_up``, which leaves running statistics as they are."""
+
+    def again(x_up: Tensor) -> tuple[Tensor, Tensor | None]:
+        with statistics_kept(layer):
+            return layer.transform_up(x_up)
+
+    return again
 
 
 def _one_kernel_transforms(layer: CRU, x_up: Tensor, x_low: Tensor) -> bool:

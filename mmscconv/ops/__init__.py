@@ -6,6 +6,7 @@ from mmscconv.ops.backend import (
     check_backend,
     choose_backend,
     fits,
+    observed,
     plain_only,
     runs_on,
     transformed,
@@ -14,7 +15,7 @@ from mmscconv.ops.fuse import fuse
 from mmscconv.ops.norm_fuse import norm_fuse
 from mmscconv.ops.packing import can_pack, packed, packed_transform
 from mmscconv.ops.scconv import scconv
-from mmscconv.ops.sru import logit, separate_and_cross, sru
+from mmscconv.ops.sru import sru
 from mmscconv.ops.sru_squeeze import sru_squeeze
 from mmscconv.ops.transform_fuse import transform_fuse
 from mmscconv.ops.window import Window
@@ -28,14 +29,13 @@ __all__ = [
     'choose_backend',
     'fits',
     'fuse',
-    'logit',
     'norm_fuse',
+    'observed',
     'packed',
     'packed_transform',
     'plain_only',
     'runs_on',
     'scconv',
-    'separate_and_cross',
     'sru',
     'sru_squeeze',
     'transform_fuse',

@@ -7,14 +7,17 @@
 ==========  ==================================================================
 
 An explicit choice that cannot run raises; the automatic one falls back to
-``plain``. Export and tracing always see ``plain``, whatever was chosen: an
-exported graph has to run without this package. (:mod:`mmscconv.export.custom_op` brings the kernels along.)
+``plain`` and logs the reason (logger ``mmscconv``, level DEBUG). Observers always
+see ``plain``, whatever was chosen: export and tracing, because a graph has to run
+without this package (:mod:`mmscconv.export.custom_op` brings the kernels along),
+and dispatch modes, which count or record operations and cannot look into a kernel.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import os
 import re
 import warnings
@@ -24,7 +27,9 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx._symbolic_trace import is_fx_tracing
 
 from mmscconv.ops import compiled
 from mmscconv.ops.layout import layout_of
@@ -33,6 +38,7 @@ F = TypeVar('F', bound=Callable[..., Any])
 BACKENDS = ('plain', 'native', 'triton')
 VARIABLE = 'MMSCCONV_BACKEND'
 OLDEST_TRITON = (3, 2)  # 3.0 refuses the kernels: its tl.arange takes no computed constants
+_LOGGER = logging.getLogger('mmscconv')
 _forced_plain = 0
 
 
@@ -67,19 +73,24 @@ def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool =
         BackendUnavailableError: ``explicit`` or MMSCCONV_BACKEND names one that cannot run here.
         ValueError: MMSCCONV_BACKEND names none.
     """
-    if _forced_plain or _exporting():
+    if _forced_plain or exporting() or observed():
         return 'plain'
     wanted = explicit or _from_environment()
     if wanted:
         check_backend(wanted)
         reason = _refusal(wanted, x)
         if reason:
-            raise BackendUnavailableError(f'backend {wanted!r} cannot run: {reason}')
+            raise BackendUnavailableError(f"backend {wanted!r} cannot run: {reason}; backend='plain' can")
         return wanted
     fitting = 'triton' if x.device.type == 'cuda' else 'native'
     if fitting == 'native' and torch.compiler.is_compiling() and not beyond_fusion:
         return 'plain'
-    return 'plain' if _refusal(fitting, x) else fitting
+    reason = _refusal(fitting, x)
+    if reason is None:
+        return fitting
+    if not torch.compiler.is_compiling():
+        _LOGGER.debug('plain PyTorch form in the place of %s kernels: %s', fitting, reason)
+    return 'plain'
 
 
 def runs_on(x: Tensor, backend: str | None, *weights: Tensor) -> bool:
@@ -116,6 +127,12 @@ def _refusal(backend: str, x: Tensor) -> str | None:
         return None
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f'it computes in fp32 and takes fp32, bf16 and fp16, not {x.dtype}'
+    if not torch.compiler.is_compiling() and type(x) not in (Tensor, nn.Parameter):
+        # They may own no memory, or do something of their own with every operation.
+        return f'it takes no tensor subclasses, got a {type(x).__name__}'
+    if transformed():
+        mode = 'forward-mode AD' if forward_mode() else 'a transform of torch.func (grad, vmap, jacrev, ...)'
+        return f'{mode} is active, which has to see the operations'
     if backend == 'native':
         return _native_unavailable() if x.device.type == 'cpu' else f'it needs a CPU tensor, got one on {x.device}'
     reason = triton_unavailable()
@@ -163,21 +180,32 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-# Called for real while torch.compile traces, which otherwise takes every compilation for an export.
 @_constant_when_traced
-def _exporting() -> bool:
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-        return True
-    return getattr(torch.compiler, 'is_exporting', bool)()
+def forward_mode() -> bool:
+    """Return whether a level of forward-mode AD is active, also one of torch.func.jvp."""
+    return forward_ad._current_level >= 0
+
+
+@_constant_when_traced
+def transformed() -> bool:
+    """Return whether a transform of torch.func (grad, vmap, jvp, ...) or forward-mode AD is active."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_mode()
+
+
+def observed() -> bool:
+    """Return whether a TorchDispatchMode sees every operation, as FlopCounterMode or FakeTensorMode; no compiler's."""
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
 
 
 def becoming_graph() -> bool:
-    """Return whether PyTorch is tracing, exporting or compiling what runs."""
-    return torch.compiler.is_compiling() or _exporting()
+    """Return whether what runs is traced, exported or compiled."""
+    return exporting() or torch.compiler.is_compiling()
 
 
-def transformed() -> bool:
-    """Return whether a transform of torch.func or forward-mode AD is active."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
+# Called for real while torch.compile traces, which otherwise takes every compilation for an export.
+@_constant_when_traced
+def exporting() -> bool:
+    """Return whether torch.jit, torch.fx, torch.export or ONNX's exporter is making a graph of what runs."""
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or is_fx_tracing():
+        return True
+    return getattr(torch.compiler, 'is_exporting', bool)()

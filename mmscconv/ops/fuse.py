@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmscconv.identities import fuse as fuse_plain
 from mmscconv.ops.backend import choose_backend, kernels
+from mmscconv.ops.gradients import (
+    FOR_INFERENCE,
+    differentiable_gradients,
+    must_be_differentiable,
+    register_kernel,
+    register_no_gradient,
+)
 from mmscconv.ops.layout import empty_like_dense, layout_of
 
-FOR_INFERENCE = 'the deploy form of SCConv is for inference: train the model before switch_to_deploy()'
+Upper = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def fuse(
@@ -23,8 +33,9 @@ def fuse(
     output_is_kept: bool = False,
     overwrite: bool = False,
     backend: str | None = None,
+    again: Upper | None = None,
 ) -> Tensor:
-    """Return Z = beta1 * Y1 + beta2 * Y2 (Eq. 7-9), or scale * Z + shift; equal to :func:`fuse_plain`.
+    """Return Z = beta1 * Y1 + beta2 * Y2 (Eq. 7-9), or scale * Z + shift; equal to :func:`mmscconv.identities.fuse`.
 
     The kernels read their inputs twice, mostly from the caches, and write once.
 
@@ -40,9 +51,15 @@ def fuse(
         overwrite: Whether the result may take the place of ``first``, which saves
             its memory; done where no gradients are recorded.
         backend: See :mod:`mmscconv.ops.backend`.
+        again: Returns ``first`` and ``second`` once more, with their graphs; called where ``output_is_kept`` and
+            derivatives of the gradients are asked for, which need both. Tensors among the arguments of a
+            ``functools.partial`` are kept as autograd keeps tensors: under its hooks, and checked for changes.
 
     Returns:
         (N, C, H, W), in the dtype and layout of ``first``.
+
+    Raises:
+        RuntimeError: In backward with ``create_graph=True``, where ``output_is_kept`` without ``again``.
     """
     backend = choose_backend(first, backend)
     if backend == 'plain' or not first.numel():
@@ -51,26 +68,10 @@ def fuse(
         return kernels(backend).fuse_forward(first, low, second, made, scale, shift, overwrite=True)[0]
     if torch.is_grad_enabled() and second is not None and not output_is_kept:
         first, second = first + second, None
+    recomputable = output_is_kept and again is not None and scale is None
+    if recomputable and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _OutputKept.apply(again, backend, first, low, second, made)
     return torch.ops.mmscconv.fuse(first, low, second, made, scale, shift, output_is_kept, backend)[0]
-
-
-def fuse_plain(
-    first: Tensor,
-    low: Tensor,
-    second: Tensor | None = None,
-    made: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-) -> Tensor:
-    """Return what :func:`fuse` returns, by PyTorch operations: the definition of correct."""
-    y1 = first if second is None else first + second
-    y2 = low if made is None else torch.cat((made, low), dim=1)
-    s = torch.stack([y.mean(dim=(2, 3), keepdim=True) for y in (y1, y2)])
-    beta1, beta2 = s.softmax(dim=0).to(y1.dtype)
-    if scale is None or shift is None:
-        return beta1 * y1 + beta2 * y2
-    scale, shift = (t.to(y1.dtype).view(-1, 1, 1) for t in (scale, shift))
-    return (beta1 * scale) * y1 + ((beta2 * scale) * y2 + shift)
 
 
 torch.library.define(
@@ -85,7 +86,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl('mmscconv::fuse', ('cpu', 'cuda'))
 def _forward(
     first: Tensor,
     low: Tensor,
@@ -99,11 +99,14 @@ def _forward(
     return kernels(backend).fuse_forward(first, low, second, made, scale, shift)
 
 
-@torch.library.impl('mmscconv::fuse_backward', ('cpu', 'cuda'))
 def _backward(
     grad: Tensor, reference: Tensor, is_output: bool, low: Tensor, made: Tensor | None, beta1: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     return kernels(backend).fuse_backward(grad, reference, is_output, low, made, beta1)
+
+
+register_kernel('fuse', ('cpu', 'cuda'), _forward)
+register_kernel('fuse_backward', ('cpu', 'cuda'), _backward)
 
 
 @torch.library.register_fake('mmscconv::fuse')
@@ -128,19 +131,81 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     out, beta1 = output
     ctx.two_parts, ctx.scaled = second is not None, scale is not None
     ctx.mark_non_differentiable(beta1)
-    ctx.save_for_backward(out if ctx.is_output else first, low, made, beta1)
+    upper = (out, None) if ctx.is_output else (first, second)
+    ctx.save_for_backward(*upper, low, made, beta1)
 
 
 def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if ctx.scaled:
         raise RuntimeError(FOR_INFERENCE)
-    reference, low, made, beta1 = ctx.saved_tensors
-    grad1, grad_made, grad_low = torch.ops.mmscconv.fuse_backward(
-        grad, reference, ctx.is_output, low, made, beta1, ctx.backend
-    )
-    return (
-        grad1, grad_low, grad1 if ctx.two_parts else None, None if made is None else grad_made, None, None, None, None
-    )  # fmt: skip
+    first, second, low, made, beta1 = ctx.saved_tensors
+    grads: Sequence[Tensor | None]
+    if not must_be_differentiable():
+        reference = first if second is None else first + second
+        grads = _gradients(grad, reference, ctx.is_output, low, made, beta1, ctx.backend, ctx.two_parts)
+    elif ctx.is_output:
+        raise RuntimeError("second derivatives through this fuse need backend='plain': it keeps its output alone")
+    else:
+        grads = differentiable_gradients(fuse_plain, (first, low, second, made), (grad,), ctx.needs_input_grad[:4])
+    return *grads, None, None, None, None
+
+
+def _gradients(
+    grad: Tensor,
+    reference: Tensor,
+    is_output: bool,
+    low: Tensor,
+    made: Tensor | None,
+    beta1: Tensor,
+    backend: str,
+    two_parts: bool,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of first, low, second and made by the kernels."""
+    grad1, grad_made, grad_low = torch.ops.mmscconv.fuse_backward(grad, reference, is_output, low, made, beta1, backend)
+    return grad1, grad_low, grad1 if two_parts else None, None if made is None else grad_made
 
 
 torch.library.register_autograd('mmscconv::fuse', _backward_of_forward, setup_context=_setup_context)
+register_no_gradient('fuse_backward')
+
+
+def _function_and_tensors(again: Upper) -> tuple[Upper, tuple[Tensor, ...]]:
+    """Return a partial's function and tensors; any other callable, and none."""
+    if not isinstance(again, functools.partial) or again.keywords:
+        return again, ()
+    return (again.func, again.args) if all(isinstance(t, Tensor) for t in again.args) else (again, ())
+
+
+class _OutputKept(torch.autograd.Function):
+    """The op with its output kept, whose gradients are differentiable: Y1 is then made again from ``again``.
+
+    ``again`` ends in tensors equal to ``first`` and ``second``, with graphs of their own back to the same leaves. The
+    gradients of the inputs go to the node's inputs as always; what the gradients themselves depend on through Y1 is
+    reached through the new graph. So each dependence is counted once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, again: Upper, backend: str, first: Tensor, low: Tensor, second: Tensor | None, made: Tensor | None
+    ) -> Tensor:
+        out, beta1 = torch.ops.mmscconv.fuse(first, low, second, made, None, None, True, backend)
+        ctx.backend, ctx.two_parts = backend, second is not None
+        ctx.again, sources = _function_and_tensors(again)
+        device = first.device.type
+        ctx.autocast = functools.partial(
+            torch.autocast, device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        )
+        ctx.save_for_backward(out, low, made, beta1, *sources)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        out, low, made, beta1, *sources = ctx.saved_tensors
+        grads: Sequence[Tensor | None]
+        if must_be_differentiable():
+            with torch.enable_grad(), ctx.autocast():
+                first, second = ctx.again(*sources)
+            grads = differentiable_gradients(fuse_plain, (first, low, second, made), (grad,), ctx.needs_input_grad[2:])
+        else:
+            grads = _gradients(grad, out, True, low, made, beta1, ctx.backend, ctx.two_parts)
+        return None, None, *grads

@@ -20,6 +20,18 @@ from mmscconv.ops.window import centre_of, pooled_size
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def _check(op: str, fitting: bool, **tensors: Tensor | None) -> None:
+    """Raise ValueError where ``tensors`` do not fit each other: a kernel would read or write beyond their ends."""
+    if not fitting:
+        shapes = ', '.join(f'{name} {tuple(t.shape)}' for name, t in tensors.items() if t is not None)
+        raise ValueError(f'{op}: shapes that do not fit each other: {shapes}')
+
+
+def _has(t: Tensor | None, *shape: int) -> bool:
+    """Return whether ``t`` has ``shape``, or is left out."""
+    return t is None or t.shape == shape
+
+
 def _size(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
 
@@ -28,7 +40,8 @@ def sru_forward(
     x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, threshold: float, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.sru.sru`."""
-    layout = layout_of(x)
+    layout, c = layout_of(x), x.shape[1]
+    _check('sru', _has(scale, c) and _has(shift, c) and c % 2 == c % num_groups == 0, x=x, scale=scale, shift=shift)
     values, scale, shift = as_dense(x.float(), layout), scale.contiguous(), shift.contiguous()
     out = torch.empty_like(values)
     mean, rstd = (empty(len(x), num_groups) for _ in range(2))
@@ -65,7 +78,10 @@ def fuse_forward(
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
-    layout = layout_of(first)
+    layout, (n, c, h, w) = layout_of(first), first.shape
+    fitting = _has(second, n, c, h, w) and _has(low, n, c if made is None else low.shape[1], h, w)
+    fitting = fitting and _has(made, n, c - low.shape[1], h, w) and _has(scale, c) and _has(shift, c)
+    _check('fuse', fitting, first=first, low=low, second=second, made=made, scale=scale, shift=shift)
     first_ = as_dense(first.float(), layout)
     second_, made_ = (None if t is None else as_dense(t.float(), layout) for t in (second, made))
     low_ = as_rows(low.float(), layout)
@@ -118,6 +134,9 @@ def sru_squeeze(
     """See :func:`mmscconv.ops.sru_squeeze.sru_squeeze`; also the groups' means and inverse deviations, (N, groups)."""
     values = as_dense(x, torch.channels_last)
     n, c, h, w = x.shape
+    fitting = _has(scale, c) and _has(shift, c) and c % 2 == c % num_groups == 0 and up.shape[1] + low.shape[1] == c
+    fitting = fitting and _has(bias_up, len(up)) and _has(bias_low, len(low))
+    _check('sru_squeeze', fitting, x=x, scale=scale, shift=shift, up=up, low=low, bias_up=bias_up, bias_low=bias_low)
     x_up, x_low = (
         empty(n, len(weight), *size, layout=torch.channels_last)
         for weight, size in ((up, (h, w)), (low, pooled_size((h, w), pool)))
@@ -169,6 +188,7 @@ def transform_fuse(
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; also beta1, (N, C)."""
+    _check_transform(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups)
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
     out = empty(len(low), len(gwc), *low.shape[2:], layout=torch.channels_last)
@@ -224,6 +244,7 @@ def transform_fuse_backward(
     window: Sequence[int],
 ) -> tuple[Tensor, ...]:
     """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; the gradient of what is None is empty."""
+    _check_transform(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups)
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
     grad = as_dense(grad, torch.channels_last)
@@ -241,6 +262,26 @@ def transform_fuse_backward(
     grads = weights_of_rows(grad_weights, gwc, pwc1, pwc2, groups, centre)
     optional = [x_up.new_empty(0) if t is None else t for t in (grad_up, *grad_biases)]
     return grad_x_up, optional[0], grad_low, *grads, *optional[1:]
+
+
+def _check_transform(
+    x_up: Tensor,
+    up: Tensor | None,
+    low: Tensor,
+    gwc: Tensor,
+    pwc1: Tensor,
+    pwc2: Tensor,
+    bias1: Tensor | None,
+    bias2: Tensor | None,
+    groups: int,
+) -> None:
+    n, u, c, l = len(x_up), x_up.shape[1], len(gwc), low.shape[1]  # noqa: E741, l as in the error messages
+    fitting = u == groups * gwc.shape[1] and c % groups == 0 and _has(pwc1, c, u, 1, 1)
+    fitting = fitting and _has(pwc2, len(pwc2), l, 1, 1) and len(pwc2) in (c, c - l)
+    fitting = fitting and len(low) == n and (up is None or up.shape[:2] == (n, u))
+    fitting = fitting and _has(bias1, c) and _has(bias2, len(pwc2))
+    given = dict(x_up=x_up, up=up, low=low, gwc=gwc, pwc1=pwc1, pwc2=pwc2, bias1=bias1, bias2=bias2)
+    _check('transform_fuse', fitting, **given)
 
 
 def _centre(up: Tensor | None, low: Tensor, window: Sequence[int]) -> int | None:
@@ -272,6 +313,14 @@ def _geometry(
     n, _, h, w = x.shape
     numbers = (n, h, w, *channels, groups, *window, *size, -1 if centre is None else centre)
     return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def check_parts(y1: Tensor, made: Tensor, low: Tensor, *affine: Tensor) -> None:
+    """Raise ValueError unless ``made`` and ``low`` together are as large as ``y1``, and all of ``affine`` are (C)."""
+    n, c, h, w = y1.shape
+    l = low.shape[1]  # noqa: E741
+    fitting = _has(made, n, c - l, h, w) and _has(low, n, l, h, w) and all(_has(t, c) for t in affine)
+    _check('norm_fuse', fitting, y1=y1, made=made, low=low, weight1=affine[0])
 
 
 def norm_fuse_sums(grad: Tensor | None, y1: Tensor, made: Tensor, low: Tensor) -> Tensor:

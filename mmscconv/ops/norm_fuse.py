@@ -7,12 +7,22 @@ e = beta1 * beta2 * sum(grad * (Y1' - Y2')) and dY1' = beta1 * grad + e / P, dY2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor
 
+from mmscconv.identities import fuse as fuse_plain
 from mmscconv.ops import native
+from mmscconv.ops.backend import transformed
+from mmscconv.ops.gradients import (
+    differentiable_gradients,
+    must_be_differentiable,
+    register_kernel,
+    register_no_gradient,
+)
 from mmscconv.ops.layout import as_dense, empty_channels_last
 
 
@@ -30,8 +40,25 @@ def norm_fuse(
     Returns:
         (N, C, H, W), channels last; mean and biased variance of both norms, (2, C) each, without gradients.
     """
+    if transformed():
+        return norm_fuse_plain(y1, made, low, norm1, norm2)
     out, mean, variance, _ = torch.ops.mmscconv.norm_fuse(y1, made, low, *norm1, *norm2)
     return out, mean, variance
+
+
+def norm_fuse_plain(
+    y1: Tensor, made: Tensor, low: Tensor, norm1: tuple[Tensor, Tensor, float], norm2: tuple[Tensor, Tensor, float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what :func:`norm_fuse` returns, by PyTorch operations."""
+    both = y1, torch.cat((made, low), dim=1)
+    out = fuse_plain(*(_normed(y, *norm) for y, norm in zip(both, (norm1, norm2), strict=True)))
+    doubles = [y.detach().double() for y in both]
+    mean = torch.stack([y.mean(dim=(0, 2, 3)) for y in doubles])
+    return out, mean, torch.stack([y.var(dim=(0, 2, 3), correction=0) for y in doubles])
+
+
+def _normed(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.batch_norm(y, None, None, weight, bias, training=True, eps=eps)
 
 
 _SCHEMA = (
@@ -59,8 +86,8 @@ class _Norms:
         self.beta = s.softmax(dim=0)
 
 
-@torch.library.impl('mmscconv::norm_fuse', 'cpu')
 def _forward(y1: Tensor, made: Tensor, low: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    native.check_parts(y1, made, low, *(t for t in settings if isinstance(t, Tensor)))
     y1, made, low = (as_dense(t, torch.channels_last) for t in (y1, made, low))
     positions = y1.shape[2] * y1.shape[3]
     sums = native.norm_fuse_sums(None, y1, made, low).unflatten(1, (2, 2)) / positions  # (N, norm, power, C)
@@ -74,7 +101,6 @@ def _forward(y1: Tensor, made: Tensor, low: Tensor, *settings: Any) -> tuple[Ten
     return out, mean, variance, sample_means
 
 
-@torch.library.impl('mmscconv::norm_fuse_backward', 'cpu')
 def _backward(grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     grad, y1, made, low = (as_dense(t, torch.channels_last) for t in (grad, y1, made, low))
     norms = _Norms(rest[:6], *rest[6:])
@@ -96,6 +122,10 @@ def _backward(grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, *rest: Any) -
     grads = native.norm_fuse_backward(grad, y1, made, low, factors.transpose(0, 1).flatten(1, 2).float().contiguous())
     grad_weight, grad_bias = grad_weight.float(), grad_bias.float()
     return *grads, grad_weight[0].clone(), grad_bias[0].clone(), grad_weight[1].clone(), grad_bias[1].clone()
+
+
+register_kernel('norm_fuse', 'cpu', _forward)
+register_kernel('norm_fuse_backward', 'cpu', _backward)
 
 
 @torch.library.register_fake('mmscconv::norm_fuse')
@@ -120,6 +150,18 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     y1, made, low, weight1, bias1, weight2, bias2, *statistics = ctx.saved_tensors
+    grads: Sequence[Tensor | None]
+    if must_be_differentiable():
+        needs = ctx.needs_input_grad
+        *grads, grad_weight1, grad_bias1, grad_weight2, grad_bias2 = differentiable_gradients(
+            lambda y1, made, low, weight1, bias1, weight2, bias2: norm_fuse_plain(
+                y1, made, low, (weight1, bias1, ctx.eps1), (weight2, bias2, ctx.eps2)
+            )[0],
+            (y1, made, low, weight1, bias1, weight2, bias2),
+            (grad,),
+            (*needs[:5], *needs[6:8]),
+        )
+        return *grads, grad_weight1, grad_bias1, None, grad_weight2, grad_bias2, None
     *grads, grad_weight1, grad_bias1, grad_weight2, grad_bias2 = torch.ops.mmscconv.norm_fuse_backward(
         grad, y1, made, low, weight1, bias1, ctx.eps1, weight2, bias2, ctx.eps2, *statistics
     )
@@ -127,3 +169,4 @@ def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Ten
 
 
 torch.library.register_autograd('mmscconv::norm_fuse', _backward_of_forward, setup_context=_keep)
+register_no_gradient('norm_fuse_backward')

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops import native
+from mmscconv.ops.gradients import register_kernel
 from mmscconv.ops.layout import empty_channels_last
 from mmscconv.ops.window import Window, pooled_size
 
@@ -48,7 +49,7 @@ torch.library.define(
     '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, Tensor?[] squeezes,'
     ' Tensor?[] transform, int[] channels, int groups, int[] window, int? centre, bool relu) -> Tensor',
 )
-torch.library.impl('mmscconv::scconv', 'cpu')(native.scconv)
+register_kernel('scconv', 'cpu', native.scconv)
 
 
 @torch.library.register_fake('mmscconv::scconv')

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmscconv.identities import sru as sru_plain
 from mmscconv.ops.backend import choose_backend, kernels
+from mmscconv.ops.gradients import (
+    differentiable_gradients,
+    must_be_differentiable,
+    register_kernel,
+    register_no_gradient,
+)
 from mmscconv.ops.layout import empty_like_dense
 
 
@@ -21,7 +29,7 @@ def sru(
     hard: bool,
     backend: str | None = None,
 ) -> Tensor:
-    """Return X^w of Eq. 4, equal to :func:`sru_plain`.
+    """Return X^w of Eq. 4, equal to :func:`mmscconv.identities.sru`.
 
     The kernels read X twice and write the result once; backward recomputes the
     gate from X and the groups' statistics instead of keeping masks and products.
@@ -43,36 +51,6 @@ def sru(
     return torch.ops.mmscconv.sru(x, scale, shift, num_groups, eps, threshold, hard, backend)[0]
 
 
-def logit(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float) -> Tensor:
-    """Return the argument of Eq. 3's sigmoid, in the dtype of ``scale``."""
-    # No autocast lowers group_norm on fp32 input; unlike nn.GroupNorm, it also takes one value per group.
-    return torch.group_norm(x.to(scale.dtype), num_groups, scale, shift, eps)
-
-
-def sru_plain(
-    x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, threshold: float, hard: bool
-) -> Tensor:
-    """Return what :func:`sru` returns, by PyTorch operations: the definition of correct."""
-    z = logit(x, scale, shift, num_groups, eps)
-    return separate_and_cross(x, z > threshold, None if hard else z.sigmoid())
-
-
-def separate_and_cross(x: Tensor, informative: Tensor, weights: Tensor | None) -> Tensor:
-    """Return X^w of Eq. 4 from the gate's decisions and W; None in the place of W is the hard gate."""
-    # Products and differences, not torch.where, for which ONNX Runtime takes several times longer.
-    kept = informative * x
-    less = x - kept
-    if weights is not None:
-        less = weights * less
-    kept_a, kept_b = kept.chunk(2, dim=1)
-    less_a, less_b = less.chunk(2, dim=1)
-    if weights is None:
-        return torch.cat((kept_a + less_b, kept_b + less_a), dim=1)
-    # X1 holds what is less informative as well, so X11 + X22 and X21 + X12 share it.
-    shared = less_a + less_b
-    return torch.cat((kept_a + shared, kept_b + shared), dim=1).to(x.dtype)
-
-
 torch.library.define(
     'mmscconv::sru',
     '(Tensor x, Tensor scale, Tensor shift, int num_groups, float eps, float threshold, bool hard, str backend)'
@@ -85,16 +63,18 @@ torch.library.define(
 )
 
 
-@torch.library.impl('mmscconv::sru', ('cpu', 'cuda'))
 def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *settings, backend = arguments
     return kernels(backend).sru_forward(x, *settings)
 
 
-@torch.library.impl('mmscconv::sru_backward', ('cpu', 'cuda'))
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *settings, backend = arguments
     return kernels(backend).sru_backward(grad, *settings)
+
+
+register_kernel('sru', ('cpu', 'cuda'), _forward)
+register_kernel('sru_backward', ('cpu', 'cuda'), _backward)
 
 
 @torch.library.register_fake('mmscconv::sru')
@@ -110,15 +90,27 @@ def _backward_fake(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, *_: An
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, scale, shift, _, _, ctx.threshold, ctx.hard, ctx.backend = inputs
+    x, scale, shift, *ctx.settings, ctx.backend = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, scale, shift, mean, rstd)
 
 
 def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.mmscconv.sru_backward(grad, *ctx.saved_tensors, ctx.threshold, ctx.hard, ctx.backend)
+    x, scale, shift, mean, rstd = ctx.saved_tensors
+    num_groups, eps, threshold, hard = ctx.settings
+    grads: Sequence[Tensor | None]
+    if must_be_differentiable():
+        grads = differentiable_gradients(
+            lambda x, scale, shift: sru_plain(x, scale, shift, num_groups, eps, threshold, hard),
+            (x, scale, shift),
+            (grad,),
+            ctx.needs_input_grad[:3],
+        )
+    else:
+        grads = torch.ops.mmscconv.sru_backward(grad, x, scale, shift, mean, rstd, threshold, hard, ctx.backend)
     return *grads, None, None, None, None, None
 
 
 torch.library.register_autograd('mmscconv::sru', _backward_of_forward, setup_context=_setup_context)
+register_no_gradient('sru_backward')

@@ -5,13 +5,23 @@ X^w never leaves the caches. Where :func:`mmscconv.ops.fits` says no, the layers
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor
 
+from mmscconv.identities import sru as sru_plain
 from mmscconv.ops import native
-from mmscconv.ops.fuse import FOR_INFERENCE
+from mmscconv.ops.backend import transformed
+from mmscconv.ops.gradients import (
+    FOR_INFERENCE,
+    differentiable_gradients,
+    must_be_differentiable,
+    register_kernel,
+    register_no_gradient,
+)
 from mmscconv.ops.layout import empty_channels_last
 from mmscconv.ops.window import pooled_size
 
@@ -34,7 +44,25 @@ def sru_squeeze(
         pool: Height and width of windows over which X^w is averaged for X_low, the last one of a line or column
             cut off where the image ends; for inference only.
     """
+    if transformed():
+        return sru_squeeze_plain(x, arguments, up, low, biases, pool)
     return torch.ops.mmscconv.sru_squeeze(x, *arguments, up, low, *biases, pool)[:2]
+
+
+def sru_squeeze_plain(
+    x: Tensor,
+    arguments: tuple[Tensor, Tensor, int, float, float, bool],
+    up: Tensor,
+    low: Tensor,
+    biases: tuple[Tensor | None, Tensor | None] = (None, None),
+    pool: tuple[int, int] = (1, 1),
+) -> tuple[Tensor, Tensor]:
+    """Return what :func:`sru_squeeze` returns, by PyTorch operations."""
+    y = sru_plain(x, *arguments)
+    for_up, for_low = y.split((up.shape[1], low.shape[1]), dim=1)
+    if tuple(pool) != (1, 1):
+        for_low = F.avg_pool2d(for_low, pool, ceil_mode=True)
+    return F.conv2d(for_up, up, biases[0]), F.conv2d(for_low, low, biases[1])
 
 
 torch.library.define(
@@ -48,8 +76,8 @@ torch.library.define(
     '(Tensor grad_up, Tensor grad_low, Tensor x, Tensor scale, Tensor shift, Tensor mean, Tensor rstd, Tensor up,'
     ' Tensor low, float threshold, bool hard) -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
-torch.library.impl('mmscconv::sru_squeeze', 'cpu')(native.sru_squeeze)
-torch.library.impl('mmscconv::sru_squeeze_backward', 'cpu')(native.sru_squeeze_backward)
+register_kernel('sru_squeeze', 'cpu', native.sru_squeeze)
+register_kernel('sru_squeeze_backward', 'cpu', native.sru_squeeze_backward)
 
 
 @torch.library.register_fake('mmscconv::sru_squeeze')
@@ -69,21 +97,38 @@ def _sru_squeeze_backward_fake(_: Tensor, __: Tensor, x: Tensor, scale: Tensor, 
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, scale, shift, _, _, ctx.threshold, ctx.hard, up, low, *biases, ctx.pool = inputs
-    ctx.biased = [bias is not None for bias in biases]
+    x, scale, shift, *ctx.settings, up, low, bias_up, bias_low, ctx.pool = inputs
     _, _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, scale, shift, mean, rstd, up, low)
+    ctx.save_for_backward(x, scale, shift, up, low, bias_up, bias_low, mean, rstd)
 
 
 def _backward_of_forward(ctx: Any, grad_up: Tensor, grad_low: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if tuple(ctx.pool) != (1, 1):
         raise RuntimeError(FOR_INFERENCE)
-    done = torch.ops.mmscconv.sru_squeeze_backward(grad_up, grad_low, *ctx.saved_tensors, ctx.threshold, ctx.hard)
-    *grads, grad_weight_up, grad_weight_low = done
-    pairs = zip((grad_up, grad_low), ctx.biased, strict=True)
-    biases = [grad.sum(dim=(0, 2, 3)) if biased else None for grad, biased in pairs]
-    return *grads, None, None, None, None, grad_weight_up, grad_weight_low, *biases, None
+    *inputs, mean, rstd = ctx.saved_tensors
+    x, scale, shift, up, low, *biases = inputs
+    _, _, threshold, hard = ctx.settings
+    grads: Sequence[Tensor | None]
+    if must_be_differentiable():
+        grads = differentiable_gradients(
+            lambda x, scale, shift, up, low, *biases: sru_squeeze_plain(
+                x, (scale, shift, *ctx.settings), up, low, biases
+            ),
+            inputs,
+            (grad_up, grad_low),
+            (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[7:11]),
+        )
+    else:
+        pairs = zip((grad_up, grad_low), biases, strict=True)
+        grads = (
+            *torch.ops.mmscconv.sru_squeeze_backward(
+                grad_up, grad_low, x, scale, shift, mean, rstd, up, low, threshold, hard
+            ),
+            *(None if bias is None else grad.sum(dim=(0, 2, 3)) for grad, bias in pairs),
+        )
+    return *grads[:3], None, None, None, None, *grads[3:], None
 
 
 torch.library.register_autograd('mmscconv::sru_squeeze', _backward_of_forward, setup_context=_keep)
+register_no_gradient('sru_squeeze_backward')

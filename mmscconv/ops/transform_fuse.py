@@ -6,14 +6,24 @@ compose the same from other ops.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor
 
+from mmscconv.identities import fuse as fuse_plain
 from mmscconv.ops import native
+from mmscconv.ops.backend import transformed
+from mmscconv.ops.gradients import (
+    differentiable_gradients,
+    must_be_differentiable,
+    register_kernel,
+    register_no_gradient,
+)
 from mmscconv.ops.layout import empty_channels_last
-from mmscconv.ops.window import Window
+from mmscconv.ops.window import Window, window_of
 
 
 def transform_fuse(
@@ -40,7 +50,33 @@ def transform_fuse(
     Returns:
         (N, C, H', W'), channels last.
     """
+    if transformed():
+        return transform_fuse_plain(x_up, up, low, weights, window, biases)
     return torch.ops.mmscconv.transform_fuse(x_up, up, low, *weights, *biases, window.groups, window.numbers)[0]
+
+
+def transform_fuse_plain(
+    x_up: Tensor,
+    up: Tensor | None,
+    low: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor],
+    window: Window,
+    biases: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Tensor:
+    """Return what :func:`transform_fuse` returns, by PyTorch operations."""
+    gwc, pwc1, pwc2 = weights
+    size, out = x_up.shape[2:], low.shape[2:]
+    if up is None:  # PWC1 reads where the centre does, also outside of the image
+        up = F.pad(x_up, (0, out[1] - size[1], 0, out[0] - size[0]))
+    zeros = []
+    for axis in (1, 0):  # F.pad starts with the last axis
+        before = window.padding[axis]
+        end = (out[axis] - 1) * window.stride[axis] + (window.kernel_size[axis] - 1) * window.dilation[axis] + 1
+        zeros += [before, end - before - size[axis]]
+    padded = F.pad(x_up, zeros)
+    y1 = F.conv2d(padded, gwc, biases[0], window.stride, 0, window.dilation, window.groups) + F.conv2d(up, pwc1)
+    made = F.conv2d(low, pwc2, biases[1])
+    return fuse_plain(y1, made) if len(pwc2) == len(gwc) else fuse_plain(y1, low, None, made)
 
 
 torch.library.define(
@@ -54,8 +90,8 @@ torch.library.define(
     ' Tensor? bias2, Tensor beta1, int groups, int[] window)'
     ' -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
-torch.library.impl('mmscconv::transform_fuse', 'cpu')(native.transform_fuse)
-torch.library.impl('mmscconv::transform_fuse_backward', 'cpu')(native.transform_fuse_backward)
+register_kernel('transform_fuse', 'cpu', native.transform_fuse)
+register_kernel('transform_fuse_backward', 'cpu', native.transform_fuse_backward)
 
 
 @torch.library.register_fake('mmscconv::transform_fuse')
@@ -81,9 +117,22 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    grads = torch.ops.mmscconv.transform_fuse_backward(grad, *saved, ctx.groups, ctx.window)
-    return *(None if t is None else grad for grad, t in zip(grads, saved, strict=False)), None, None
+    *inputs, beta1 = ctx.saved_tensors
+    grads: Sequence[Tensor | None]
+    if must_be_differentiable():
+        window = window_of(ctx.groups, ctx.window)
+        grads = differentiable_gradients(
+            lambda x_up, up, low, gwc, pwc1, pwc2, *biases: transform_fuse_plain(
+                x_up, up, low, (gwc, pwc1, pwc2), window, biases
+            ),
+            inputs,
+            (grad,),
+            ctx.needs_input_grad[: len(inputs)],
+        )
+    else:
+        grads = torch.ops.mmscconv.transform_fuse_backward(grad, *inputs, beta1, ctx.groups, ctx.window)
+    return *(None if t is None else grad for grad, t in zip(grads, inputs, strict=True)), None, None
 
 
 torch.library.register_autograd('mmscconv::transform_fuse', _backward_of_forward, setup_context=_keep)
+register_no_gradient('transform_fuse_backward')

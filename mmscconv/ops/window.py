@@ -27,6 +27,12 @@ class Window:
         return centre_of(self.numbers)
 
 
+def window_of(groups: int, numbers: Sequence[int]) -> Window:
+    """Return the window that has ``numbers``."""
+    pairs = [(numbers[i], numbers[i + 1]) for i in (0, 2, 4, 6)]
+    return Window(groups, *pairs)
+
+
 def centre_of(window: Sequence[int]) -> int | None:
     """Return the tap that sees the position of its output, as kernel size, stride, padding and dilation have it."""
     (height, width), stride, padding, dilation = (tuple(window[i : i + 2]) for i in (0, 2, 4, 6))

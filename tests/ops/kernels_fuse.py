@@ -2,8 +2,8 @@ import pytest
 import torch
 from kernel_tools import BACKEND, DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401, fixtures
 
+from mmscconv.identities import fuse as fuse_plain
 from mmscconv.ops import fuse
-from mmscconv.ops.fuse import fuse_plain
 
 # (N, C, H, W) and the channels of X_low.
 CASES = [

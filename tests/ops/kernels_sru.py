@@ -3,8 +3,9 @@ import reference
 import torch
 from kernel_tools import BACKEND, DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401, fixtures
 
+from mmscconv.identities import logit
+from mmscconv.identities import sru as sru_plain
 from mmscconv.ops import sru
-from mmscconv.ops.sru import logit, sru_plain
 
 EPS = 1e-5
 # (N, C, H, W) and groups.

@@ -1,0 +1,77 @@
+"""Backward passes of the ops: derivatives of every order, though the kernels know the first alone.
+
+A kernel's gradients have no gradients of their own. Where some are asked for (``create_graph=True``), the registered
+backward passes compute theirs by :func:`differentiable_gradients` from the op's plain form.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmscconv.ops.backend import forward_mode
+
+FOR_INFERENCE = 'the deploy form of SCConv is for inference: train the model before switch_to_deploy()'
+Kernel = Callable[..., Any]
+
+
+def must_be_differentiable() -> bool:
+    """Return whether a backward pass that runs now has to be made of differentiable operations."""
+    return torch.is_grad_enabled() or forward_mode()
+
+
+def differentiable_gradients(
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    grads: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return the gradients of ``function(*inputs)``, themselves differentiable in ``inputs`` and ``grads``.
+
+    Args:
+        function: The plain form of an op; called once, without autocast.
+        inputs: Linked to their history, as ``ctx.saved_tensors`` are.
+        grads: Of each output.
+        needs: Which inputs need a gradient; the others get None.
+    """
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad(), torch.autocast(grads[0].device.type, enabled=False):
+        # One input may be a function of another. Through an alias no gradient reaches that other one.
+        aliases = [None if t is None else t.view_as(t) for t in inputs]
+        outs = function(*aliases)
+        pairs = zip(outs if isinstance(outs, tuple) else (outs,), grads, strict=True)
+        outs_of, grads_of = zip(*((out, grad) for out, grad in pairs if out.requires_grad), strict=True)
+        wanted = [t for t, need in zip(aliases, needs, strict=True) if need and t is not None]
+        found = iter(torch.autograd.grad(outs_of, wanted, grads_of, create_graph=recorded, materialize_grads=True))
+    return [next(found) if need and t is not None else None for t, need in zip(aliases, needs, strict=True)]
+
+
+def register_kernel(op: str, devices: str | tuple[str, ...], kernel: Kernel) -> None:
+    """Register the implementation of ``mmscconv::op``, which refuses forward-mode AD.
+
+    Raises:
+        RuntimeError: From the op, where forward-mode AD is active: the result would have no tangent, which means 0.
+    """
+
+    @functools.wraps(kernel)
+    def without_tangents(*arguments: Any) -> Any:
+        if forward_mode():
+            raise RuntimeError(f"mmscconv::{op} has no forward-mode derivative: backend='plain' has")
+        return kernel(*arguments)
+
+    torch.library.impl(f'mmscconv::{op}', devices)(without_tangents)
+
+
+def register_no_gradient(op: str) -> None:
+    """Let backward through ``mmscconv::op``, the backward of another op, raise RuntimeError in place of giving 0."""
+
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        raise RuntimeError(
+            f"mmscconv::{op} has no derivative: take that of the layer with create_graph=True, or use backend='plain'"
+        )
+
+    torch.library.register_autograd(f'mmscconv::{op}', backward)
