@@ -29,7 +29,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.fx._symbolic_trace import is_fx_tracing
 
 from mmscconv.ops import compiled
 from mmscconv.ops.layout import layout_of
@@ -205,7 +204,7 @@ def becoming_graph() -> bool:
 # Called for real while torch.compile traces, which otherwise takes every compilation for an export.
 @_constant_when_traced
 def exporting() -> bool:
-    """Return whether torch.jit, torch.fx, torch.export or ONNX's exporter is making a graph of what runs."""
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or is_fx_tracing():
+    """Return whether torch.jit, torch.export or ONNX's exporter is making a graph of what runs."""
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()):
         return True
     return getattr(torch.compiler, 'is_exporting', bool)()
