@@ -13,7 +13,7 @@ from mmscconv.ops.backend import (
 )
 from mmscconv.ops.fuse import fuse
 from mmscconv.ops.norm_fuse import norm_fuse
-from mmscconv.ops.packing import can_pack, packed, packed_transform
+from mmscconv.ops.packing import can_pack, fingerprint, packed, packed_transform
 from mmscconv.ops.scconv import scconv
 from mmscconv.ops.sru import sru
 from mmscconv.ops.sru_squeeze import sru_squeeze
@@ -27,6 +27,7 @@ __all__ = [
     'can_pack',
     'check_backend',
     'choose_backend',
+    'fingerprint',
     'fits',
     'fuse',
     'norm_fuse',

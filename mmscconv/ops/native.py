@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmscconv.ops.compiled import call
 from mmscconv.ops.layout import as_dense, as_rows, empty, layout_of, row_stride
-from mmscconv.ops.packing import packed, packed_transform, transform_rows, weights_of_rows
+from mmscconv.ops.packing import fingerprint, packed, packed_transform, transform_rows, weights_of_rows
 from mmscconv.ops.window import centre_of, pooled_size
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -216,8 +216,14 @@ def scconv(
     window: Sequence[int],
     centre: int | None,
     relu: bool,
+    weights: Sequence[Tensor] | None = None,
+    expected: int = 0,
 ) -> Tensor:
-    """See :func:`mmscconv.ops.scconv.scconv`."""
+    """See :func:`mmscconv.ops.scconv.scconv`; ``expected`` is the packed weights' fingerprint."""
+    if weights is not None and fingerprint(weights) != expected:
+        up, low, gwc, pwc1, pwc2 = weights
+        squeezes = packed(up), packed(low), *squeezes[2:]
+        transform = packed_transform(gwc, pwc1, pwc2, groups, centre), *transform[1:]
     values = as_dense(x, torch.channels_last)
     cut, *others = channels
     size = pooled_size(x.shape[2:], window[2:4])

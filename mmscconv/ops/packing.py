@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +33,21 @@ def packed(weight: Tensor, groups: int = 1) -> Tensor:
     out = empty(groups * -(-rows // groups // PANEL), depth, PANEL)
     call('pack', weight, *strides, rows, depth, groups, out)
     return out
+
+
+def fingerprint(weights: Sequence[Tensor]) -> int:
+    """Return a 64-bit checksum of fp32 CPU weights: of all bits, their places, shapes and strides.
+
+    The number of threads does not change it. One changed value always does, and any other change but for one in 2^64.
+    """
+    total = (ctypes.c_int64 * 1)()
+    for weight in weights:
+        if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+            weight = weight.contiguous()
+        numbers = (*weight.shape, *weight.stride())
+        array = (ctypes.c_int64 * len(numbers))(*numbers)
+        call('fingerprint', weight, weight.numel(), array, len(numbers), torch.get_num_threads(), total)
+    return total[0]
 
 
 def packed_transform(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> Tensor:

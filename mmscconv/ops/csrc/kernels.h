@@ -80,4 +80,7 @@ int transform_rows(const float *gwc, const float *pwc1, const float *pwc2, const
 int weights_of_rows(const float *rows, int64_t pitch, const int64_t *numbers, int threads, float *gwc, float *pwc1,
                     float *pwc2);
 
+/* fingerprint.c */
+int fingerprint(const float *weights, int64_t count, const int64_t *numbers, int64_t amount, int threads, int64_t *sum);
+
 #endif
