@@ -217,8 +217,35 @@ def test_computed_weights_and_their_gradients(change, name, form):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f'{k}: {m}')
 
 
-def test_functional_call():
-    layer = SCConv(32, 32, 3, padding=1)
+def in_place(p):
+    with torch.no_grad():
+        p.copy_(2 * p)
+
+
+def through_data(p):
+    p.data.mul_(2)
+
+
+def new_data(p):
+    p.data = 2 * p.data
+
+
+@pytest.mark.parametrize('change', [in_place, through_data, new_data], ids=lambda f: f.__name__)
+@pytest.mark.parametrize('name', [f'{n}.weight' for n in ('sru.gn', *CONVOLUTIONS)])
+def test_deploy_form_sees_weights_that_change(name, change):
+    layer = deployed(SCConv(32, 32, 3, padding=1))
+    x = images()
+    with torch.no_grad():
+        before = layer(x)
+        change(layer.get_parameter(name))
+        torch.testing.assert_close(layer(x), plain(layer)(x), rtol=1e-4, atol=1e-5)
+        if name != 'sru.gn.weight':  # gammas that are all alike make no difference
+            assert not torch.allclose(layer(x), before, rtol=1e-3)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_functional_call(form):
+    layer = FORMS[form](SCConv(32, 32, 3, padding=1))
     others = {name: 2 * p.detach() for name, p in layer.named_parameters()}
     x = images()
     with torch.no_grad():

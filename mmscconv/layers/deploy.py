@@ -88,6 +88,7 @@ class DeployedCRU(ChannelUnit):
     def pack(self) -> None:
         """Bring the weights into the order of the kernels, where these can run."""
         self.packed = self.packed_up = self.packed_low = None
+        self.fingerprint = 0
         if self.window is None or not intact(self, *CONVOLUTIONS):
             return
         up, low, gwc, pwc1, pwc2 = weights = self._weights()
@@ -95,6 +96,11 @@ class DeployedCRU(ChannelUnit):
             return
         self.packed_up, self.packed_low = ops.packed(up), ops.packed(low)
         self.packed = ops.packed_transform(gwc, pwc1, pwc2, self.window.groups, self.centre)
+        self.fingerprint = ops.fingerprint(weights)
+
+    def weights_as_packed(self) -> tuple[list[Tensor], int]:
+        """Return the weights, and the fingerprint that they had when they were packed."""
+        return self._weights(), self.fingerprint
 
     def _weights(self) -> list[Tensor]:
         # A layer with a window has all of them.

@@ -72,8 +72,9 @@ def sru(layer: SRU, x: Tensor) -> Tensor | None:
     """SRU by one kernel or, in graphs, with one affine."""
     backend = ops.choose_backend(x, layer.backend)
     if backend == 'plain':
-        rearranged = ops.becoming_graph() and undisturbed(layer.gn)
-        return identities.sru(x, *sru_arguments(layer, x.dtype), one_operator=True) if rearranged else None
+        if not ops.becoming_graph() or not undisturbed(layer.gn):
+            return None
+        return identities.sru(x, *sru_arguments(layer, x.dtype), one_operator=not ops.transformed())
     if not x.numel() or not intact(layer, 'gn'):
         return None
     return ops.sru(x, *sru_arguments(layer, x.dtype), backend=backend)
@@ -258,10 +259,11 @@ def sru_then_deployed(layer: DeployedCRU, before: SRU, x: Tensor) -> Tensor | No
         return None
     if torch.is_autocast_enabled('cpu'):
         return None
-    return ops.scconv(x, *op_arguments(layer, before, x.dtype))
+    weights, fingerprint = layer.weights_as_packed()
+    return ops.scconv(x, *op_arguments(layer, before, x.dtype), weights=weights, fingerprint=fingerprint)
 
 
-def op_arguments(layer: DeployedCRU, before: SRU, dtype: torch.dtype) -> tuple[Any, ...]:
+def op_arguments(layer: DeployedCRU, before: SRU, dtype: torch.dtype) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
     """Return the arguments of :func:`mmscconv.ops.scconv` for ``layer(before(x))``, ``x`` of ``dtype``."""
     c, gwc, pwc2 = layer.channels, cast('nn.Conv2d', layer.gwc), cast('nn.Conv2d', layer.pwc2)
     squeezes = cast('nn.Conv2d', layer.squeeze_up), cast('nn.Conv2d', layer.squeeze_low)

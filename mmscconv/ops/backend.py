@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx import _symbolic_trace
 
 from mmscconv.ops import compiled
 from mmscconv.ops.layout import layout_of
@@ -204,7 +205,8 @@ def becoming_graph() -> bool:
 # Called for real while torch.compile traces, which otherwise takes every compilation for an export.
 @_constant_when_traced
 def exporting() -> bool:
-    """Return whether torch.jit, torch.export or ONNX's exporter is making a graph of what runs."""
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()):
+    """Return whether torch.jit, torch.fx, torch.export or ONNX's exporter is making a graph of what runs."""
+    # torch.fx's own question for its flag logs a warning each time.
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or _symbolic_trace._is_fx_tracing_flag:
         return True
     return getattr(torch.compiler, 'is_exporting', bool)()
