@@ -103,9 +103,9 @@ def _categories(categories: Sequence[Any], file: Path) -> dict[Any, str]:
         number = _key(category.get('id')) if isinstance(category, dict) else None
         name = category.get('name') if isinstance(category, dict) else None
         if number is None or not isinstance(name, str) or not name.strip():
-            raise UserError(f'category without an id or a name: {file} ({str(category)[:80]})')
+            raise UserError(f'category without an id or a name: {file} ({category!r:.80})')
         if number in found or name.strip() in found.values():
-            raise UserError(f'two categories have the id {number} or the name {name!r}: rename one in {file}')
+            raise UserError(f'two categories have the id {number!r} or the name {name!r}: rename one in {file}')
         found[number] = name.strip()
     return dict(sorted(found.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
@@ -118,10 +118,10 @@ def _images(
         number = _key(entry.get('id')) if isinstance(entry, dict) else None
         name = entry.get('file_name') if isinstance(entry, dict) else None
         if number is None or not isinstance(name, str):
-            account.add('images without an id or a file_name: left out', f'{str(entry)[:80]} in {file}')
+            account.add('images without an id or a file_name: left out', f'{entry!r:.80} in {file}')
             continue
         if number in images:
-            raise UserError(f'image id {number} stands twice: {file}')
+            raise UserError(f'image id {number!r} stands twice: {file}')
         images[number] = None
         path = index.by_name(name, file)
         if path is None:
@@ -131,7 +131,7 @@ def _images(
         if size:
             images[number] = AnnotatedImage(path, size)
     for entry in content['annotations']:
-        where = f'annotation {entry.get("id") if isinstance(entry, dict) else str(entry)[:80]} of {file}'
+        where = f'annotation {entry.get("id") if isinstance(entry, dict) else entry!r:.80} of {file}'
         if not isinstance(entry, dict):
             account.add('annotations that are no objects: left out', where)
             continue

@@ -81,7 +81,7 @@ class Account:
     def add(self, what: str, where: object, count: int = 1) -> None:
         """Count ``what``, which reads well after a number ('boxes without size: left out')."""
         self._counts[what] = self._counts.get(what, 0) + count
-        self._first.setdefault(what, str(where))
+        self._first.setdefault(what, ' '.join(str(where).split()))
 
     def lines(self) -> list[str]:
         """Return one line for each kind, in the order in which the kinds were met."""

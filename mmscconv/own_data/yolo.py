@@ -114,12 +114,12 @@ def _listed(settings: Mapping[str, Any], name: str, file: Path) -> Iterator[Path
     roots = [file.parent / root, file.parent] if isinstance(root, str) else [file.parent]
     for value in values:
         if not isinstance(value, str):
-            raise UserError(f'{name} is no path: {file} ({str(value)[:80]})')
+            raise UserError(f'{name} is no path: {file} ({value!r:.80})')
         place = _place(value, roots)
         if place is None:
             if name == 'test':  # Roboflow names one also where it has exported none
                 continue
-            raise UserError(f'{name} is not there: {value} (correct the path in {file})')
+            raise UserError(f'{name} is not there: {value!r} (correct the path in {file})')
         if place.is_dir():
             yield from walk(place, EXTENSIONS)
             continue
