@@ -367,6 +367,20 @@ def broken_yaml(root):
     (root / 'data.yaml').write_text('names: [a\n')
 
 
+def category_of_two_lines(root):
+    write_coco(root, made_objects(), SPLITS)
+    path = root / 'annotations' / 'train.json'
+    content = json.loads(path.read_text())
+    content['categories'][0] = 'a\nb'
+    path.write_text(json.dumps(content))
+
+
+def nothing_to_validate(root):
+    write_yolo(root, made_objects(), SPLITS)
+    for path in (root / 'labels' / 'val').iterdir():
+        path.write_text('')
+
+
 def one_image(root):
     write_voc(root, made_objects(1))
 
@@ -390,6 +404,8 @@ def images_in_pixels(root):
         (two_categories_of_one_name, "the name 'cat': rename one in"),
         (wrong_number_of_classes, 'nc is 4, but names has 3'),
         (broken_yaml, 'not YAML'),
+        (category_of_two_lines, 'category without an id or a name'),
+        (nothing_to_validate, 'no object is left in the val set'),
         (one_image, 'need two images at least'),
         (images_in_pixels, 'no object is left to train on; 8 boxes outside of their image: left out'),
     ],

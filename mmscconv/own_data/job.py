@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from mmscconv.own_data.splitting import train_and_val
 from mmscconv.own_data.timing import Timing, in_words, time_steps
 from mmscconv.own_data.writing import common_folder, write_splits
 
+SMALLEST_IMAGE = 32  # pixels, from filter_cfg of mmdet's COCO config
 REPORT_SECONDS = 30  # besides predicting: start, counts, drawing
 START_SECONDS = 15
 
@@ -66,8 +68,12 @@ class Job:
         data = read_data_set(self.source, self.images, self.form, account)
         classes = choose_classes(data, self.classes, account)
         splits, how = train_and_val(data.splits, self.seed, account)
-        if not any(not box.crowd for image in splits['train'] for box in image.boxes):
-            raise UserError('; '.join(['no object is left in the training set', *account.lines()]))
+        for name, images in splits.items():
+            if not any(not box.crowd for image in images for box in image.boxes):
+                raise UserError('; '.join([f'no object is left in the {name} set', *account.lines()]))
+        for image in splits['train']:
+            if min(image.size) < SMALLEST_IMAGE:
+                account.add(f'images less than {SMALLEST_IMAGE} pixels wide or high: not trained on', image.path)
         yield f'found: {data.found} in {self.source}'
         yield f'{len(classes)} classes: {_enumerated(classes)}'
         yield how
@@ -82,10 +88,10 @@ class Job:
         except OSError as error:
             raise UserError(f'cannot write to {out}: {error.strerror} (pass --out)') from error
         try:
-            images = common_folder(splits)
-            write_splits(splits, classes, out, images)
+            root = common_folder(splits)
+            write_splits(splits, classes, out, root)
             init = self.init if not self.init or '://' in self.init else str(Path(self.init).absolute())
-            config.write_text(config_text(recipe, classes, self.source, images, init), encoding='utf-8')
+            config.write_text(config_text(recipe, classes, self.source, root, init), encoding='utf-8')
             write_sheet(out / 'sheet.png', splits, classes, recipe)
             timing = time_steps(config)
         except BaseException:
@@ -133,5 +139,5 @@ def _commands(config: Path, recipe: Recipe, splits: Splits, timing: Timing, tool
         f'as measured now on {timing.device}):'
     )
     run = Path('work_dirs') / config.stem
-    yield f'    python {tools / "train.py"} {config}    # {in_words(training)}'
-    yield f'    python {tools / "report.py"} {run}    # {in_words(REPORT_SECONDS + validation)}'
+    for tool, argument, seconds in (('train.py', config, training), ('report.py', run, REPORT_SECONDS + validation)):
+        yield f'    {shlex.join(["python", str(tools / tool), str(argument)])}    # {in_words(seconds)}'

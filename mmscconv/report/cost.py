@@ -75,7 +75,7 @@ def time_images(model: Any, data_set: Any) -> Timing:
             if i > WARM_UP + 1 and time.perf_counter() - begin > PATIENCE:
                 break
     measured = measured[WARM_UP:]
-    low, median, high = statistics.quantiles(measured, n=4)
+    low, median, high = statistics.quantiles(measured, n=4, method='inclusive')
     return Timing(median, low, high, len(measured))
 
 

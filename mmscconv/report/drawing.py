@@ -13,7 +13,8 @@ from mmscconv.report.matching import Verdicts
 
 LONGEST, SHORTEST = 640, 480  # pixels of the longer side of a drawn image
 QUALITY = 80  # of JPEG
-HIT, MISSED, FALSE, CONFUSED = '#8fd18f', '#ff9f1c', '#e6194b', '#b14aed'
+LETTERS = 15  # pixels high; the page shows images at about half their size
+HIT, MISSED, FALSE, CONFUSED = '#1f9d3a', '#ff9f1c', '#e6194b', '#b14aed'
 WIDTHS = {HIT: 1, MISSED: 3, FALSE: 3, CONFUSED: 3}
 
 
@@ -32,9 +33,9 @@ def draw(path: str, verdicts: Verdicts, names: Mapping[int, str]) -> str:
     for prediction, _ in verdicts.hits:
         pen.box(prediction, HIT, '')
     for truth in verdicts.missed:
-        pen.box(truth, MISSED, f'missed {names[truth["category_id"]]}')
+        pen.box(truth, MISSED, names[truth['category_id']])
     for prediction in verdicts.false:
-        pen.box(prediction, FALSE, f'{names[prediction["category_id"]]} {prediction["score"]:.2f}?')
+        pen.box(prediction, FALSE, f'{names[prediction["category_id"]]} {prediction["score"]:.2f}')
     for prediction, truth in verdicts.confused:
         pen.box(prediction, CONFUSED, f'{names[truth["category_id"]]} as {names[prediction["category_id"]]}')
     with io.BytesIO() as content:
@@ -45,7 +46,7 @@ def draw(path: str, verdicts: Verdicts, names: Mapping[int, str]) -> str:
 class _Pen:
     def __init__(self, picture: Image.Image, scale: float) -> None:
         self._draw = ImageDraw.Draw(picture)
-        self._font = ImageFont.load_default(12)
+        self._font = ImageFont.load_default(LETTERS)
         self._scale = scale
         self._size = picture.size
 
