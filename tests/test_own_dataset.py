@@ -300,6 +300,21 @@ def test_coco_files_may_number_their_categories_as_they_like(coco):
     assert after == before
 
 
+def test_classes_keep_the_order_of_the_data_set(tmp_path, objects):
+    order = ('fish', 'cat', 'dog')
+    coco = write_coco(tmp_path / 'coco', objects, SPLITS)
+    chosen = {stem: objects[stem] for stem in SPLITS['train']}
+    (coco / 'annotations' / 'train.json').write_text(json.dumps(coco_content(chosen, categories=order)))
+    yolo = write_yolo(tmp_path / 'yolo', objects, SPLITS)
+    path = yolo / 'data.yaml'
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {'names': list(order)}))
+    for source in (coco, yolo):
+        splits, classes, _ = read(source)
+        assert classes == list(order)
+        categories = [written(images, classes, common_folder(splits))['categories'] for images in splits.values()]
+        assert categories == [[{'id': i, 'name': name} for i, name in enumerate(order, 1)]] * 2
+
+
 def test_exif_turns_the_size(tmp_path, objects):
     root = write_voc(tmp_path / 'a', objects)
     path = root / 'JPEGImages' / 'img_00.png'

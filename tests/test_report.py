@@ -59,7 +59,7 @@ def case():
         (1, CAT, 300, 0.8),  # false
         (1, DOG, 100, 0.7),  # a cat
         (1, DOG, 200, 0.65),  # on the crowd
-        (2, DOG, 0, 0.6),
+        (2, DOG, 8, 0.6),  # IoU 2/3
         (2, CAT, 200, 0.1),  # false, and below the threshold
     ]
     return predictions(objects, found)
@@ -70,9 +70,9 @@ def test_the_numbers_are_coco_s(case):
     cat, dog = result.classes
     # One of two cats is found first: precision 1 up to recall 0.5, which is 51 of 101 points.
     assert cat.values[:3] == pytest.approx([51 / 101] * 3)
-    # The dog comes second, behind a false one: precision 1/2 at every recall.
-    assert dog.values[:3] == pytest.approx([0.5] * 3)
-    assert result.values[:3] == pytest.approx([(51 / 101 + 0.5) / 2] * 3)
+    # The dog comes second, behind a false one: precision 1/2 at every recall, at four of ten IoU thresholds.
+    assert dog.values[:3] == pytest.approx([0.2, 0.5, 0])
+    assert result.values[:3] == pytest.approx([(51 / 101 + ap) / 2 for ap in (0.2, 0.5, 0)])
     assert (cat.objects, dog.objects) == (2, 1)
     assert cat.values[3] is None  # no object is below 32 pixels
     assert cat.values[4] == pytest.approx(51 / 101)
