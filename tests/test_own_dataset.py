@@ -260,6 +260,20 @@ def test_yolo_paths_as_roboflow_writes_them(tmp_path, objects):
     assert lines[1].startswith('1 data set without a list of classes')
 
 
+def test_lists_of_darknet(tmp_path, objects):
+    """train.txt and valid.txt name the images by paths of another machine."""
+    root = tmp_path / 'darknet'
+    write_images(root / 'obj', objects)
+    write_labels(root / 'obj', objects)
+    (root / 'obj.names').write_text('\n'.join(CLASSES))
+    for name, split in (('train', 'train'), ('valid', 'val')):
+        (root / f'{name}.txt').write_text('\n'.join(f'data/obj/{stem}.png' for stem in [*SPLITS[split], f'no_{split}']))
+    splits, classes, lines = read(root)
+    assert {split: stems(images) for split, images in splits.items()} == SPLITS
+    assert classes == list(CLASSES)
+    assert lines[1].startswith('2 images that are not there: left out')
+
+
 def test_yolo_lines_that_are_no_boxes(yolo):
     path = yolo / 'labels' / 'train' / 'img_00.txt'
     path.write_text(

@@ -19,6 +19,7 @@ from mmscconv.own_data.splitting import NAMES, split_of
 from mmscconv.own_data.values import as_integer, read_text
 
 CLASS_LISTS = ('classes.txt', 'obj.names', 'classes.names', 'labels.txt', 'predefined_classes.txt')
+LISTS = {'train.txt': 'train', 'val.txt': 'val', 'valid.txt': 'val', 'test.txt': 'test'}  # Darknet's
 BOX_VALUES, POLYGON_VALUES = 5, 7  # a class and a box; a class and three corners at least
 
 
@@ -56,14 +57,18 @@ def read_yolo(folder: Path, settings_file: Path | None, index: ImageIndex, accou
     if settings_file:
         settings = _settings(settings_file)
         classes: list[str] | None = _class_names(settings, settings_file)
-        paths = {name: list(_listed(settings, name, settings_file)) for name in NAMES if settings.get(name)}
+        places = {name: settings[name] for name in NAMES if settings.get(name)}
+        paths = {
+            name: list(_listed(places, name, settings_file, settings.get('path'), index, account)) for name in places
+        }
         found = f'YOLO, {settings_file.name}'
     else:
         classes = _listed_classes(folder)
-        paths = {}
-        for path in index.paths:
-            paths.setdefault(split_of(path.relative_to(folder).parts[:-1]), []).append(path)
-        found = 'YOLO, images and label files'
+        lists = {name: file for file, name in LISTS.items() if (folder / file).is_file()}
+        paths = {name: list(_listed(lists, name, folder / lists[name], None, index, account)) for name in lists}
+        for path in () if lists else index.paths:
+            paths.setdefault(split_of(_inside(path, folder)), []).append(path)
+        found = f'YOLO, images and label files{" with lists" if lists else ""}'
     if not any(paths.values()):
         raise UserError(f'no image is in the folders that {settings_file or folder} names')
     splits = {
@@ -107,10 +112,11 @@ def _checked_classes(names: list[Any], file: Path, count: int | None) -> list[st
     return texts
 
 
-def _listed(settings: Mapping[str, Any], name: str, file: Path) -> Iterator[Path]:
-    """Yield the images of a split: of folders, or of text files with one path a line."""
-    values = settings[name] if isinstance(settings[name], list) else [settings[name]]
-    root = settings.get('path')
+def _listed(
+    places: Mapping[str, Any], name: str, file: Path, root: Any, index: ImageIndex, account: Account
+) -> Iterator[Path]:
+    """Yield the images of a split: of folders, or of text files with one path a line; ``file`` names the places."""
+    values = places[name] if isinstance(places[name], list) else [places[name]]
     roots = [file.parent / root, file.parent] if isinstance(root, str) else [file.parent]
     for value in values:
         if not isinstance(value, str):
@@ -124,9 +130,12 @@ def _listed(settings: Mapping[str, Any], name: str, file: Path) -> Iterator[Path
             yield from walk(place, EXTENSIONS)
             continue
         for line in read_text(place).splitlines():
-            image = _place(line.strip(), [*roots, place.parent]) if line.strip() else None
-            if image:
-                yield image
+            if line.strip():
+                image = _place(line.strip(), [*roots, place.parent]) or index.by_name(line, place)
+                if image:
+                    yield image
+                else:
+                    account.add('images that are not there: left out', f'{line.strip()} of {place}')
 
 
 def _place(value: str, roots: list[Path]) -> Path | None:
@@ -137,6 +146,10 @@ def _place(value: str, roots: list[Path]) -> Path | None:
         trimmed = trimmed[3:]
     candidates = [root / text for text in (value, trimmed) for root in roots]
     return next((path for path in candidates if path.exists()), None)
+
+
+def _inside(path: Path, folder: Path) -> tuple[str, ...]:
+    return path.relative_to(folder).parts[:-1] if path.is_relative_to(folder) else path.parts[:-1]
 
 
 def _label_file(image: Path) -> Path | None:
