@@ -24,6 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from mmscconv.engine.errors import UserError
 from mmscconv.own_data.reading import choose_classes, read_data_set
@@ -91,6 +93,27 @@ def test_three_forms_give_the_same_boxes(voc, coco, yolo, objects, tmp_path):
                 np.testing.assert_allclose(
                     [box[1:] for box in found[stem]], [box[1:] for box in sorted(objects[stem])], atol=1e-3
                 )
+
+
+def test_the_drawn_boxes_as_predictions_have_ap_1(voc, coco, yolo, objects, tmp_path):
+    """Evaluated as a training would be, on the file that was written: ids, names and sizes are in order."""
+    for source in (voc, coco, yolo):
+        out = tmp_path / f'out_{source.name}'
+        convert(source, out)
+        truth = COCO(str(out / 'val.json'))
+        images = {Path(image['file_name']).stem: image['id'] for image in truth.dataset['images']}
+        found = truth.loadRes(
+            [
+                dict(image_id=images[stem], category_id=truth.getCatIds([label])[0], score=1.0,
+                     bbox=[x1, y1, x2 - x1, y2 - y1])
+                for stem in SPLITS['val']
+                for label, x1, y1, x2, y2 in objects[stem]
+            ]
+        )  # fmt: skip
+        evaluation = COCOeval(truth, found, 'bbox')
+        for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
+            step()
+        assert evaluation.stats[0] == pytest.approx(1)
 
 
 def test_coco_files_are_what_pycocotools_and_mmdet_expect(voc):
