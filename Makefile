@@ -36,6 +36,7 @@ demo: setup $(DIGITS)/annotations/val.json
 		--data-root $(DIGITS) --work-dir $(DEMO_DIR) --show-dir drawn
 	$(BIN)/python tools/plot.py curves $(DEMO_DIR) --out $(DEMO_DIR)/curves.png
 	@echo "detections: $$(ls -d $(DEMO_DIR)/*/drawn | tail -n 1)"
+	$(BIN)/python tools/report.py $(DEMO_DIR)
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 --cov

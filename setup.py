@@ -26,7 +26,9 @@ OFFICIAL = [
     'numpy<2',
     'setuptools<82',  # mmengine imports pkg_resources
 ]
-DEMO = ['scikit-learn', 'matplotlib']
+DATA = ['globox>=2.9', 'matplotlib', 'pillow', 'pyyaml']
+REPORT = ['jinja2', 'matplotlib', 'pillow', 'pycocotools']
+DEMO = ['scikit-learn', *DATA, *REPORT]
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 DOCS = ['sphinx', 'furo', 'myst-parser']
 DEV = [*DEMO, *EXPORT, *DOCS, 'hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'timm']
@@ -56,9 +58,18 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmscconv', 'mmscconv.*']),
-    package_data={'mmscconv': ['*.yaml', 'ops/csrc/*.[ch]', 'ops/csrc/onnxruntime/*.[ch]']},
+    package_data={'mmscconv': ['*.yaml', 'ops/csrc/*.[ch]', 'ops/csrc/onnxruntime/*.[ch]', 'report/*.j2']},
     # Nothing of OpenMMLab: a hard mmdet would be installed over the forks.
     install_requires=['torch>=2.4'],
-    extras_require={'onedl': ONEDL, 'official': OFFICIAL, 'demo': DEMO, 'export': EXPORT, 'docs': DOCS, 'dev': DEV},
+    extras_require={
+        'onedl': ONEDL,
+        'official': OFFICIAL,
+        'data': DATA,
+        'report': REPORT,
+        'demo': DEMO,
+        'export': EXPORT,
+        'docs': DOCS,
+        'dev': DEV,
+    },
     cmdclass={'build_py': BuildWithMim},
 )

@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 
 import pytest
+from annotated import made_objects, write_coco
 from conftest import ROOT
 
 from mmscconv.engine import environment
@@ -90,6 +91,30 @@ def test_config_and_tool_work_installed(installed, tmp_path):
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(installed)}, check=True,
     )  # fmt: skip
     assert str(installed) in where.stdout
+
+
+def test_own_dataset_and_report_work_installed(installed, tmp_path):
+    """The config that is written inherits the wheel's, and the page's template is in the wheel."""
+    write_coco(tmp_path / 'cells', made_objects(4), {'train': ['img_00', 'img_01'], 'val': ['img_02', 'img_03']})
+    tools = installed / 'mmscconv' / '.mim' / 'tools'
+    env = {**os.environ, 'PYTHONPATH': str(installed), 'OMP_NUM_THREADS': '1'}
+    config = 'own_datasets/cells_r18/cells_r18.py'
+    short = ['train_cfg.max_epochs=1', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+    for command in (
+        ['own_dataset.py', 'cells', '--baseline'],
+        ['train.py', config, '--cfg-options', *short],
+        ['report.py', 'work_dirs/cells_r18'],
+    ):
+        done = subprocess.run(
+            [sys.executable, tools / command[0], *command[1:]], capture_output=True, text=True, cwd=tmp_path, env=env
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert (tmp_path / 'work_dirs' / 'cells_r18' / 'report.html').is_file()
+    where = subprocess.run(
+        [sys.executable, '-c', f'from mmengine import Config; print(Config.fromfile({config!r}).model.backbone.type)'],
+        capture_output=True, text=True, cwd=tmp_path, env=env, check=True,
+    )  # fmt: skip
+    assert where.stdout.strip() == 'ResNet'
 
 
 def test_environment_is_complete():

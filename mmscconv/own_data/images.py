@@ -1,0 +1,124 @@
+"""Image files of a data set: which there are, which belongs to an annotation, and how large each is once loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, UnidentifiedImageError
+
+from mmscconv.engine.errors import UserError
+from mmscconv.engine.images import truncation
+from mmscconv.own_data.records import Account, Size
+
+EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+EXIF_ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+SAME_FOLDER = 100  # outweighs any number of words that two paths have in common
+SYNONYMS = {'valid': 'val', 'validation': 'val', 'training': 'train', 'testing': 'test'}
+
+
+def walk(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """Yield files with one of ``suffixes``, sorted, through links to folders, without hidden files and folders."""
+    visited = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:  # a link into a folder above
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        for name in sorted(files):
+            if name.lower().endswith(tuple(suffixes)) and not name.startswith('.'):
+                yield Path(parent) / name
+
+
+def words(parts: Sequence[str]) -> set[str]:
+    """Return the words and numbers in the parts of a path, 'train' and '2017' of 'train2017'."""
+    found = re.findall(r'[a-z]+|\d+', ' '.join(parts).lower())
+    return {SYNONYMS.get(word, word) for word in found}
+
+
+class ImageIndex:
+    """The images below a folder, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths = list(walk(folder, EXTENSIONS))
+        self._by_stem: dict[str, list[Path]] = {}
+        for path in self.paths:
+            self._by_stem.setdefault(path.stem, []).append(path)
+
+    def by_stem(self, annotation: Path, name: str | None = None) -> Path | None:
+        """Return the image whose name without extension is the annotation file's, or else ``name``'s."""
+        for stem in (annotation.stem, _file_name(name or '').stem):
+            candidates = self._by_stem.get(stem, [])
+            if len(candidates) > 1 and name and any(path.name == _file_name(name).name for path in candidates):
+                candidates = [path for path in candidates if path.name == _file_name(name).name]
+            if candidates:
+                return self._nearest(candidates, annotation)
+        return None
+
+    def by_name(self, name: str, annotation: Path) -> Path | None:
+        """Return the image with the file name ``name``, which may begin with folders."""
+        wanted = _file_name(name)
+        candidates = [path for path in self._by_stem.get(wanted.stem, []) if path.name == wanted.name]
+        inside = [path for path in candidates if path.parts[-len(wanted.parts) :] == wanted.parts]
+        return self._nearest(inside or candidates, annotation)
+
+    def _nearest(self, candidates: Sequence[Path], annotation: Path) -> Path | None:
+        """Return the image in the annotation's folder, or in the one that has the most words of its path in common."""
+        if len(candidates) <= 1:
+            return candidates[0] if candidates else None
+        near = words([*_inside(annotation.parent, self.folder), annotation.stem])
+
+        def closeness(path: Path) -> int:
+            return SAME_FOLDER * (path.parent == annotation.parent) + len(
+                near & words(_inside(path.parent, self.folder))
+            )
+
+        ranked = sorted(candidates, key=closeness, reverse=True)
+        if closeness(ranked[0]) == closeness(ranked[1]):
+            raise UserError(
+                f'{annotation} may belong to {ranked[0]} or to {ranked[1]}: '
+                'remove one of them, or name the folder with --images'
+            )
+        return ranked[0]
+
+
+def _file_name(name: str) -> PurePosixPath:
+    return PurePosixPath(name.strip().replace('\\', '/'))
+
+
+def _inside(path: Path, folder: Path) -> tuple[str, ...]:
+    return path.relative_to(folder).parts if path.is_relative_to(folder) else path.parts
+
+
+def measured(path: Path, annotated: tuple[int | None, int | None], account: Account) -> Size | None:
+    """Return an image's (width, height) once loaded; None, and counted, if it cannot be used.
+
+    Args:
+        path: Image file.
+        annotated: (width, height) of its annotation; None or 0 for a side that it does not give.
+        account: Counts images that are damaged or not those their annotations describe.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(EXIF_ORIENTATION) in QUARTER_TURNS
+    except (OSError, SyntaxError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+        account.add('images that cannot be read: left out', path)
+        return None
+    problem = truncation(path)
+    if problem:
+        account.add('images that are cut short: left out', path)
+        return None
+    size = (height, width) if turned else (width, height)
+    if all(annotated) and annotated != size:
+        if annotated == size[::-1] and turned:
+            account.add('images that their EXIF data rotate, but not their boxes: left out, rotate the files', path)
+        else:
+            account.add('images of another size than their annotations say: left out', path)
+        return None
+    return size

@@ -1,0 +1,1 @@
+"""One page on a trained detector: the rooms behind ``tools/report.py``."""

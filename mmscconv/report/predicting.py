@@ -1,0 +1,131 @@
+"""Runs a checkpoint on the validation set of its config, by the road of tools/test.py, and keeps what comes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmscconv.engine.annotations import check_voc
+from mmscconv.engine.checkpoints import load_safely
+from mmscconv.engine.cli import broken_annotations_named, build_runner
+from mmscconv.engine.errors import UserError
+from mmscconv.engine.hooks import RequireMatchingCheckpoint
+from mmscconv.engine.preflight import check_checkpoints, check_data
+from mmscconv.measure import record_gate_shares
+
+GATE_BATCHES = 8  # of which the gates' shares are measured: each costs a second pass through the gates
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run on the validation set has given.
+
+    Args:
+        truth: Ground truth as the evaluator of the config has read it, a pycocotools ``COCO``.
+        found: Predictions in COCO's form of results.
+        class_ids: Category id of each class, in the order of the classes.
+        image_ids: Images that were evaluated.
+        most: ``maxDets`` of the evaluation.
+        paths: File of each image, by id.
+        gates: Share of informative positions of each SRU, by its name; empty without SRU.
+        metrics: As the evaluator has computed them.
+        runner: With the model and the data set.
+    """
+
+    truth: Any
+    found: list[dict[str, Any]]
+    class_ids: list[int]
+    image_ids: list[int]
+    most: list[int]
+    paths: dict[int, str]
+    gates: dict[str, float]
+    metrics: Mapping[str, float]
+    runner: Runner
+
+
+def predict(cfg: Config, checkpoint: Path, folder: Path, trusted: bool) -> Predictions:
+    """Test ``checkpoint`` on the config's validation set; predictions and logs are written into ``folder``.
+
+    Raises:
+        UserError: A config without a detector or without COCO's metric, missing files, or a
+            checkpoint of another model.
+    """
+    metric = _coco_metric(cfg)
+    cfg.launcher = 'none'
+    cfg.work_dir = str(folder)
+    cfg.load_from, cfg.resume = str(checkpoint), False
+    metric['outfile_prefix'] = str(folder / 'predictions')
+    cfg.test_dataloader, cfg.test_evaluator, cfg.test_cfg = cfg.val_dataloader, metric, dict(type='TestLoop')
+    load_safely(trusted)
+    check_data(cfg, ('test',))
+    check_voc(cfg, ('test',))
+    check_checkpoints(cfg)
+    recorder = _Recorder()
+    runner = build_runner(cfg)
+    for hook in (RequireMatchingCheckpoint('test'), recorder):
+        runner.register_hook(hook)
+    with broken_annotations_named(cfg):
+        metrics = runner.test()
+    (evaluator,) = runner.test_evaluator.metrics
+    return Predictions(
+        # The evaluator's own copy: what it has mended in the file, the page counts in the same way.
+        truth=evaluator._coco_api,
+        found=json.loads((folder / 'predictions.bbox.json').read_text()),
+        class_ids=list(evaluator.cat_ids),
+        image_ids=list(evaluator.img_ids),
+        most=list(evaluator.proposal_nums),
+        paths=recorder.paths,
+        gates=recorder.gates(),
+        metrics=metrics,
+        runner=runner,
+    )
+
+
+def _coco_metric(cfg: Config) -> Any:
+    evaluators = cfg.get('val_evaluator') or []
+    evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators
+    for evaluator in evaluators:
+        kinds = evaluator.get('metric', 'bbox')
+        if evaluator.get('type', '').rpartition('.')[2] == 'CocoMetric' and 'bbox' in (
+            [kinds] if isinstance(kinds, str) else kinds
+        ):
+            return evaluator.copy()
+    raise UserError(f'a report needs a detector with CocoMetric (bbox) as val_evaluator: {cfg.filename}')
+
+
+class _Recorder(Hook):
+    """Keeps the file of each image, and each SRU's share of informative positions."""
+
+    def __init__(self) -> None:
+        self.paths: dict[int, str] = {}
+        self._recording = ExitStack()
+        self._shares: Mapping[str, float] = {}
+        self._measured: list[dict[str, float]] = []
+
+    def before_test(self, runner: Runner) -> None:
+        self._shares = self._recording.enter_context(record_gate_shares(runner.model))
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        self.paths |= {sample.img_id: sample.img_path for sample in outputs or ()}
+        if batch_idx < GATE_BATCHES:
+            self._measured.append(dict(self._shares))
+        if batch_idx + 1 == GATE_BATCHES:
+            self._recording.close()
+
+    def after_test(self, runner: Runner) -> None:
+        self._recording.close()
+
+    def gates(self) -> dict[str, float]:
+        """Return the mean share of each SRU over the batches that were measured."""
+        names = self._measured[0] if self._measured else ()
+        return {name: sum(shares[name] for shares in self._measured) / len(self._measured) for name in names}
