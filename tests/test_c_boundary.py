@@ -135,6 +135,19 @@ def test_number_of_arguments():
         call('norm_fuse_sums', *arguments(n='2'))
 
 
+def scconv(x, up):
+    c, low, transform = torch.rand(x.shape[1]), torch.zeros(1, 2, 32), torch.zeros(2, 3 + 2 + 8, 32)
+    settings, channels = (2, 0.1, 0.1, False), (6, 2, 3, 8, 5)
+    window = 2, (3, 3, 1, 1, 1, 1, 1, 1)
+    weights = [up, low, None, None], [transform, None, None, None, None]
+    return torch.ops.mmscconv.scconv(x, c, c, *settings, *weights, channels, *window, 4, False)
+
+
+def test_a_deployed_layer_whose_shapes_fit():
+    x = torch.randn(2, 8, 4, 3).contiguous(memory_format=torch.channels_last)
+    assert scconv(x, torch.zeros(1, 6, 32)).shape == (2, 8, 4, 3)
+
+
 def misfits():
     """Calls of the ops with one tensor that does not fit the others."""
     x, c, kernels = (
@@ -158,6 +171,8 @@ def misfits():
         'transform_fuse: low': lambda: kernels.transform_fuse(x, None, x, *weights, None, None, *window),
         'transform_fuse: bias': lambda: kernels.transform_fuse(x, None, low, *weights, c[:2], None, *window),
         'transform_fuse: batch': lambda: kernels.transform_fuse(x[:1], None, low, *weights, None, None, *window),
+        'scconv: up': lambda: scconv(x, torch.zeros(1, 4, 32)),
+        'scconv: channels': lambda: scconv(x[:, :6], torch.zeros(1, 2, 32)),
         'norm_fuse: low': lambda: kernels.norm_fuse(x, made, x, c, c, 0.1, c, c, 0.1),
         'norm_fuse: weight': lambda: kernels.norm_fuse(x, made, low, c[:3], c, 0.1, c, c, 0.1),
     }

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from mmscconv.ops.compiled import call
 from mmscconv.ops.layout import as_dense, as_rows, empty, layout_of, row_stride
-from mmscconv.ops.packing import fingerprint, packed, packed_transform, transform_rows, weights_of_rows
+from mmscconv.ops.packing import (
+    PANEL,
+    fingerprint,
+    packed,
+    packed_transform,
+    panels_of,
+    transform_rows,
+    weights_of_rows,
+)
 from mmscconv.ops.window import centre_of, pooled_size
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -226,6 +234,7 @@ def scconv(
         transform = packed_transform(gwc, pwc1, pwc2, groups, centre), *transform[1:]
     values = as_dense(x, torch.channels_last)
     cut, *others = channels
+    _check_deployed(x, scale, shift, num_groups, squeezes, transform, channels, groups, window, centre)
     size = pooled_size(x.shape[2:], window[2:4])
     out = empty(len(x), others[2], *size, layout=torch.channels_last)
     call(
@@ -233,6 +242,30 @@ def scconv(
         _geometry(x, others, groups, window, size, centre), relu, torch.get_num_threads(), out,
     )  # fmt: skip
     return out
+
+
+def _check_deployed(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    squeezes: Sequence[Tensor | None],
+    transform: Sequence[Tensor | None],
+    channels: Sequence[int],
+    groups: int,
+    window: Sequence[int],
+    centre: int | None,
+) -> None:
+    c, (cut, u, l, c2, made) = x.shape[1], channels  # noqa: E741
+    up, low, bias_up, bias_low = squeezes
+    packed_, bias1, bias2, norm_scale, norm_shift = transform
+    depth = l + u + (window[0] * window[1] - (centre is not None)) * (u // groups)
+    fitting = c % 2 == c % num_groups == u % groups == c2 % groups == 0 and made in (c2, c2 - l)
+    fitting = fitting and _has(scale, c) and _has(shift, c) and _has(bias_up, u) and _has(bias_low, l)
+    fitting = fitting and _has(up, panels_of(u), cut, PANEL) and _has(low, panels_of(l), c - cut, PANEL)
+    fitting = fitting and _has(packed_, groups * panels_of(c2 // groups), depth, PANEL)
+    fitting = fitting and _has(bias1, c2) and _has(bias2, made) and _has(norm_scale, c2) and _has(norm_shift, c2)
+    _check('scconv', fitting, x=x, scale=scale, up=up, low=low, transform=packed_, bias1=bias1, bias2=bias2)
 
 
 def transform_fuse_backward(

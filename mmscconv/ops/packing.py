@@ -23,6 +23,11 @@ def can_pack(*weights: Tensor) -> bool:
     return fitting and unavailable() is None
 
 
+def panels_of(channels: int) -> int:
+    """Return how many panels hold ``channels`` output channels."""
+    return -(-channels // PANEL)
+
+
 def packed(weight: Tensor, groups: int = 1) -> Tensor:
     """Return (J, K) or (J, K, 1, 1) weights in the kernels' panels, (panels, K, PANEL).
 
@@ -30,7 +35,7 @@ def packed(weight: Tensor, groups: int = 1) -> Tensor:
     channels of two groups.
     """
     (rows, depth), strides = weight.shape[:2], weight.stride()[:2]
-    out = empty(groups * -(-rows // groups // PANEL), depth, PANEL)
+    out = empty(groups * panels_of(rows // groups), depth, PANEL)
     call('pack', weight, *strides, rows, depth, groups, out)
     return out
 
@@ -53,7 +58,7 @@ def fingerprint(weights: Sequence[Tensor]) -> int:
 def packed_transform(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> Tensor:
     """Return the weights of a CRU's transform, as :func:`transform_rows` has them, in panels."""
     gwc, pwc1, pwc2 = _inputs(gwc, pwc1, pwc2)
-    panels = groups * -(-len(gwc) // groups // PANEL)
+    panels = groups * panels_of(len(gwc) // groups)
     out = empty(panels, _depth(gwc, pwc2, groups, centre), PANEL)
     call('pack_transform', gwc, pwc1, pwc2, _numbers(gwc, pwc2, groups, centre), torch.get_num_threads(), out)
     return out
