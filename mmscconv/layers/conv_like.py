@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from mmscconv.layers.arguments import Device, Size2d, Window, check_input, whole, window_of
+from mmscconv.layers.arguments import Device, Size2d, Window, check_input, numeric_padding, whole, window_of
 from mmscconv.layers.tracing import OneNode
 
 PAD_LAYERS = {'reflect': 'nn.ReflectionPad2d', 'replicate': 'nn.ReplicationPad2d', 'circular': 'nn.CircularPad2d'}
@@ -73,6 +73,12 @@ class Conv2dLike(OneNode):
     def window(self) -> Window:
         """(kernel_size, stride, padding, dilation): these decide the output's size."""
         return self.kernel_size, self.stride, self.padding, self.dilation
+
+    @property
+    def inner_window(self) -> Window:
+        """:attr:`window` for a convolution inside, with equal zeros on both sides given as a number."""
+        padding, pads = numeric_padding(self.padding, self.kernel_size, self.stride, self.dilation)
+        return self.window if pads else (self.kernel_size, self.stride, padding, self.dilation)
 
     def reset_parameters(self) -> None:
         """Initialize all weights anew, each inner module by its own ``reset_parameters``; the bias becomes 0."""
