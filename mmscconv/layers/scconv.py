@@ -106,7 +106,7 @@ class SCConv(Conv2dLike):
         )
         self.arrangement = arrangement
         self.recompute = recompute
-        window = self.window
+        window = self.inner_window
 
         self.sru = self.cru = self.conv = self.pool = None
         if arrangement != 'C':
