@@ -226,5 +226,10 @@ class LegacySCConv(Conv2dLike):
             in_channels, out_channels, *self.inner_window, alpha, squeeze_ratio, gwc_groups, device, dtype
         )
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether the output is a product of several convolutions' weights."""
+        return True
+
     def transform(self, x: Tensor) -> Tensor:
         return self.cru(self.sru(x))

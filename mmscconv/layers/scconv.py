@@ -147,6 +147,11 @@ class SCConv(Conv2dLike):
             return sru(cru(x))
         return cru(x) + self.pool(sru(x))  # 'C&S'
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether the output is a product of several convolutions' weights."""
+        return self.arrangement != 'S'
+
     def mark_output_kept(self) -> None:
         """Say that the layer behind keeps its input for backward and does not change it, as a norm does."""
         if isinstance(self.cru, CRU):
