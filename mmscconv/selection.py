@@ -11,11 +11,12 @@ from typing import Any, TypeGuard
 
 from torch import nn
 
+from mmscconv.layers.hooked import has_own_forward, is_hooked
+
 Match = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 CONV_ATTRIBUTES = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups')
 REGEX_PREFIX = 're:'
-HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
 class AnyConv(nn.Module):
@@ -87,7 +88,9 @@ def obstacle(conv: nn.Module, shared: Collection[int]) -> str | None:
         return 'depthwise' if conv.groups == conv.in_channels else f'grouped, groups={conv.groups}'
     if conv.padding_mode != 'zeros':
         return f'padding_mode={conv.padding_mode!r}'
-    if any(getattr(conv, hooks) for hooks in HOOKS):
+    if has_own_forward(conv):
+        return 'its forward was replaced, which would be lost'
+    if is_hooked(conv):
         return 'it has hooks, which would be lost'
     if not conv.weight.requires_grad:
         return 'frozen, a new layer in its place would stay random'

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mmscconv import SCConv, replace_conv
+from mmscconv.layers.rivals import TiedConv
 
 SCCONV = dict(type='SCConv')
 PAPER = dict(type='SCConv', low_squeeze='output', inner_norm=True)
@@ -250,3 +251,17 @@ except ValueError as error:
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root)
     assert 'replaced by SCConv: 1' in done.stdout and 'without mmengine' in done.stdout, done.stderr
+
+
+def test_a_forward_of_the_instance_is_an_obstacle():
+    model = nn.Sequential(nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3))
+    model[0].forward = model[0].forward
+    found = replace_conv(model, SCCONV)
+    assert found.replaced == ('1',) and found.skipped == {'0': 'its forward was replaced, which would be lost'}
+
+
+def test_tied_blocks_are_no_plain_convolution():
+    model = nn.Sequential(TiedConv(32, 32, 3), nn.Conv2d(32, 32, 3))
+    found = replace_conv(model, SCCONV, match='*')
+    assert found.replaced == ('1',) and found.skipped == {'0': 'TiedConv is not a plain nn.Conv2d'}
+    assert isinstance(model[0], TiedConv)  # nor is what it has inside

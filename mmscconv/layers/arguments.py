@@ -81,6 +81,21 @@ def padding_amounts(
     return (height, height), (width, width)
 
 
+def numeric_padding(
+    padding: Size2d | str, kernel_size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int, int, int] | None]:
+    """Return ``nn.Conv2d``'s ``padding`` argument as two integers, and what ``F.pad`` has to add before, or None.
+
+    The same zeros as ``padding='same'``, whose operator (``aten::_convolution_mode``)
+    some counters of FLOPs do not know: mmengine's counts nothing of it. Only an even
+    extent of the kernel needs ``F.pad``: more zeros on one side than on the other.
+    """
+    (top, bottom), (left, right) = padding_amounts(padding, kernel_size, stride, dilation)
+    if (top, left) == (bottom, right):
+        return (top, left), None
+    return (0, 0), (left, right, top, bottom)
+
+
 def check_input(layer: str, x: Tensor, channels: int, weight: Tensor | None = None) -> None:
     """Raise ValueError unless ``x`` is floating, (N, channels, H, W) or (channels, H, W), with H and W not 0.
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from mmscconv.layers.arguments import Device, Size2d, Window, check_input, whole, window_of
+from mmscconv.layers.arguments import Device, Size2d, Window, check_input, numeric_padding, whole, window_of
+from mmscconv.layers.initialization import apply_as_to_one
 from mmscconv.layers.tracing import OneNode
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PAD_LAYERS = {'reflect': 'nn.ReflectionPad2d', 'replicate': 'nn.ReplicationPad2d', 'circular': 'nn.CircularPad2d'}
 
@@ -73,6 +78,25 @@ class Conv2dLike(OneNode):
     def window(self) -> Window:
         """(kernel_size, stride, padding, dilation): these decide the output's size."""
         return self.kernel_size, self.stride, self.padding, self.dilation
+
+    @property
+    def inner_window(self) -> Window:
+        """:attr:`window` for a convolution inside, with equal zeros on both sides given as a number."""
+        padding, pads = numeric_padding(self.padding, self.kernel_size, self.stride, self.dilation)
+        return self.window if pads else (self.kernel_size, self.stride, padding, self.dilation)
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the output is a product of several convolutions' weights, whose scales multiply."""
+        return False
+
+    def apply(self, fn: Callable[[nn.Module], Any]) -> Self:
+        """Call ``fn`` for all modules inside and the layer, as torch does.
+
+        mmengine's initializers with a fixed scale or for this one layer are applied as
+        to one convolution (:func:`~mmscconv.layers.initialization.apply_as_to_one`).
+        """
+        return self if apply_as_to_one(self, fn, self.multiplies) else super().apply(fn)
 
     def reset_parameters(self) -> None:
         """Initialize all weights anew, each inner module by its own ``reset_parameters``; the bias becomes 0."""

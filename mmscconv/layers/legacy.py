@@ -210,7 +210,14 @@ class LegacySCConv(Conv2dLike):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self.sru = LegacySRU(in_channels, num_groups, threshold, torch_gn, device, dtype)
-        self.cru = LegacyCRU(in_channels, out_channels, *self.window, alpha, squeeze_ratio, gwc_groups, device, dtype)
+        self.cru = LegacyCRU(
+            in_channels, out_channels, *self.inner_window, alpha, squeeze_ratio, gwc_groups, device, dtype
+        )
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the output is a product of several convolutions' weights."""
+        return True
 
     def transform(self, x: Tensor) -> Tensor:
         return self.cru(self.sru(x))

@@ -106,7 +106,7 @@ class SCConv(Conv2dLike):
         )
         self.arrangement = arrangement
         self.recompute = recompute
-        window = self.window
+        window = self.inner_window
 
         self.sru = self.cru = self.conv = self.pool = None
         if arrangement != 'C':
@@ -146,6 +146,11 @@ class SCConv(Conv2dLike):
         if self.pool is None:  # 'C+S'
             return sru(cru(x))
         return cru(x) + self.pool(sru(x))  # 'C&S'
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the output is a product of several convolutions' weights."""
+        return self.arrangement != 'S'
 
     def mark_output_kept(self) -> None:
         """Say that the layer behind keeps its input for backward and does not change it, as a norm does."""

@@ -74,7 +74,7 @@ class GhostConv(Conv2dLike):
         if pointwise:
             primary = [AlignedAvgPool2d(*self.window), nn.Conv2d(in_channels, intrinsic, 1, bias=False, **factory)]
         else:
-            primary = [nn.Conv2d(in_channels, intrinsic, *self.window, bias=False, **factory)]
+            primary = [nn.Conv2d(in_channels, intrinsic, *self.inner_window, bias=False, **factory)]
         cheap = nn.Conv2d(
             intrinsic,
             ghosts,

@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Device, Size2d, share, window_of
+from mmscconv.layers.arguments import Device, Size2d, numeric_padding, share, window_of
 from mmscconv.layers.conv_like import Conv2dLike
 
 Octave = tuple[Tensor, Tensor | None]
@@ -73,7 +73,9 @@ class OctaveConv2d(nn.Module):
         self.in_low, self.out_low = low_channels(in_channels, alpha_in), low_channels(out_channels, alpha_out)
         in_high, out_high = in_channels - self.in_low, out_channels - self.out_low
 
-        window = window_of(kernel_size, 1, 'same', dilation)
+        size, step, same, spread = window_of(kernel_size, 1, 'same', dilation)
+        padding, self.pads = numeric_padding(same, size, step, spread)
+        window = (size, step, padding, spread)
 
         def conv(inputs: int, outputs: int) -> nn.Conv2d | None:
             if not inputs or not outputs:
@@ -88,18 +90,21 @@ class OctaveConv2d(nn.Module):
         high, low = x
         if self.stride == 2:
             high = halve(high)
-        out_high = self.hh(high)
-        out_low = None if self.hl is None else self.hl(halve(high))
+        out_high = self.hh(self._padded(high))
+        out_low = None if self.hl is None else self.hl(self._padded(halve(high)))
         if low is None:
             return out_high, out_low
         if self.lh is None:
             raise ValueError('OctaveConv2d got a low map, but has no low input channels (alpha_in)')
-        from_low = self.lh(low)
+        from_low = self.lh(self._padded(low))
         if self.stride == 1:
             from_low = F.interpolate(from_low, size=out_high.shape[2:])
         if out_low is not None and self.ll is not None:
-            out_low = out_low + self.ll(low if self.stride == 1 else halve(low))
+            out_low = out_low + self.ll(self._padded(low if self.stride == 1 else halve(low)))
         return out_high + from_low, out_low
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return x if self.pads is None else F.pad(x, self.pads)
 
 
 class OctConv(Conv2dLike):

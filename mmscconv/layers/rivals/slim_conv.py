@@ -100,13 +100,13 @@ class SlimConv(Conv2dLike):
             nn.Sigmoid(),
         )
         self.upper = nn.Sequential(
-            nn.Conv2d(half, upper, *self.window, bias=False, **factory), nn.BatchNorm2d(upper, **factory)
+            nn.Conv2d(half, upper, *self.inner_window, bias=False, **factory), nn.BatchNorm2d(upper, **factory)
         )
         self.lower = nn.Sequential(
             nn.Conv2d(half, quarter, 1, bias=False, **factory),
             nn.BatchNorm2d(quarter, **factory),
             nn.ReLU(inplace=True),
-            nn.Conv2d(quarter, lower, *self.window, bias=False, **factory),
+            nn.Conv2d(quarter, lower, *self.inner_window, bias=False, **factory),
             nn.BatchNorm2d(lower, **factory),
         )
 

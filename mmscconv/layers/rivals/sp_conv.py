@@ -79,7 +79,9 @@ class SPConv(NormsFirst, Conv2dLike):
         self.alpha = alpha
         self.pool = AlignedAvgPool2d(*self.window)
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
-        self.gwc = nn.Conv2d(self.representative, out_channels, *self.window, groups=gwc_groups, bias=False, **factory)
+        self.gwc = nn.Conv2d(
+            self.representative, out_channels, *self.inner_window, groups=gwc_groups, bias=False, **factory
+        )
         self.pwc = nn.Conv2d(self.representative, out_channels, 1, bias=False, **factory)
         self.cheap = nn.Conv2d(redundant, out_channels, 1, **factory)
         self.norm1, self.norm2 = nn.BatchNorm2d(out_channels, **factory), nn.BatchNorm2d(out_channels, **factory)

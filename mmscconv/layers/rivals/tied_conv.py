@@ -71,7 +71,7 @@ class TiedConv(Conv2dLike):
         del self._parameters['bias']  # the property below, as the inner convolution adds it
         self.blocks = blocks
         self.conv = nn.Conv2d(
-            in_channels // blocks, out_channels // blocks, *self.window, bias=bias, device=device, dtype=dtype
+            in_channels // blocks, out_channels // blocks, *self.inner_window, bias=bias, device=device, dtype=dtype
         )
         self._register_state_dict_hook(_drop_prefix)
 
