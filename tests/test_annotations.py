@@ -10,15 +10,15 @@ from conftest import ROOT
 from mmdet.registry import DATASETS
 from mmengine.registry import init_default_scope
 
-from mmscconv.engine.annotations import check_voc, coco_files_checked
+from mmscconv.checks.annotations import check_voc, coco_files_checked
 from mmscconv.engine.cli import broken_annotations_named
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 
 @pytest.fixture
 def warnings(monkeypatch):
     lines = []
-    monkeypatch.setattr('mmscconv.engine.annotations.warn', lines.append)
+    monkeypatch.setattr('mmscconv.checks.annotations.warn', lines.append)
     return lines
 
 
@@ -207,8 +207,8 @@ def test_a_voc_data_set_without_classes_is_left_to_who_builds_it(kind, message, 
 
 def test_real_coco_and_voc_pass(real_data, warnings):
     import mmscconv
+    from mmscconv.checks.files import datasets
     from mmscconv.engine.cli import move_data_root
-    from mmscconv.engine.preflight import datasets
 
     init_default_scope('mmdet')
     for name, root in (('retinanet_r50_coco', 'coco'), ('retinanet_r50_voc', 'VOCdevkit')):

@@ -10,8 +10,8 @@ import zipfile
 import pytest
 from conftest import ROOT
 
-from mmscconv.engine import environment
-from mmscconv.engine.errors import UserError
+from mmscconv.checks import environment
+from mmscconv.errors import UserError
 from tools import MMCV, MMENGINE
 
 IGNORED = shutil.ignore_patterns(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from mmscconv.engine.environment import check_environment
-from mmscconv.engine.errors import UserError, run
+from mmscconv.checks.environment import check_environment
+from mmscconv.errors import UserError, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,12 +32,12 @@ def main() -> None:
     check_environment()
     args = parse_args()
 
-    from mmscconv.engine.annotations import check_voc
+    from mmscconv.checks.annotations import check_voc
+    from mmscconv.checks.files import check_checkpoints, check_data
     from mmscconv.engine.checkpoints import load_safely
     from mmscconv.engine.cli import broken_annotations_named, build_runner, innermost_dataset, load_config
     from mmscconv.engine.disk import replacing
     from mmscconv.engine.hooks import DeployForm, RequireMatchingCheckpoint
-    from mmscconv.engine.preflight import check_checkpoints, check_data
 
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out writes a pickle file, its name must end with .pkl or .pickle: {args.out}')

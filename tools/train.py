@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from mmscconv.engine.environment import check_environment
-from mmscconv.engine.errors import UserError, run
+from mmscconv.checks.environment import check_environment
+from mmscconv.errors import UserError, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,12 +36,12 @@ def main() -> None:
     from mmengine.dist import get_world_size
     from mmengine.logging import print_log
 
-    from mmscconv.engine.annotations import check_voc
+    from mmscconv.checks.annotations import check_voc
+    from mmscconv.checks.files import check_checkpoints, check_data
     from mmscconv.engine.checkpoints import check_pretrained, load_safely
     from mmscconv.engine.cli import broken_annotations_named, build_runner, load_config, set_resume
     from mmscconv.engine.disk import full_disk_named
     from mmscconv.engine.hooks import RequireMatchingCheckpoint
-    from mmscconv.engine.preflight import check_checkpoints, check_data
 
     cfg = load_config(args)
     if args.amp:

@@ -19,12 +19,12 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmscconv.engine.annotations import coco_files_checked, find_broken_annotation
+from mmscconv.checks.annotations import coco_files_checked, find_broken_annotation
+from mmscconv.checks.files import datasets
+from mmscconv.checks.settings import check_keys
 from mmscconv.engine.checkpoints import checkpoint_to_resume, require_resumable
-from mmscconv.engine.errors import UserError
-from mmscconv.engine.options import check_keys
-from mmscconv.engine.preflight import datasets
 from mmscconv.engine.runner import CheckedRunner
+from mmscconv.errors import UserError
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmscconv.engine.checkpoint_match import differences, optimizer_problem, require_filled
-from mmscconv.engine.errors import UserError, warn
+from mmscconv.errors import UserError, warn
 
 
 class RequireMatchingCheckpoint(Hook):

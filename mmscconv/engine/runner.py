@@ -8,9 +8,9 @@ from typing import Any
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from mmscconv.engine.errors import UserError
-from mmscconv.engine.images import name_broken_files
-from mmscconv.engine.preflight import datasets, join
+from mmscconv.checks.files import datasets, join
+from mmscconv.checks.images import name_broken_files
+from mmscconv.errors import UserError
 
 
 class CheckedRunner(Runner):

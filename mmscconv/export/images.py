@@ -14,10 +14,10 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
+from mmscconv.checks.files import check_data
+from mmscconv.checks.images import name_broken_files
 from mmscconv.engine.cli import broken_annotations_named, explained, innermost_dataset
-from mmscconv.engine.errors import UserError
-from mmscconv.engine.images import name_broken_files
-from mmscconv.engine.preflight import check_data
+from mmscconv.errors import UserError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 # An image and what belongs to it, as a pipeline packs them.

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 # How a file of each format begins and ends. Within the data of a JPEG, FF is never followed by D9.
 ENDS = {b'\xff\xd8\xff': b'\xff\xd9', b'\x89PNG': b'IEND\xaeB`\x82'}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 DATA_ADVICE = 'put or link the data there, or pass --data-root'
 

@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from mmscconv.engine.errors import UserError, warn
-from mmscconv.engine.preflight import DATA_ADVICE, datasets, join
+from mmscconv.checks.files import DATA_ADVICE, datasets, join
+from mmscconv.errors import UserError, warn
 
 SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
 
