@@ -32,8 +32,10 @@ def main() -> None:
     check_environment()
     args = parse_args()
 
-    from mmscconv.checks.annotations import check_voc
+    from mmscconv.checks.classes import check_classes
+    from mmscconv.checks.evaluators import check_evaluators
     from mmscconv.checks.files import check_checkpoints, check_data
+    from mmscconv.checks.voc import check_voc
     from mmscconv.engine.checkpoints import load_safely
     from mmscconv.engine.cli import broken_annotations_named, build_runner, innermost_dataset, load_config
     from mmscconv.engine.disk import replacing
@@ -52,17 +54,19 @@ def main() -> None:
         draw(cfg, args)
     load_safely(args.trusted)
     check_data(cfg, ('test',))
+    check_classes(cfg, ('test',))
     check_voc(cfg, ('test',))
+    check_evaluators(cfg, ('test',))
     check_checkpoints(cfg)
     runner = build_runner(cfg)
     runner.register_hook(RequireMatchingCheckpoint('test'))
     if args.deploy:
         runner.register_hook(DeployForm())
     with ExitStack() as stack:
+        stack.enter_context(broken_annotations_named())
         if args.out:
             out = stack.enter_context(replacing(args.out))
             runner.test_evaluator.metrics.append(dump_metric(cfg, str(out)))
-        stack.enter_context(broken_annotations_named(cfg))
         runner.test()
 
 
@@ -73,8 +77,10 @@ def draw(cfg, args: argparse.Namespace) -> None:  # noqa: ANN001, mmengine is im
         raise UserError(f'--show and --show-dir need default_hooks.visualization in {args.config}')
     hook.update(show=args.show, wait_time=args.wait_time)
     if hook.type == 'DetVisualizationHook':
-        hook.update(draw=True, test_out_dir=args.show_dir)
+        hook.update(type='DetectionDrawingHook', draw=True, test_out_dir=args.show_dir)
     else:
+        if hook.type == 'VisualizationHook':
+            hook.type = 'ClassDrawingHook'
         hook.update(enable=True, interval=1, out_dir=args.show_dir and str(Path(cfg.work_dir) / args.show_dir))
 
 

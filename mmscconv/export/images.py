@@ -76,7 +76,7 @@ def load_dataset(cfg: Config, count: int) -> list[Item]:
         check_data(cfg, ('test',))
     except UserError as error:
         raise UserError(f'no images for the check: pass --images FOLDER, or mend this: {error}') from error
-    with broken_annotations_named(cfg), explained('data set of the config'):
+    with broken_annotations_named(), explained('data set of the config'):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
     name_broken_files(dataset)
     return [dataset[i] for i in spread(len(dataset), count)]
