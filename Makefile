@@ -24,7 +24,7 @@ $(VENV)/ready: setup.py Makefile
 	@echo 'Installing the OpenMMLab stack; compiling mmcv takes about 12 minutes on two cores ...'
 	CFLAGS='-g0 -O2' MAX_JOBS=$${MAX_JOBS:-$$(nproc)} $(BIN)/pip install --no-build-isolation $($(STACK))
 	$(BIN)/pip install -q --no-build-isolation -e '.[$(STACK),dev]'
-	$(BIN)/python -c 'from mmscconv.engine.environment import check_environment; check_environment()'
+	$(BIN)/python -c 'from mmscconv.checks.environment import check_environment; check_environment()'
 	touch $@
 
 $(DIGITS)/annotations/val.json: tools/make_digits.py | setup

@@ -37,6 +37,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     resize,
+    dict(type='FilterAnnotations', min_gt_bbox_wh=(0, 0), keep_empty=False),  # boxes without size
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -49,6 +50,7 @@ train_dataloader = dict(
     batch_size=16,
     num_workers=1,
     dataset=dict(
+        type='CheckedCocoDataset',
         data_root=data_root,
         metainfo=metainfo,
         ann_file='annotations/train.json',
@@ -60,6 +62,7 @@ val_dataloader = dict(
     batch_size=10,
     num_workers=1,
     dataset=dict(
+        type='CheckedCocoDataset',
         data_root=data_root,
         metainfo=metainfo,
         ann_file='annotations/val.json',
@@ -68,7 +71,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/val.json')
+val_evaluator = dict(type='CheckedCocoMetric', ann_file=data_root + 'annotations/val.json')
 test_evaluator = val_evaluator
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=15, val_interval=3)

@@ -8,7 +8,31 @@ _base_ = ['./_base_/retinanet_r50_from_scratch.py', 'mmdet::_base_/datasets/voc0
 
 model = dict(bbox_head=dict(num_classes=20))
 
-train_dataloader = dict(batch_size=32, num_workers=8, sampler=dict(type='InfiniteSampler'))
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(1000, 600), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='FilterAnnotations', min_gt_bbox_wh=(0, 0), keep_empty=False),  # boxes without size
+    dict(type='PackDetInputs'),
+]
+parts = [
+    dict(
+        type='CheckedVOCDataset',
+        data_root='data/VOCdevkit/',
+        ann_file=f'VOC{year}/ImageSets/Main/trainval.txt',
+        data_prefix=dict(sub_data_root=f'VOC{year}/'),
+        filter_cfg=dict(filter_empty_gt=True, min_size=32, bbox_min_size=32),
+        pipeline=train_pipeline,
+    )
+    for year in (2007, 2012)
+]
+train_dataloader = dict(
+    batch_size=32,
+    num_workers=8,
+    sampler=dict(type='InfiniteSampler'),
+    dataset=dict(dataset=dict(datasets=parts)),
+)
 
 # COCO-style AP on VOC: the metric builds its ground truth from the packed
 # 'instances', in which difficult objects count as neither hit nor miss.
@@ -19,7 +43,7 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=meta_keys),
 ]
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+val_dataloader = dict(dataset=dict(type='CheckedVOCDataset', pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(_delete_=True, type='CocoMetric', metric='bbox', prefix='voc')
 test_evaluator = val_evaluator

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from mmscconv.engine.environment import (
+from mmscconv.checks.environment import (
     DEFAULT_STACK,
     STACKS,
     TORCH,

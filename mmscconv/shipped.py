@@ -7,8 +7,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmscconv.engine.environment import DEFAULT_STACK, install_command
-from mmscconv.engine.errors import UserError
+from mmscconv.checks.environment import DEFAULT_STACK, install_command
+from mmscconv.errors import UserError
 
 if TYPE_CHECKING:
     from mmengine.config import Config

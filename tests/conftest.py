@@ -86,7 +86,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def tool(monkeypatch, capsys):
     """Run a tool's main in this process, which saves the seconds of importing torch: (status, stdout, stderr)."""
-    from mmscconv.engine.errors import run
+    from mmscconv.errors import run
 
     # Loggers of earlier runs hold streams that pytest has closed, and would print tracebacks of that.
     monkeypatch.setattr(logging, 'raiseExceptions', False)

@@ -10,15 +10,17 @@ from conftest import ROOT
 from mmdet.registry import DATASETS
 from mmengine.registry import init_default_scope
 
-from mmscconv.engine.annotations import check_voc, coco_files_checked
+from mmscconv.checks.voc import check_voc
+from mmscconv.datasets.reading import annotations_checked
 from mmscconv.engine.cli import broken_annotations_named
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 
 @pytest.fixture
 def warnings(monkeypatch):
     lines = []
-    monkeypatch.setattr('mmscconv.engine.annotations.warn', lines.append)
+    for module in ('checks.voc', 'datasets.coco'):
+        monkeypatch.setattr(f'mmscconv.{module}.warn', lines.append)
     return lines
 
 
@@ -40,13 +42,12 @@ def coco(tmp_path):
         type='CocoDataset', data_root=str(tmp_path), ann_file='train.json', data_prefix=dict(img='images/'),
         metainfo=dict(classes=('cat', 'dog')), pipeline=[],
     )  # fmt: skip
-    cfg = dict(train_dataloader=dict(dataset=dataset))
 
     def build(change=lambda content: None):
         text = change(content)
         (tmp_path / 'train.json').write_bytes(text if isinstance(text, bytes) else json.dumps(content).encode())
         init_default_scope('mmdet')
-        with broken_annotations_named(cfg):
+        with broken_annotations_named():
             return DATASETS.build(dataset)
 
     return build
@@ -126,7 +127,7 @@ def test_mmdet_is_as_before_afterwards():
     from mmdet.datasets import CocoDataset
 
     before = CocoDataset.COCOAPI
-    context = coco_files_checked({})
+    context = annotations_checked()
     context.__enter__()
     assert CocoDataset.COCOAPI is not before
     assert not context.__exit__(ValueError, ValueError(), None)
@@ -207,15 +208,15 @@ def test_a_voc_data_set_without_classes_is_left_to_who_builds_it(kind, message, 
 
 def test_real_coco_and_voc_pass(real_data, warnings):
     import mmscconv
+    from mmscconv.checks.files import datasets
     from mmscconv.engine.cli import move_data_root
-    from mmscconv.engine.preflight import datasets
 
     init_default_scope('mmdet')
     for name, root in (('retinanet_r50_coco', 'coco'), ('retinanet_r50_voc', 'VOCdevkit')):
         cfg = mmscconv.get_config(name)
         move_data_root(cfg, str(real_data / root))
         check_voc(cfg, ['train', 'val'])
-        with coco_files_checked(cfg):
+        with annotations_checked():
             for dataset in datasets(cfg.train_dataloader):
                 assert len(DATASETS.build(dataset)) > 0
     assert not warnings

@@ -22,7 +22,7 @@ from mmscconv.benchmark.session import Competitor, Plan, lineup, measure
 from mmscconv.benchmark.subjects import BackboneSubject, LayerSubject
 from mmscconv.benchmark.timing import Quartiles, alternate, ratios
 from mmscconv.benchmark.unofficial import unofficial_like
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.export.custom_op import library
 from mmscconv.export.runtime import open_session
 from tools import NARROW_DETECTOR

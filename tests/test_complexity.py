@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmscconv import SCConv
 from mmscconv.complexity import compare, count
 from mmscconv.complexity.configs import count_config
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.layers.rivals import GhostConv, SPConv, TiedConv
 from mmscconv.paper import paper_rows
 

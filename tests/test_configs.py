@@ -7,8 +7,11 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
 
+from mmscconv.engine.cli import innermost_dataset
 from mmscconv.models import SCConvResNet
 
 CONFIGS = sorted(p for p in (ROOT / 'configs').glob('*.py'))
@@ -128,3 +131,16 @@ def test_the_paper_s_schedules():
 def test_no_config_names_this_machine():
     for path in CONFIGS:
         assert not re.search(r'/(home|root|work|tmp)/|https?://', Path(path).read_text()), path
+
+
+@pytest.mark.parametrize('name', sorted(p.stem for p in CONFIGS if 'retinanet' in p.stem))
+def test_training_drops_boxes_without_size(name, tmp_path):
+    path = tmp_path / 'a.png'
+    Image.new('RGB', (64, 48)).save(path)
+    dataset = innermost_dataset(load(name).train_dataloader.dataset)
+    for part in dataset.get('datasets', [dataset]):
+        pipeline = Compose(part.pipeline)
+        for boxes, kept in (([[5, 5, 20, 20], [9, 9, 9, 30], [70, 5, 90, 20]], 1), ([[9, 9, 30, 9]], 0)):
+            instances = [dict(bbox=box, bbox_label=0, ignore_flag=0) for box in boxes]
+            info = dict(img_path=str(path), img_id=1, height=48, width=64, instances=instances)
+            assert len(pipeline(info)['data_samples'].gt_instances.bboxes) == kept

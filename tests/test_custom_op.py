@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmscconv import SCConv
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.export import custom_op
 from mmscconv.export.runtime import export_onnx
 from mmscconv.models import SCConvResNet, switch_to_deploy

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from mmscconv import doctor, get_config
-from mmscconv.engine import environment
+from mmscconv.checks import environment
 from tools import MMCV
 
 

@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 
 import mmscconv.datasets
 import mmscconv.models  # noqa: F401
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.export import job as jobs
 from mmscconv.export.checking import matched
 from mmscconv.export.postprocess import PostProcess

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from mmscconv import SRU
 from mmscconv.engine import disk
 from mmscconv.engine.checkpoints import checkpoint_to_resume, last_good_checkpoint
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.hooks.safe_checkpoint import AtomicBackend
 from tools import DIGITS
 

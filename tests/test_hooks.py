@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from mmscconv import SRU
 from mmscconv.engine.checkpoints import last_good_checkpoint
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.hooks import GateShares
 from mmscconv.measure import record_gate_shares
 

@@ -10,9 +10,9 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 import mmscconv
-from mmscconv.engine.errors import UserError
-from mmscconv.engine.images import NamedTransform, truncation
+from mmscconv.checks.images import NamedTransform, truncation
 from mmscconv.engine.runner import CheckedRunner
+from mmscconv.errors import UserError
 
 EXIF_ROTATED = 6
 

@@ -27,7 +27,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.own_data.reading import choose_classes, read_data_set
 from mmscconv.own_data.recipe import choose_recipe
 from mmscconv.own_data.records import Account, AnnotatedImage, Box

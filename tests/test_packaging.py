@@ -11,8 +11,8 @@ import pytest
 from annotated import made_objects, write_coco
 from conftest import ROOT
 
-from mmscconv.engine import environment
-from mmscconv.engine.errors import UserError
+from mmscconv.checks import environment
+from mmscconv.errors import UserError
 from tools import MMCV, MMENGINE
 
 IGNORED = shutil.ignore_patterns(

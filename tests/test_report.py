@@ -13,7 +13,7 @@ from conftest import ROOT
 from pycocotools.coco import COCO
 
 from mmscconv.complexity import count
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.report.cost import parts
 from mmscconv.report.evaluation import evaluate
 from mmscconv.report.matching import best_threshold, confusion, match, worst

@@ -18,8 +18,8 @@ from mmengine.registry import init_default_scope
 
 from mmscconv.engine.checkpoint_match import model_in
 from mmscconv.engine.checkpoints import ONLY_WEIGHTS, load_checkpoint, load_safely
-from mmscconv.engine.errors import UserError
 from mmscconv.engine.hooks import RequireMatchingCheckpoint
+from mmscconv.errors import UserError
 from tools import DIGITS
 
 CONFIG = ROOT / 'configs' / 'retinanet_scconv_r18_digits.py'

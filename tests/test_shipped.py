@@ -9,7 +9,7 @@ from conftest import ROOT
 from mmengine.config import Config
 
 import mmscconv
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 
 def test_names_are_the_files():

@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
+from mmscconv.checks.environment import check_environment
 from mmscconv.engine.disk import replacing
-from mmscconv.engine.environment import check_environment
-from mmscconv.engine.errors import UserError, run
+from mmscconv.errors import UserError, run
 
 PAPER_NOTE = (
     "Tables 4 and 5 print an ImageNet classifier's parameters beside a backbone's FLOPs; "

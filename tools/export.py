@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from mmscconv.engine.environment import check_environment
-from mmscconv.engine.errors import UserError, run
+from mmscconv.checks.environment import check_environment
+from mmscconv.errors import UserError, run
 
 
 def parse_args() -> argparse.Namespace:

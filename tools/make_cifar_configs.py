@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from mmscconv.engine.errors import UserError, run
+from mmscconv.errors import UserError, run
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv.engine.disk import replacing
-from mmscconv.engine.errors import UserError, run
+from mmscconv.errors import UserError, run
 
 CANVAS = 128
 SIZES = (24, 64)  # pixels of a pasted 8x8 scan

@@ -16,8 +16,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv import __version__, get_config, list_configs
-from mmscconv.engine.environment import check_environment
-from mmscconv.engine.errors import UserError, run
+from mmscconv.checks.environment import check_environment
+from mmscconv.errors import UserError, run
 
 METAFILE = Path(__file__).resolve().parents[1] / 'configs' / 'metafile.yml'
 HEADER = '# Made by tools/make_metafile.py, which says what is counted. No model has been trained in full yet.\n'

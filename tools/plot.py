@@ -14,8 +14,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv.engine.disk import replacing
-from mmscconv.engine.errors import UserError, run
 from mmscconv.engine.results import METRICS, pick_metric, read_log
+from mmscconv.errors import UserError, run
 from mmscconv.paper import PaperRow, paper_rows, printed
 
 CIFAR_CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'cifar'

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from mmscconv.engine.environment import check_environment
-from mmscconv.engine.errors import UserError, run
+from mmscconv.checks.environment import check_environment
+from mmscconv.errors import UserError, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,12 +32,12 @@ def main() -> None:
     check_environment()
     args = parse_args()
 
-    from mmscconv.engine.annotations import check_voc
+    from mmscconv.checks.files import check_checkpoints
+    from mmscconv.checks.inputs import check_inputs
     from mmscconv.engine.checkpoints import load_safely
     from mmscconv.engine.cli import broken_annotations_named, build_runner, innermost_dataset, load_config
     from mmscconv.engine.disk import replacing
     from mmscconv.engine.hooks import DeployForm, RequireMatchingCheckpoint
-    from mmscconv.engine.preflight import check_checkpoints, check_data
 
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out writes a pickle file, its name must end with .pkl or .pickle: {args.out}')
@@ -51,18 +51,17 @@ def main() -> None:
     if args.show or args.show_dir:
         draw(cfg, args)
     load_safely(args.trusted)
-    check_data(cfg, ('test',))
-    check_voc(cfg, ('test',))
+    check_inputs(cfg, ('test',))
     check_checkpoints(cfg)
     runner = build_runner(cfg)
     runner.register_hook(RequireMatchingCheckpoint('test'))
     if args.deploy:
         runner.register_hook(DeployForm())
     with ExitStack() as stack:
+        stack.enter_context(broken_annotations_named())
         if args.out:
             out = stack.enter_context(replacing(args.out))
             runner.test_evaluator.metrics.append(dump_metric(cfg, str(out)))
-        stack.enter_context(broken_annotations_named(cfg))
         runner.test()
 
 
@@ -73,8 +72,10 @@ def draw(cfg, args: argparse.Namespace) -> None:  # noqa: ANN001, mmengine is im
         raise UserError(f'--show and --show-dir need default_hooks.visualization in {args.config}')
     hook.update(show=args.show, wait_time=args.wait_time)
     if hook.type == 'DetVisualizationHook':
-        hook.update(draw=True, test_out_dir=args.show_dir)
+        hook.update(type='DetectionDrawingHook', draw=True, test_out_dir=args.show_dir)
     else:
+        if hook.type == 'VisualizationHook':
+            hook.type = 'ClassDrawingHook'
         hook.update(enable=True, interval=1, out_dir=args.show_dir and str(Path(cfg.work_dir) / args.show_dir))
 
 

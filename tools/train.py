@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from mmscconv.engine.environment import check_environment
-from mmscconv.engine.errors import UserError, run
+from mmscconv.checks.environment import check_environment
+from mmscconv.errors import UserError, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +19,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the lr by total batch / auto_scale_lr.base_batch_size'
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the lr by the images of a step / auto_scale_lr.base_batch_size',
     )
     parser.add_argument(
         '--resume', nargs='?', const='auto', help='resume from this checkpoint; without a value, from the latest'
@@ -36,12 +38,12 @@ def main() -> None:
     from mmengine.dist import get_world_size
     from mmengine.logging import print_log
 
-    from mmscconv.engine.annotations import check_voc
+    from mmscconv.checks.files import check_checkpoints
+    from mmscconv.checks.inputs import check_inputs
     from mmscconv.engine.checkpoints import check_pretrained, load_safely
     from mmscconv.engine.cli import broken_annotations_named, build_runner, load_config, set_resume
     from mmscconv.engine.disk import full_disk_named
     from mmscconv.engine.hooks import RequireMatchingCheckpoint
-    from mmscconv.engine.preflight import check_checkpoints, check_data
 
     cfg = load_config(args)
     if args.amp:
@@ -55,8 +57,7 @@ def main() -> None:
             raise UserError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {args.config}')
         cfg.auto_scale_lr.enable = True
     load_safely(args.trusted)
-    check_data(cfg, ('train', 'val'))
-    check_voc(cfg, ('train', 'val'))
+    check_inputs(cfg, ('train', 'val'))
     if args.resume:
         set_resume(cfg, args.resume, args.trusted)
     check_checkpoints(cfg)
@@ -72,7 +73,7 @@ def main() -> None:
             logger='current',
             level=logging.WARNING,
         )
-    with full_disk_named(cfg.work_dir), broken_annotations_named(cfg):
+    with full_disk_named(cfg.work_dir), broken_annotations_named():
         runner.train()
 
 

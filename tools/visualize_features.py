@@ -15,10 +15,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
+from mmscconv.checks.environment import check_environment
+from mmscconv.checks.images import truncation
 from mmscconv.engine.disk import replacing
-from mmscconv.engine.environment import check_environment
-from mmscconv.engine.errors import UserError, run
-from mmscconv.engine.images import truncation
+from mmscconv.errors import UserError, run
 
 RANDOM = 'random'
 COLOURS = ('tab:blue', 'tab:red')

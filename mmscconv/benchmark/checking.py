@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmscconv.benchmark.candidates import plain_copy
 from mmscconv.benchmark.jobs import Job, random_upstream
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.layers import SCConv
 
 # Relative L2 norms, in fp32 and under autocast or TF32.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmscconv.benchmark.subjects import Size, Subject
 from mmscconv.complexity.configs import read_config
 from mmscconv.engine.cli import explained
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 # Boxes per image of the synthetic ground truth: COCO's mean.
 BOXES = 7

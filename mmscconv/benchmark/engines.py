@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmscconv.benchmark import onnx
 from mmscconv.benchmark.jobs import BEST, DTYPES, LAYOUTS, Job, Setting
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 ENGINES = ('eager', 'compile', 'onnxruntime')
 DEPLOY = '+deploy'

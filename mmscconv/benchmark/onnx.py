@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.export import custom_op as op
 from mmscconv.export.runtime import export_onnx, open_session
 

@@ -15,7 +15,7 @@ from mmscconv.benchmark.session import Competitor, Plan
 from mmscconv.benchmark.timing import Quartiles, ratios
 from mmscconv.complexity.report import Table
 from mmscconv.engine.disk import replacing
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 COLUMNS = (
     'subject', 'runner', 'dtype', 'mode', 'batch', 'height', 'width', 'candidate', 'memory_format', 'round', 'seconds',

@@ -18,7 +18,7 @@ from mmscconv.benchmark.jobs import Job, Setting
 from mmscconv.benchmark.memory import DevicePeak, saved_activations
 from mmscconv.benchmark.subjects import Subject
 from mmscconv.benchmark.timing import Run, alternate, warm_up
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 # Rounds from which each candidate's better memory format is chosen; the reported ones come after.
 TRIALS = 3

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmscconv.benchmark.candidates import Candidate, edit_scconvs
 from mmscconv.engine.cli import explained
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.layers import SCConv
 
 Size = tuple[int, int]

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmscconv.complexity.counting import Complexity, count
 from mmscconv.engine.cli import explained
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 # The paper names no image size for its detectors; of the plausible ones this explains Tables 4 and 5 best.
 DETECTOR_SHAPE = (768, 1024)

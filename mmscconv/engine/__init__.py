@@ -1,1 +1,1 @@
-"""What the tools share: early checks, clear errors, and the command line."""
+"""The tools' common parts: command line, runner, checkpoints, writing to disk, logs and their summaries."""

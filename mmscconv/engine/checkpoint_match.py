@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mmscconv.engine.checkpoints import lacking_to_resume, shape_of, unwrapped, weights_of
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 # Settings that belong to one method of optimization: its state is of no use to another.
 METHODS = ('momentum', 'betas', 'alpha', 'rho', 'lr_decay')

@@ -12,7 +12,7 @@ import torch
 from torch.torch_version import __version__ as torch_version
 
 from mmscconv.engine.disk import replacing
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 ANYTHING = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'

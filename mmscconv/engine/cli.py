@@ -19,12 +19,11 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmscconv.engine.annotations import coco_files_checked, find_broken_annotation
+from mmscconv.checks.files import datasets
+from mmscconv.checks.settings import check_keys
 from mmscconv.engine.checkpoints import checkpoint_to_resume, require_resumable
-from mmscconv.engine.errors import UserError
-from mmscconv.engine.options import check_keys
-from mmscconv.engine.preflight import datasets
 from mmscconv.engine.runner import CheckedRunner
+from mmscconv.errors import UserError
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,11 +86,32 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def move_data_root(cfg: Config, data_root: str) -> None:
-    """Replace the config's ``data_root`` at the start of every string that begins with it."""
-    old = cfg.get('data_root')
-    if not old:
+    """Replace the config's ``data_root`` at the start of every string that begins with it.
+
+    A config that inherits its data sets and sets ``data_root`` alone leaves them where they were; their own root is
+    replaced as well then.
+
+    Raises:
+        UserError: The config has no ``data_root``, or data sets with several others.
+    """
+    root = cfg.get('data_root')
+    if not root:
         raise UserError(f'--data-root needs a config with a data_root: {cfg.filename}')
-    old, new = old.rstrip('/'), data_root.rstrip('/') or '/'
+    theirs = {
+        dataset['data_root'].rstrip('/')
+        for stage in ('train', 'val', 'test')
+        for dataset in datasets(cfg.get(f'{stage}_dataloader'))
+        if dataset.get('data_root')
+    }
+    old = [root.rstrip('/')]
+    if theirs and not any(_is_below(path, old[0]) for path in theirs):
+        if len(theirs) > 1:
+            raise UserError(
+                f"--data-root replaces the config's data_root {root!r}, but its data sets have "
+                f'{", ".join(map(repr, sorted(theirs)))}: set their data_root in the config'
+            )
+        old += theirs
+    new = data_root.rstrip('/') or '/'
 
     def moved(node: Any) -> Any:
         if isinstance(node, dict):
@@ -99,11 +119,15 @@ def move_data_root(cfg: Config, data_root: str) -> None:
                 node[key] = moved(value)
         elif isinstance(node, list | tuple):
             return type(node)(moved(value) for value in node)
-        elif isinstance(node, str) and (node == old or node.startswith(f'{old}/')):
-            return new + node[len(old) :]
+        elif isinstance(node, str):
+            return next((new + node[len(path) :] for path in old if _is_below(node, path)), node)
         return node
 
     moved(cfg._cfg_dict)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f'{folder}/')
 
 
 def set_resume(cfg: Config, checkpoint: str, trusted: bool = False) -> None:
@@ -132,21 +156,23 @@ def explained(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def broken_annotations_named(cfg: Config) -> Iterator[None]:
+def broken_annotations_named() -> Iterator[None]:
     """Check annotation files as they are read; where building or reading fails, say what is to blame."""
+    from mmscconv.datasets.reading import annotations_checked
+
     try:
-        with coco_files_checked(cfg):
+        with annotations_checked():
             yield
     except UserError:
         raise
     except Exception as error:
-        problem = find_broken_annotation(cfg)
+        problem = None
         if isinstance(error, pickle.UnpicklingError):
             problem = f'a fetched checkpoint may run code when loaded: {str(error).splitlines()[0]} (pass --trusted)'
-        elif problem is None and isinstance(error, AssertionError | RuntimeError) and _raised_by_a_dataset(error):
+        elif isinstance(error, AssertionError | RuntimeError) and _raised_by_a_dataset(error):
             problem = ' '.join(str(error).split())
             problem += ' (pass --download)' if 'download=True' in problem else ''
-        if problem is None and _raised_by_building(error):
+        elif _raised_by_building(error):
             problem = f'cannot build what the config asks for: {" ".join(str(error).split())}'
         if not problem:
             raise

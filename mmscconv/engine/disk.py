@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 # Full, over the quota, or larger than the system lets a file be.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

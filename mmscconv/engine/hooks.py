@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from mmscconv.checks.classes import check_checkpoint_classes
 from mmscconv.engine.checkpoint_match import differences, optimizer_problem, require_filled
-from mmscconv.engine.errors import UserError, warn
+from mmscconv.errors import UserError, warn
 
 
 class RequireMatchingCheckpoint(Hook):
@@ -32,11 +34,20 @@ class RequireMatchingCheckpoint(Hook):
             require_filled(model, checkpoint, runner.cfg, path)
         elif unfilled:
             warn(f'the checkpoint fills a part of the model only: {path}: {found}')
+        classes = _classes_of(runner, 'test' if self.purpose == 'test' else 'train')
+        if classes is not None:
+            check_checkpoint_classes(checkpoint, classes, path, must_fit=self.purpose != 'start')
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
         if self.purpose == 'resume' and optimizer is not None:
             problem = optimizer_problem(optimizer, checkpoint)
             if problem:
                 raise UserError(f'the checkpoint cannot be resumed: {path}: {problem}')
+
+
+def _classes_of(runner: Runner, stage: str) -> Sequence[str] | None:
+    """Return the classes of a stage's data set, None if it has none."""
+    loader = getattr(getattr(runner, f'{stage}_loop', None), 'dataloader', None)
+    return getattr(getattr(loader, 'dataset', None), 'metainfo', {}).get('classes')
 
 
 class DeployForm(Hook):

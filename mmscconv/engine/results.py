@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 METRICS = ('coco/bbox_mAP', 'voc/bbox_mAP', 'accuracy/top1')
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader
 
-from mmscconv.engine.errors import UserError
-from mmscconv.engine.images import name_broken_files
-from mmscconv.engine.preflight import datasets, join
+from mmscconv.checks.classes import check_heads
+from mmscconv.checks.files import datasets, join
+from mmscconv.checks.images import name_broken_files
+from mmscconv.errors import UserError
 
 
 class CheckedRunner(Runner):
@@ -19,6 +20,8 @@ class CheckedRunner(Runner):
     A hook would come too late: with workers, the loop by iterations starts them as
     soon as it is built, and they keep the data set that they were started with.
     """
+
+    _train_dataloader: Any  # as configured, then as built
 
     @staticmethod
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
@@ -38,6 +41,37 @@ class CheckedRunner(Runner):
             raise UserError(_empty(dataloader))
         name_broken_files(loader.dataset)
         return loader
+
+    def build_train_loop(self, loop: Any) -> BaseLoop:
+        """Build the loop, and compare the model's heads with the classes of its data set."""
+        return self._compared(super().build_train_loop(loop), 'train')
+
+    def build_val_loop(self, loop: Any) -> BaseLoop:
+        """Build the loop, and compare the model's heads with the classes of its data set."""
+        return self._compared(super().build_val_loop(loop), 'val')
+
+    def build_test_loop(self, loop: Any) -> BaseLoop:
+        """Build the loop, and compare the model's heads with the classes of its data set."""
+        return self._compared(super().build_test_loop(loop), 'test')
+
+    def _compared(self, loop: BaseLoop, stage: str) -> BaseLoop:
+        dataset = loop.dataloader.dataset
+        if not getattr(dataset, 'return_classes', False):  # detectors that read class names have no output for each
+            classifies = self.cfg.get('default_scope') == 'mmpretrain'
+            source = f'the data set of {stage}_dataloader'
+            check_heads(self.model, getattr(dataset, 'metainfo', {}), source, classifies)
+        return loop
+
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
+        """Scale the learning rate by the images of a step, which may be those of several batches."""
+        loader = self._train_dataloader
+        batch = loader.batch_size if isinstance(loader, DataLoader) else loader.get('batch_size')
+        counts = getattr(optim_wrapper, '_accumulative_counts', 1)
+        self._train_dataloader = {'batch_size': (batch or 1) * counts}  # the one thing that mmengine reads here
+        try:
+            super().scale_lr(optim_wrapper, auto_scale_lr)
+        finally:
+            self._train_dataloader = loader
 
 
 def _empty(dataloader: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.export.graphs import Graph
 from mmscconv.export.images import resized
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.layers import SCConv
 from mmscconv.layers.deploy import DeployedCRU
 from mmscconv.layers.fused import op_arguments

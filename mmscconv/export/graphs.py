@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.export.postprocess import PostProcess
 
 # As the arguments of mmdet's predict_by_feat.

@@ -14,10 +14,10 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
+from mmscconv.checks.files import check_data
+from mmscconv.checks.images import name_broken_files
 from mmscconv.engine.cli import broken_annotations_named, explained, innermost_dataset
-from mmscconv.engine.errors import UserError
-from mmscconv.engine.images import name_broken_files
-from mmscconv.engine.preflight import check_data
+from mmscconv.errors import UserError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 # An image and what belongs to it, as a pipeline packs them.
@@ -76,7 +76,7 @@ def load_dataset(cfg: Config, count: int) -> list[Item]:
         check_data(cfg, ('test',))
     except UserError as error:
         raise UserError(f'no images for the check: pass --images FOLDER, or mend this: {error}') from error
-    with broken_annotations_named(cfg), explained('data set of the config'):
+    with broken_annotations_named(), explained('data set of the config'):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
     name_broken_files(dataset)
     return [dataset[i] for i in spread(len(dataset), count)]

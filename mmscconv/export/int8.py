@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.export.images import Item, preprocess
 from mmscconv.export.writing import open_onnx
 

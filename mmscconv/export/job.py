@@ -16,7 +16,7 @@ from torch import nn
 from mmscconv.engine.checkpoint_match import require_filled
 from mmscconv.engine.checkpoints import load_checkpoint, unwrapped, weights_of
 from mmscconv.engine.cli import explained
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.export import custom_op, int8, writing
 from mmscconv.export.checking import Found, batches, check
 from mmscconv.export.graphs import Graph, graph_of

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 
 class PostProcess(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 PACKAGES = ('onnx', 'onnxruntime')
 REMEDY = "pip install 'mmscconv[export]'"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmscconv.engine.disk import replacing
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 FORMATS = {'.onnx': 'onnx', '.pt2': 'pt2'}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.export.checking import Inputs
 from mmscconv.export.graphs import Graph
 from mmscconv.export.images import resized

@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mmscconv.engine.disk import full_disk_named, write_atomically
+from mmscconv.errors import warn
 
 BACKEND = 'mmscconv_atomic'
 VALIDATED = 'last_validation'  # mmengine would log a key that begins with 'val'
@@ -34,6 +35,7 @@ class SafeCheckpointHook(CheckpointHook):
       ``last_checkpoint`` after it and in the same way.
     - ``max_keep_ckpts`` and ``save_best`` delete the older file after the newer one is
       written, not before. A kill between the two leaves the older one behind.
+    - A metric of -1, by which COCO's evaluation says that nothing was to be found, is never the best.
     - A training that is resumed at a step whose validation is not in the checkpoint
       validates first; mmengine leaves that validation out, and its best checkpoint with it.
 
@@ -66,8 +68,12 @@ class SafeCheckpointHook(CheckpointHook):
         super().after_val_epoch(runner, metrics)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        measured = {key: None if _nothing_counted(key, value) else value for key, value in metrics.items()}
+        for key in self.key_indicators or ():
+            if key in metrics and measured[key] is None:
+                warn(f'{key} is {metrics[key]}: the validation data have nothing to find; no best checkpoint is saved')
         with full_disk_named(self.out_dir):
-            super()._save_best_checkpoint(runner, metrics)
+            super()._save_best_checkpoint(runner, measured)
             self._delete_outdated()
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
@@ -124,6 +130,11 @@ class _DeletesLater:
         for path in outdated if is_main_process() else ():
             if path not in kept and self._backend.exists(path):
                 (self._backend.rmtree if self._backend.isdir(path) else self._backend.remove)(path)
+
+
+def _nothing_counted(key: str, value: Any) -> bool:
+    """Whether a metric says that there was no object: pycocotools writes -1 for that."""
+    return any(name in key for name in ('AP', 'AR')) and (value == -1 or value != value)
 
 
 def _validation_is_due(runner: Runner) -> bool:

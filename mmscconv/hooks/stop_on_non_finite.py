@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmscconv.engine.checkpoints import last_good_checkpoint
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 
 @HOOKS.register_module()

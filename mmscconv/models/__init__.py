@@ -5,6 +5,7 @@ Everything is registered in mmengine's root registry, where mmdet and mmpretrain
 find it by its plain name.
 """
 
+import mmscconv.datasets
 import mmscconv.hooks  # noqa: F401, whoever sets custom_imports anew names this module alone
 from mmscconv.models.cifar import (
     CIFARBottleneckResNet,

@@ -10,7 +10,7 @@ from typing import Any
 
 from globox import BoundingBox, BoxFormat
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.own_data.boxes import read_box
 from mmscconv.own_data.images import ImageIndex, measured, walk
 from mmscconv.own_data.records import Account, AnnotatedImage, DataSet

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
-from mmscconv.engine.errors import UserError
-from mmscconv.engine.images import truncation
+from mmscconv.checks.images import truncation
+from mmscconv.errors import UserError
 from mmscconv.own_data.records import Account, Size
 
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')

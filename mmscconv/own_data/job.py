@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.own_data.config_file import config_text
 from mmscconv.own_data.reading import choose_classes, read_data_set
 from mmscconv.own_data.recipe import Recipe, choose_recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.own_data.coco import find_coco, read_coco, read_coco_file
 from mmscconv.own_data.images import ImageIndex
 from mmscconv.own_data.records import Account, Box, DataSet

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.own_data.images import words
 from mmscconv.own_data.records import Account, AnnotatedImage, Splits
 

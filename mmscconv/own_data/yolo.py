@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from globox import BoundingBox
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 from mmscconv.own_data.boxes import read_box
 from mmscconv.own_data.images import EXTENSIONS, ImageIndex, measured, walk
 from mmscconv.own_data.records import Account, AnnotatedImage, Box, DataSet, Size

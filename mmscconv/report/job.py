@@ -13,10 +13,10 @@ from mmengine.config import Config
 
 import mmscconv
 from mmscconv.benchmark.environment import environment
+from mmscconv.checks.environment import STACKS
 from mmscconv.engine.disk import replacing
-from mmscconv.engine.environment import STACKS
-from mmscconv.engine.errors import UserError, one_line
 from mmscconv.engine.results import read_log
+from mmscconv.errors import UserError, one_line
 from mmscconv.report import figures
 from mmscconv.report.cost import parts, time_images
 from mmscconv.report.drawing import CONFUSED, FALSE, HIT, MISSED, draw

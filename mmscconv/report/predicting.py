@@ -13,12 +13,12 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmscconv.engine.annotations import check_voc
+from mmscconv.checks.files import check_checkpoints
+from mmscconv.checks.inputs import check_inputs
 from mmscconv.engine.checkpoints import load_safely
 from mmscconv.engine.cli import broken_annotations_named, build_runner
-from mmscconv.engine.errors import UserError
 from mmscconv.engine.hooks import RequireMatchingCheckpoint
-from mmscconv.engine.preflight import check_checkpoints, check_data
+from mmscconv.errors import UserError
 from mmscconv.measure import record_gate_shares
 
 GATE_BATCHES = 8  # of which the gates' shares are measured: each costs a second pass through the gates
@@ -65,14 +65,13 @@ def predict(cfg: Config, checkpoint: Path, folder: Path, trusted: bool) -> Predi
     metric['outfile_prefix'] = str(folder / 'predictions')
     cfg.test_dataloader, cfg.test_evaluator, cfg.test_cfg = cfg.val_dataloader, metric, dict(type='TestLoop')
     load_safely(trusted)
-    check_data(cfg, ('test',))
-    check_voc(cfg, ('test',))
+    check_inputs(cfg, ('test',))
     check_checkpoints(cfg)
     recorder = _Recorder()
     runner = build_runner(cfg)
     for hook in (RequireMatchingCheckpoint('test'), recorder):
         runner.register_hook(hook)
-    with broken_annotations_named(cfg):
+    with broken_annotations_named():
         metrics = runner.test()
     (evaluator,) = runner.test_evaluator.metrics
     return Predictions(
@@ -94,7 +93,7 @@ def _coco_metric(cfg: Config) -> Any:
     evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators
     for evaluator in evaluators:
         kinds = evaluator.get('metric', 'bbox')
-        if evaluator.get('type', '').rpartition('.')[2] == 'CocoMetric' and 'bbox' in (
+        if str(evaluator.get('type')).endswith('CocoMetric') and 'bbox' in (
             [kinds] if isinstance(kinds, str) else kinds
         ):
             return evaluator.copy()

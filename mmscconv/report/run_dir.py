@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 LAST = 'last_checkpoint'  # mmengine writes the path of the newest checkpoint into this file
 

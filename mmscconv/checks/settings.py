@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.runner import Runner
 
-from mmscconv.engine.errors import UserError, warn
+from mmscconv.errors import UserError, warn
 
 # What mmengine and mmdet read from the top of a config besides the runner's arguments.
 OTHERS = (

@@ -6,10 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 # How a file of each format begins and ends. Within the data of a JPEG, FF is never followed by D9.
 ENDS = {b'\xff\xd8\xff': b'\xff\xd9', b'\x89PNG': b'IEND\xaeB`\x82'}
+
+# The EXIF tag of an image's orientation, and its values for a quarter turn.
+ORIENTATION = 0x0112
+ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def truncation(path: str | Path) -> str | None:
@@ -46,6 +50,36 @@ def _pillow_complaint(path: str | Path) -> str | None:
     except (OSError, SyntaxError) as error:  # Pillow's own for a broken PNG
         return f'the file is cut short ({error})'
     return None
+
+
+def size_of(path: str | Path) -> tuple[int, int]:
+    """Return the (width, height) that an image has once loaded, turned as its EXIF data say, without decoding it.
+
+    Raises:
+        UserError: The file is missing or no image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.size[::-1] if _turned(image) else image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f'cannot load {path}: {" ".join(str(error).split())}') from error
+
+
+def _turned(image: Any) -> bool:
+    """Whether the EXIF data of a Pillow image turn it on its side."""
+    return image.getexif().get(ORIENTATION, 1) in ON_ITS_SIDE
+
+
+def _exif_turns(path: str) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return _turned(image)
+    except (OSError, SyntaxError, ValueError):
+        return False
 
 
 class NamedTransform:
@@ -89,6 +123,8 @@ def _check(path: str, shape: tuple[int, int], annotated: tuple[int | None, int |
     if not all(annotated) or shape == annotated:  # some tools write 0 for a size that they do not know
         return
     sizes = f'{path} is {shape[1]}x{shape[0]} once loaded, but its annotation says {annotated[1]}x{annotated[0]}'
+    if shape == annotated[::-1] and not _exif_turns(path):
+        raise UserError(f'{sizes}: they are swapped there, or the image was turned (correct the annotation)')
     if shape == annotated[::-1]:
         raise UserError(
             f'{sizes}: its EXIF data rotate it, but not its boxes '

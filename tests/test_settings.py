@@ -3,14 +3,14 @@
 import pytest
 
 import mmscconv
-from mmscconv.engine.errors import UserError
-from mmscconv.engine.options import check_keys
+from mmscconv.checks.settings import check_keys
+from mmscconv.errors import UserError
 
 
 @pytest.fixture
 def warnings(monkeypatch):
     lines = []
-    monkeypatch.setattr('mmscconv.engine.options.warn', lines.append)
+    monkeypatch.setattr('mmscconv.checks.settings.warn', lines.append)
     return lines
 
 

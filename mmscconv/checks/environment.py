@@ -7,7 +7,7 @@ import re
 from importlib import metadata
 from types import ModuleType
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
 # Import name -> what to install. Both stacks own the same folders; setup.py's extras have the same pins.
 STACKS = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmscconv.engine.errors import UserError
+from mmscconv.errors import UserError
 
-DATA_ADVICE = 'put or link the data there, or pass --data-root'
+DATA_ADVICE = 'put or link the data there, or name their folder with --data-root'
 
 
 def datasets(loader: Mapping[str, Any] | None) -> Iterator[MutableMapping[str, Any]]:
@@ -40,7 +41,10 @@ def check_data(cfg: Mapping[str, Any], stages: Iterable[str]) -> None:
     for stage in stages:
         for dataset in datasets(cfg.get(f'{stage}_dataloader')):
             root = dataset.get('data_root')
-            _require(join(root, None), f'data folder for {stage}', DATA_ADVICE)
+            own = cfg.get('data_root')
+            unread = own and root and not root.startswith(own.rstrip('/'))
+            hint = f'; the data_root={own!r} at the top of the config is not read by this data set' if unread else ''
+            _require(join(root, None), f'data folder for {stage}', DATA_ADVICE + hint)
             _require(join(root, dataset.get('ann_file')), f'annotation file for {stage}', DATA_ADVICE)
             prefix = dataset.get('data_prefix') or {}
             for folder in prefix.values() if isinstance(prefix, Mapping) else [prefix]:
@@ -72,3 +76,23 @@ def _init_cfgs(node: Any) -> Iterator[Mapping[str, Any]]:
     elif isinstance(node, list | tuple):
         for value in node:
             yield from _init_cfgs(value)
+
+
+def require_images(names: Sequence[str], folder: str, path: str) -> None:
+    """Raise UserError if files are not in ``folder``: listing folders is cheap where asking for each file is not."""
+    if '://' in folder:
+        return
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for name in names:
+        parent, base = os.path.split(name)
+        if parent not in listed:
+            inner = Path(folder) / parent
+            listed[parent] = set(os.listdir(inner)) if inner.is_dir() else set()  # noqa: PTH208, names alone
+        if base not in listed[parent]:
+            missing.append(name)
+    if missing:
+        raise UserError(
+            f'{len(missing)} of {len(names)} images that {path} lists are not there, first '
+            f'{Path(folder) / missing[0]} ({DATA_ADVICE})'
+        )

@@ -14,7 +14,14 @@ TRACEBACK_VARIABLE = 'MMSCCONV_TRACEBACK'
 
 
 class UserError(Exception):
-    """A problem outside of the program; the message names the thing and the way out."""
+    """A problem outside of the program; the message names the thing and the way out, in one line.
+
+    Args:
+        message: What to tell; line breaks in it, of a file's content or name, become blanks.
+    """
+
+    def __init__(self, message: str = '') -> None:
+        super().__init__(' '.join(message.splitlines()))
 
 
 def one_line(error: Exception) -> str:
