@@ -335,3 +335,36 @@ def test_recomputing_again_and_for_second_derivatives(backend, settings):
         assert (got is None) == (want is None)
         if want is not None:
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+LAYERS_THAT_RECOMPUTE = {
+    'recompute=True': (dict(recompute=True), CL),
+    'X^w of the default road': ({}, torch.contiguous_format),
+}
+
+
+@pytest.mark.parametrize(('settings', 'layout'), LAYERS_THAT_RECOMPUTE.values(), ids=LAYERS_THAT_RECOMPUTE)
+def test_recomputing_uses_the_weights_of_functional_call(settings, layout):
+    layer = SCConv(32, 32, 3, padding=1, inner_norm=True, **settings).eval()
+    reference = SCConv(32, 32, 3, padding=1, inner_norm=True, backend='plain').eval()
+    tensors = {name: (1.5 * t.detach() + 0.1) for name, t in [*layer.named_parameters(), *layer.named_buffers()]}
+    found = []
+    for module in (layer, reference):
+        x = torch.linspace(-1, 1, 2 * 32 * 42).view(2, 32, 7, 6).sin().contiguous(memory_format=layout).requires_grad_()
+        torch.func.functional_call(module, tensors, (x,)).square().sum().backward()
+        found.append(x.grad)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(('settings', 'layout'), LAYERS_THAT_RECOMPUTE.values(), ids=LAYERS_THAT_RECOMPUTE)
+@pytest.mark.parametrize('changed', ['input', 'sru.gn.weight', 'cru.squeeze_up.weight'])
+def test_what_changes_before_backward_is_noticed(changed, settings, layout):
+    layer = SCConv(32, 32, 3, padding=1, **settings)
+    x = images(layout)
+    inputs = x.clone().requires_grad_()
+    inner = inputs * 1
+    y = layer(inner)
+    with torch.no_grad():
+        (inner if changed == 'input' else layer.get_parameter(changed)).mul_(2)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        y.sum().backward()

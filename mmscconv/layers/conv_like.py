@@ -11,6 +11,7 @@ from torch.fx import Proxy
 
 from mmscconv.layers.arguments import Device, Size2d, Window, check_input, numeric_padding, whole, window_of
 from mmscconv.layers.initialization import apply_as_to_one
+from mmscconv.layers.no_weight import NoWeight
 from mmscconv.layers.tracing import OneNode
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 PAD_LAYERS = {'reflect': 'nn.ReflectionPad2d', 'replicate': 'nn.ReplicationPad2d', 'circular': 'nn.CircularPad2d'}
 
 
-class Conv2dLike(OneNode):
+class Conv2dLike(OneNode, NoWeight):
     """A module with ``nn.Conv2d``'s argument order and attributes; subclasses define :meth:`transform`.
 
     There is no ``weight``, unless a subclass has one: reading it raises an
@@ -120,15 +121,6 @@ class Conv2dLike(OneNode):
         y = self.transform(x)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
-    def __getattr__(self, name: str) -> Any:
-        # Not a property: torch's own __getattr__ would replace the message of an AttributeError in it.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name != 'weight':
-                raise
-        raise AttributeError(_no_weight(self))
-
     def extra_repr(self) -> str:
         return (
             f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
@@ -162,14 +154,3 @@ def reset(module: nn.Module) -> None:
         return
     for child in module.children():
         reset(child)
-
-
-def _no_weight(layer: nn.Module) -> str:
-    name = type(layer).__name__
-    inner = ', '.join(key for key, _ in layer.named_parameters() if key.endswith('.weight'))
-    return (
-        f'{name} has no weight of its own, as nn.Conv2d has, but {inner or "several inside"}. '
-        f'Initialization: leave it to reset_parameters() and skip {name} in functions such as weights_init. '
-        "Folding norms: mmscconv.models.switch_to_deploy(model) in place of a detector's own fuse(). "
-        'Listing weights: named_parameters().'
-    )

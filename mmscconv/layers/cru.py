@@ -25,6 +25,7 @@ from mmscconv.layers.arguments import Device, Size2d, check_input, padding_amoun
 from mmscconv.layers.channels import CRUChannels
 from mmscconv.layers.conv_like import reset
 from mmscconv.layers.intact import built, replaceable
+from mmscconv.layers.no_weight import NoWeight
 from mmscconv.layers.norms_first import NormsFirst
 from mmscconv.layers.tracing import OneNode
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 PARTS = ('squeeze_up', 'gwc', 'pwc1', 'norm_up', 'norm1', 'squeeze_low', 'pwc2', 'norm_low', 'norm2', 'pool')
 
 
-class ChannelUnit(NormsFirst, OneNode):
+class ChannelUnit(NormsFirst, OneNode, NoWeight):
     """The two branches of a CRU, Eq. 5-9, for CRU itself and for its deploy form; None stands for a missing branch."""
 
     channels: CRUChannels

@@ -105,7 +105,9 @@ def sru_then_cru(layer: CRU, before: SRU, x: Tensor) -> Tensor | None:
     elif _one_kernel_squeezes(layer, before, x, backend):
         branches = _squeezed_by_kernel(layer, before, x)
     else:
-        branches = layer.normed(*recomputed(lambda x: _squeezed(layer, before(x)), x))
+        branches = layer.normed(
+            *recomputed(lambda x: _squeezed(layer, before(x)), x, before, layer.squeeze_up, layer.squeeze_low)
+        )
     return _transformed(layer, branches, backend)
 
 

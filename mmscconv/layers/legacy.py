@@ -68,12 +68,9 @@ class LegacySRU(SRU):
     def logit(self, x: Tensor) -> Tensor:
         """Return ``w * GN(x)``, the argument of Eq. 3's sigmoid, in at least fp32."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        gamma, beta = self.gn.weight.to(x.dtype), self.gn.bias.to(x.dtype)
-        if self.torch_gn:
-            normalized = equations.gn(x, self.num_groups, gamma, beta, self.gn.eps)
-        else:
-            normalized = self._standardized(x) * gamma.view(-1, 1, 1) + beta.view(-1, 1, 1)
-        return normalized * (gamma / gamma.sum()).view(-1, 1, 1)
+        gamma, beta = (equations.per_channel(p.to(x.dtype)) for p in (self.gn.weight, self.gn.bias))
+        normalized = self.gn(x) if self.torch_gn else self._standardized(x) * gamma + beta
+        return normalized * (gamma / gamma.sum())
 
     def _standardized(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from threading import local
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
@@ -19,45 +18,62 @@ from mmscconv import ops
 T = TypeVar('T')
 
 
-def recomputed(function: Callable[[Tensor], T], x: Tensor, module: nn.Module | None = None) -> T:
+def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module | None) -> T:
     """Run ``function(x)``; backward recomputes its intermediate results, which are not kept.
 
-    The first computation alone updates the running statistics of norms in ``module``.
-    Without gradients this is a plain call. So it is under torch.compile, whose own
-    partitioner decides what to keep, and inside of torch.func's transforms, which do
-    not take the hooks that recomputing needs.
+    Backward sees the weights and buffers of ``modules`` as they were, whatever stands in
+    the modules then, and changes none: the first computation alone updates running
+    statistics. Without gradients this is a plain call. So it is where a graph is made,
+    as under torch.compile, whose own partitioner decides what to keep, and inside of
+    torch.func's transforms, which do not take the hooks that recomputing needs.
+
+    Raises:
+        RuntimeError: In backward, where ``x`` or a weight was changed in place since.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or ops.transformed():
+    if not torch.is_grad_enabled() or ops.becoming_graph() or ops.transformed():
         return function(x)
+    before = _AsBefore(x, [m for module in modules if module is not None for m in module.modules()])
     return checkpoint(
         function,
         x,
         use_reentrant=False,
         preserve_rng_state=False,  # nothing in these layers is random
-        context_fn=lambda: (nullcontext(), statistics_kept(module)),
+        context_fn=lambda: (nullcontext(), before),
     )
 
 
-def statistics_kept(module: nn.Module | None) -> AbstractContextManager[Any]:
-    """Return a context in which no call changes the running statistics of norms in ``module``.
+def statistics_kept(module: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which no call changes the buffers of ``module``, running statistics among them."""
+    return _AsBefore(None, list(module.modules()))
+
+
+class _AsBefore(AbstractContextManager[None]):
+    """A context in which this thread's operations see the tensors that ``modules`` had when it was made.
 
     It can be entered again, as a second backward pass over one graph does, and
     changes no module, which other threads may be using.
     """
-    norms = [] if module is None else [m for m in module.modules() if isinstance(m, _NormBase)]
-    buffers = [b for norm in norms for b in norm.buffers(recurse=False)]
-    return _CopiesInstead(buffers) if buffers else nullcontext()
 
-
-class _CopiesInstead(AbstractContextManager[None]):
-    """A context in which this thread's operations see copies of ``tensors``."""
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self.tensors = list(tensors)
+    def __init__(self, x: Tensor | None, modules: list[nn.Module]) -> None:
+        self.parameters = [(m, name, p) for m in modules for name, p in m._parameters.items() if p is not None]
+        self.buffers = [
+            (m, name, b.detach().clone()) for m in modules for name, b in m._buffers.items() if b is not None
+        ]
+        checked = [p for _, _, p in self.parameters] + ([] if x is None else [x])
+        self.versions = [(t, t._version) for t in checked if not t.is_inference()]
         self.entered = local()
 
     def __enter__(self) -> None:
-        mode = _Replacing({id(t): t.detach().clone() for t in self.tensors})
+        if any(t._version != version for t, version in self.versions):
+            raise RuntimeError(
+                'a variable needed for gradient computation has been modified by an inplace operation: the input or a '
+                'weight of a layer whose inside is computed again in backward'
+            )
+        others: dict[int, Tensor] = {
+            id(m._parameters.get(name)): p for m, name, p in self.parameters if m._parameters.get(name) is not p
+        }
+        others |= {id(m._buffers.get(name)): b.clone() for m, name, b in self.buffers}
+        mode: AbstractContextManager[Any] = _Replacing(others) if others else nullcontext()
         self.entered.modes = [*getattr(self.entered, 'modes', []), mode]
         mode.__enter__()
 
@@ -69,6 +85,7 @@ class _Replacing(TorchFunctionMode):
     """Hands each operation other tensors in place of those whose id is a key."""
 
     def __init__(self, others: dict[int, Tensor]) -> None:
+        super().__init__()
         self.others = others
 
     def __torch_function__(

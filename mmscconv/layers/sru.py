@@ -19,13 +19,14 @@ from mmscconv.layers.arguments import Device, check_input, check_real, whole
 from mmscconv.layers.conv_like import reset
 from mmscconv.layers.group_norm import GroupNorm
 from mmscconv.layers.intact import built, replaceable
+from mmscconv.layers.no_weight import NoWeight
 from mmscconv.layers.tracing import OneNode
 
 GATES = ('soft', 'hard')
 
 
 @replaceable
-class SRU(OneNode):
+class SRU(OneNode, NoWeight):
     """Separate informative from less informative positions, then cross-reconstruct them (Eq. 1-4).
 
     ::

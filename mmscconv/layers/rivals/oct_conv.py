@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Device, Size2d, numeric_padding, share, window_of
 from mmscconv.layers.conv_like import Conv2dLike
+from mmscconv.layers.no_weight import NoWeight
 
 Octave = tuple[Tensor, Tensor | None]
 
@@ -26,7 +27,7 @@ def halve(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2, ceil_mode=True)
 
 
-class OctaveConv2d(nn.Module):
+class OctaveConv2d(NoWeight):
     """The paper's convolution between pairs (high, low) of maps, low at half the resolution.
 
     ::

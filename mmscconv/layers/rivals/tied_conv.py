@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmscconv.layers.arguments import Device, Size2d
 from mmscconv.layers.conv_like import Conv2dLike, check_dense
+from mmscconv.ops.layout import layout_of
 
 CONV = 'conv.'  # the prefix of the inner convolution's keys, which state dicts do not have
 
@@ -89,8 +90,10 @@ class TiedConv(Conv2dLike):
 
     def _biased(self, x: Tensor) -> Tensor:
         n, b = x.shape[0], self.blocks
-        y = self.conv(x.unflatten(1, (b, self.in_channels // b)).flatten(0, 1))
-        return y.unflatten(0, (n, b)).flatten(1, 2)
+        # Contiguous, as blocks of channels can be a batch in no other layout; the output has the input's again.
+        y = self.conv(x.contiguous().unflatten(1, (b, self.in_channels // b)).flatten(0, 1))
+        y = y.contiguous().unflatten(0, (n, b)).flatten(1, 2)
+        return y.contiguous(memory_format=layout_of(x))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The inner convolution loads under this layer's prefix, so that errors name the keys of the file.

@@ -1,0 +1,31 @@
+"""The words for code that takes a layer with several weights for a convolution with one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class NoWeight(nn.Module):
+    """A mixin: reading ``weight`` of a layer that has none raises an AttributeError that names the way out."""
+
+    def __getattr__(self, name: str) -> Any:
+        # Not a property: torch's own __getattr__ would replace the message of an AttributeError in it.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name != 'weight':
+                raise
+        raise AttributeError(_no_weight(self))
+
+
+def _no_weight(layer: nn.Module) -> str:
+    name = type(layer).__name__
+    inner = ', '.join(key for key, _ in layer.named_parameters() if key.endswith('.weight'))
+    return (
+        f'{name} has no weight of its own, as nn.Conv2d has, but {inner or "several inside"}. '
+        f'Initialization: leave it to reset_parameters() and skip {name} in functions such as weights_init. '
+        "Folding norms: mmscconv.models.switch_to_deploy(model) in place of a detector's own fuse(). "
+        'Listing weights: named_parameters().'
+    )
