@@ -110,7 +110,8 @@ def _formula(operations: Callable[[torch.Size, torch.Size], int]) -> Callable[..
 
 _batch_norm = _formula(lambda x, out: 2 * prod(out))
 _pool = _formula(lambda x, out: prod(out))
-_global_pool = _formula(lambda x, out: prod(x) + prod(out))
+# The means of GN's groups, 5-D, are no pooling; GN costs nothing in the paper's way of counting.
+_global_pool = _formula(lambda x, out: prod(x) + prod(out) if len(x) == 4 else 0)
 
 PAPER_FORMULAS: dict[Any, Callable[..., int]] = {
     aten.convolution: _convolution,
