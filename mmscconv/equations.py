@@ -53,8 +53,7 @@ def gamma_weights(gamma: Tensor, eps: float) -> Tensor:
     """Eq. 2, W_gamma = gamma / sum(gamma), (C), in at least fp32; the sum's magnitude is at least ``eps``."""
     gamma = gamma.to(torch.promote_types(gamma.dtype, torch.float32))
     total = gamma.sum()
-    least = eps * (1 - 2 * (total < 0).to(total.dtype))
-    return gamma / torch.where(total.abs() < eps, least, total)
+    return gamma / torch.where(total < 0, total.clamp(max=-eps), total.clamp(min=eps))
 
 
 def gate(logit: Tensor, threshold: float, hard: bool = False) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Device, Size2d, check_input, padding_amounts, pair
 from mmscconv.layers.channels import CRUChannels
 from mmscconv.layers.conv_like import reset
-from mmscconv.layers.intact import built, replaceable
+from mmscconv.layers.intact import built, replaceable, undisturbed
 from mmscconv.layers.no_weight import NoWeight
 from mmscconv.layers.norms_first import NormsFirst
 from mmscconv.layers.tracing import OneNode
@@ -62,7 +62,8 @@ class ChannelUnit(NormsFirst, OneNode, NoWeight):
         """Raise ValueError unless ``x`` is an input of this layer."""
         squeeze = self.squeeze_low if self.squeeze_up is None else self.squeeze_up
         # What else may stand there knows by itself which dtypes it takes.
-        check_input(type(self).__name__, x, self.in_channels, squeeze.weight if type(squeeze) is nn.Conv2d else None)
+        known = type(squeeze) is nn.Conv2d and undisturbed(squeeze)
+        check_input(type(self).__name__, x, self.in_channels, cast('nn.Conv2d', squeeze).weight if known else None)
 
     def squeeze(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the squeezed branches of X^w, (N, C1, H, W), before their norms."""

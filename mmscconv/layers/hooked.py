@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 from torch.nn.modules import module as torch_module
-from torch.nn.utils.parametrize import is_parametrized
 
 FORWARD_HOOKS = ('_forward_pre_hooks', '_forward_hooks')
 
@@ -19,7 +18,7 @@ def is_hooked(module: nn.Module) -> bool:
     return (
         bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
         or has_own_forward(module)
-        or is_parametrized(module)
+        or 'parametrizations' in module._modules
     )
 
 

@@ -17,12 +17,14 @@ from mmscconv.layers.hooked import is_hooked
 logger = logging.getLogger('mmscconv')
 Built = dict[str, tuple[Any, ...]]
 M = TypeVar('M', bound=type[nn.Module])
+_PLAIN = (nn.Parameter, Tensor)
 
 # Subclasses are left out: quantization, adapters and parametrizations are such, and compute something else.
 _KNOWN: set[type[nn.Module]] = {
     nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, GroupNorm, AlignedAvgPool2d
 }  # fmt: skip
-_GEOMETRY = (
+# As kept in the module's own dictionary, where a look-up is cheap, also of what it lacks.
+_SETTINGS = (
     'kernel_size',
     'stride',
     'padding',
@@ -60,7 +62,7 @@ def _disturbance(module: nn.Module) -> str | None:
 
 def built(layer: nn.Module, names: Iterable[str]) -> Built:
     """Return how the modules of ``layer`` with these names are built, for :func:`intact` to compare with later."""
-    return {name: _geometry(getattr(layer, name)) for name in names}
+    return {name: _geometry(layer._modules.get(name)) for name in names}
 
 
 def intact(layer: Any, *names: str) -> bool:
@@ -81,7 +83,7 @@ def obstacle(layer: Any, *names: str) -> str | None:
     if torch_module._has_any_global_hook():
         return 'a hook for all modules is registered'
     for name in names:
-        module = getattr(layer, name)
+        module = layer._modules.get(name)
         reason = None if module is None else _disturbance(module)
         if reason is None and _geometry(module) != layer.built.get(name):
             reason = 'its settings or weights are not those that it was built with'
@@ -94,9 +96,11 @@ def _geometry(module: nn.Module | None) -> tuple[Any, ...]:
     """Return settings, and names and shapes of the weights; a tensor of another class has no shape."""
     if module is None:
         return ()
-    settings = [getattr(module, name, None) for name in _GEOMETRY]
-    shapes = [
-        (name, None if p is None else tuple(p.shape) if type(p) in (Tensor, nn.Parameter) else type(p))
-        for name, p in module._parameters.items()
-    ]
-    return (*settings, *shapes)
+    settings = module.__dict__
+    return (
+        *[settings.get(name) for name in _SETTINGS],
+        *[
+            (name, None if p is None else p.shape if type(p) in _PLAIN else type(p))
+            for name, p in module._parameters.items()
+        ],
+    )

@@ -12,12 +12,9 @@ class NoWeight(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         # Not a property: torch's own __getattr__ would replace the message of an AttributeError in it.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name != 'weight':
-                raise
-        raise AttributeError(_no_weight(self))
+        if name == 'weight' and name not in self.__dict__.get('_parameters', {name}):
+            raise AttributeError(_no_weight(self))
+        return super().__getattr__(name)
 
 
 def _no_weight(layer: nn.Module) -> str:

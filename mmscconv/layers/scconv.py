@@ -142,7 +142,10 @@ class SCConv(Conv2dLike):
             check_window(x.shape[2:], self.kernel_size, amounts, self.dilation)
             return self.conv(sru(x))
         if sru is None or self.arrangement == 'S+C':  # 'C' has no SRU
-            return cru(x) if sru is None else cru.after(sru, x)
+            if sru is None:
+                return cru(x)
+            # A wrapper that hands on attributes is called, too: its class has no joined form.
+            return cru.after(sru, x) if hasattr(type(cru), 'after') else cru(sru(x))
         if self.pool is None:  # 'C+S'
             return sru(cru(x))
         return cru(x) + self.pool(sru(x))  # 'C&S'

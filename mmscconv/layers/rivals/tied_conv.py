@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmscconv import ops
 from mmscconv.layers.arguments import Device, Size2d
 from mmscconv.layers.conv_like import Conv2dLike, check_dense
 from mmscconv.ops.layout import layout_of
@@ -93,7 +94,7 @@ class TiedConv(Conv2dLike):
         # Contiguous, as blocks of channels can be a batch in no other layout; the output has the input's again.
         y = self.conv(x.contiguous().unflatten(1, (b, self.in_channels // b)).flatten(0, 1))
         y = y.contiguous().unflatten(0, (n, b)).flatten(1, 2)
-        return y.contiguous(memory_format=layout_of(x))
+        return y if ops.transformed() else y.contiguous(memory_format=layout_of(x))  # vmap knows no formats
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The inner convolution loads under this layer's prefix, so that errors name the keys of the file.
