@@ -1,1 +1,1 @@
-"""What code does with an nn.Conv2d, asked of every layer of this package: the same numbers as plain PyTorch, or a refusal."""
+"""Questions that code asks of an nn.Conv2d, asked of every layer: plain PyTorch's numbers, or a refusal in words."""

@@ -6,9 +6,10 @@ import warnings
 
 import pytest
 import torch
-from like_a_convolution.columns import CHANNELS, RIVALS, SIZE, Column, build, columns, every, plain
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from like_a_convolution.columns import CHANNELS, RIVALS, SIZE, Column, build, columns, every, plain
 
 C, POSITIONS = CHANNELS, SIZE[0] * SIZE[1]
 HALF, SQUEEZED = C // 2, C // 4  # alpha*C1, alpha*C1/r
@@ -155,7 +156,9 @@ def test_ptflops(column, backend):
         pytest.skip('it has a weight of its own, which no rule of the tool knows')
     layer, _, _ = build(column)
     parameters, macs = expected(column, layer)
-    others = [m for m in layer.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm, nn.ReLU, nn.AdaptiveAvgPool2d))]
+    others = [
+        m for m in layer.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm, nn.ReLU, nn.AdaptiveAvgPool2d))
+    ]
     options = dict(ignore_modules=list({type(m) for m in others})) if backend == 'pytorch' else {}
     with contextlib.redirect_stdout(io.StringIO()):
         counted, found = ptflops.get_model_complexity_info(
@@ -183,8 +186,12 @@ def test_torchinfo(column):
     convs = [info for info in found.summary_list if isinstance(info.module, nn.Conv2d)]
     if column.layer != 'TiedConv':
         # A bias counts as a multiply-add there; its positions are those of the output but for the upper squeeze's.
-        biases = sum(i.module.bias.numel() * i.output_size[2] * i.output_size[3] for i in convs if i.module.bias is not None)
-        assert sum(info.total_mult_adds if hasattr(info, 'total_mult_adds') else info.macs for info in convs) == 2 * (macs + biases)
+        biases = sum(
+            i.module.bias.numel() * i.output_size[2] * i.output_size[3] for i in convs if i.module.bias is not None
+        )
+        assert sum(info.total_mult_adds if hasattr(info, 'total_mult_adds') else info.macs for info in convs) == 2 * (
+            macs + biases
+        )
 
 
 @columns([c for c in COLUMNS if not c.channels_last])

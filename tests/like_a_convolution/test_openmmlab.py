@@ -5,18 +5,29 @@ import logging
 
 import pytest
 import torch
-from like_a_convolution.columns import RIVALS, Column, assert_same, build, every, inputs, made, names_way_out, plain
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.model import initialize
 from mmengine.registry import MODELS
 from torch import nn
 
 import mmscconv.models
+from like_a_convolution.columns import (
+    RIVALS,
+    Column,
+    accept,
+    assert_same,
+    build,
+    every,
+    inputs,
+    made,
+    names_way_out,
+    plain,
+)
 from mmscconv import SCConv, replace_conv
 from mmscconv.layers.rivals import TiedConv
 
-NAMES = ['Conv2d', 'SRU', 'CRU', 'S+C', 'C+S', 'C&S', 'S', 'C', 'Legacy', *RIVALS, 'inner_norm', 'alpha 0', 'alpha 1', 'bias',
-         'output squeeze', 'stride 2']  # fmt: skip
+NAMES = ['Conv2d', 'SRU', 'CRU', 'S+C', 'C+S', 'C&S', 'S', 'C', 'Legacy', *RIVALS, 'inner_norm', 'alpha 0', 'alpha 1',
+         'bias', 'output squeeze', 'stride 2']  # fmt: skip
 
 
 def network(layer, first=True):
@@ -47,7 +58,7 @@ def test_folding(name, first, fold):
         if 'fuse' in fold:
             folded = fuse_conv_bn(folded)
     except Exception as error:
-        assert fold == 'fuse_conv_bn' and names_way_out(error), f'{type(error).__name__}: {error}'
+        accept(fold == 'fuse_conv_bn' and names_way_out(error), error)
         return
     assert_same({'y': folded(inputs())}, {'y': want}, rtol=1e-3)
 
@@ -62,7 +73,7 @@ def test_folding_a_conv_module(name, fold):
     try:
         folded = fold(copy.deepcopy(module))
     except Exception as error:
-        assert names_way_out(error), f'{type(error).__name__}: {error}'
+        accept(names_way_out(error), error)
         return
     assert_same({'y': folded(inputs())}, {'y': want}, rtol=1e-3)
 
@@ -112,7 +123,7 @@ def test_initializers(kind, init):
 
 
 def test_normal_of_a_whole_module():
-    """``override`` initializes everything inside of a child, its norms' weights among it: the layer still passes its input on."""
+    """``override`` initializes all inside of a child, norms' weights too: the layer still passes its input on."""
     torch.manual_seed(0)
     outputs = {}
     for kind in (nn.Conv2d, SCConv):
@@ -123,7 +134,7 @@ def test_normal_of_a_whole_module():
 
 
 def test_zero_init_can_be_left_again():
-    """A convolution that is initialized to zero gives zero and trains: one of SCConv's weights has to get a gradient."""
+    """A convolution of zeros can train: one of SCConv's weights has to get a gradient, too."""
     net = chain(SCConv, depth=1)
     initialize(net, dict(type='Constant', layer='Conv2d', val=0.0))
     net(torch.randn(2, 64, 8, 8)).sum().backward()
@@ -133,9 +144,19 @@ def test_zero_init_can_be_left_again():
 def test_bias_prob_of_a_head():
     """The bias that focal loss needs reaches the output."""
     for conv_cfg in (None, dict(type='SCConv', bias=True)):
-        conv = MODELS.build(dict(**(conv_cfg or dict(type='Conv2d')), in_channels=64, out_channels=64, kernel_size=3, padding=1))
+        conv = MODELS.build(
+            dict(**(conv_cfg or dict(type='Conv2d')), in_channels=64, out_channels=64, kernel_size=3, padding=1)
+        )
         net = nn.Sequential(conv)
-        initialize(net, dict(type='Normal', layer='Conv2d', std=0.01, override=dict(type='Normal', name='0', std=0.01, bias_prob=0.01)))
+        initialize(
+            net,
+            dict(
+                type='Normal',
+                layer='Conv2d',
+                std=0.01,
+                override=dict(type='Normal', name='0', std=0.01, bias_prob=0.01),
+            ),
+        )
         assert abs(net(torch.randn(4, 64, 8, 8)).sigmoid().mean().item() - 0.01) < 0.02, conv_cfg
 
 

@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+
 from like_a_convolution.columns import (
     LAYERS,
     Column,
@@ -15,11 +19,8 @@ from like_a_convolution.columns import (
     note,
     pairwise,
 )
-from torch import nn
-from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
-# A BN in train mode writes its statistics in place, which vmap refuses for any module, and refuses to be asked otherwise.
+# A BN in train mode writes its statistics in place, which vmap refuses for any module.
 WITHOUT_BATCH_STATISTICS = [
     c
     for c in pairwise((*LAYERS, 'inner_norm', 'stride 2', 'bias', 'kept'))
@@ -197,14 +198,14 @@ def test_grad_of_one_output_in_a_whole_network():
     """functional_call reaches a layer inside a network, with weights that stand in no module."""
     column = Column('S+C', 'default', True)
     layer, truth, x = build(column)
-    for module, x in ((layer, x), (truth, x.double())):
+    for module, t in ((layer, x), (truth, x.double())):
         net = nn.Sequential(module, nn.ReLU(), nn.Flatten(), nn.LazyLinear(1))
         torch.manual_seed(0)
-        net(x)
+        net(t)
         net[3].weight.data.fill_(0.01)
         net[3].bias.data.zero_()
         weights = {n: p.detach() * 1.5 for n, p in net.named_parameters() if n.startswith('0.')}
-        got = grad(lambda w, net=net, x=x: functional_call(net, w, (x,)).sum())(weights)
+        got = grad(lambda w, net=net, t=t: functional_call(net, w, (t,)).sum())(weights)
         if module is layer:
             first = got
     for name, g in got.items():

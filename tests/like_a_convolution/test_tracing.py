@@ -6,10 +6,13 @@ import warnings
 
 import pytest
 import torch
+from torch import fx, nn
+
 from like_a_convolution.columns import (
     LAYERS,
     RIVALS,
     Column,
+    accept,
     assert_same,
     build,
     check,
@@ -20,7 +23,6 @@ from like_a_convolution.columns import (
     names_way_out,
     pairwise,
 )
-from torch import fx, nn
 
 SOME = (*LAYERS, 'inner_norm', 'stride 2', 'alpha 0', 'alpha 1', 'bias', 'kept')
 COLUMNS = [c for c in pairwise(SOME) if c.road != 'native']
@@ -54,7 +56,7 @@ def test_fx(column):
     try:
         traced = fx.symbolic_trace(net)
     except Exception as error:
-        assert column.road != 'plain' and names_way_out(error), f'{type(error).__name__}: {error}'
+        accept(column.road != 'plain' and names_way_out(error), error)
         return
     for x in others(column):
         names = [] if column.deployed else [n for n, _ in net.named_parameters()]
@@ -71,7 +73,7 @@ def test_fx_of_the_layer_alone(column):
     try:
         traced = copy.deepcopy(fx.symbolic_trace(layer))
     except Exception as error:
-        assert names_way_out(error), f'{type(error).__name__}: {error}'
+        accept(names_way_out(error), error)
         return
     assert_same({'y': traced(x)}, {'y': truth(x.double())})
 
@@ -87,7 +89,7 @@ def test_feature_extractor(column):
     try:
         extract = create_feature_extractor(net, {'1': 'inner', '3': 'last'})
     except Exception as error:
-        assert names_way_out(error), f'{type(error).__name__}: {error}'
+        accept(names_way_out(error), error)
         return
     got = extract(x)
     want = network(truth).eval()
@@ -103,7 +105,7 @@ def test_efficient_conv_bn_eval(column):
     layer, truth, x = build(column)
     net, want = network(layer), network(truth)
     net.eval(), want.eval()
-    turn_on_efficient_conv_bn_eval(net, [''])
+    turn_on_efficient_conv_bn_eval(nn.ModuleDict(dict(backbone=net)), ['backbone'])
     names = [n for n, _ in net.named_parameters()]
     got, right = (
         first(m, t.requires_grad_(), {n: dict(m.named_parameters())[n] for n in names})
@@ -134,7 +136,7 @@ def test_jit_script(column):
     try:
         scripted = torch.jit.script(layer)
     except Exception as error:
-        assert 'torch.jit.trace' in str(error), f'{type(error).__name__}: {str(error)[:300]}'
+        accept('torch.jit.trace' in str(error), error)
         return
     assert_same({'y': scripted(x)}, {'y': truth(x.double())})
 
@@ -146,21 +148,24 @@ def test_jit_script_of_a_network(name):
     try:
         torch.jit.script(nn.Sequential(nn.ReLU(), layer))
     except Exception as error:
-        assert 'torch.jit.trace' in str(error), f'{type(error).__name__}: {str(error)[:300]}'
+        accept('torch.jit.trace' in str(error), error)
 
 
 @columns([c for c in FEW if not c.training] + [Column(n, 'default', True, False) for n in RIVALS])
 @pytest.mark.parametrize('strict', [False, True])
 def test_export(column, strict):
     layer, truth, x = build(column)
-    batch, height = torch.export.Dim('batch', min=1, max=64), torch.export.Dim('height', min=3, max=64)
+    batch = torch.export.Dim('batch', min=1, max=64)
+    # OctConv halves the height and rounds up, on which torch specializes.
+    height = torch.export.Dim.STATIC if column.layer == 'OctConv' else torch.export.Dim('height', min=3, max=64)
     try:
         exported = torch.export.export(layer, (x,), dynamic_shapes=({0: batch, 2: height},), strict=strict).module()
     except Exception as error:
-        assert column.deployed and names_way_out(error), f'{type(error).__name__}: {error}'
+        accept(column.deployed and names_way_out(error), error)
         return
-    for x in (x, laid_out(inputs(3, size=(9, 6)), column)):
-        assert_same({'y': exported(x)}, {'y': truth(x.double())})
+    larger = inputs(3, size=(7 if column.layer == 'OctConv' else 9, 6))
+    for t in (x, laid_out(larger, column)):
+        assert_same({'y': exported(t)}, {'y': truth(t.double())})
 
 
 @columns(FEW)
@@ -221,6 +226,6 @@ def test_fx_fuse_of_torch():
         try:
             fused = fuse(net)
         except Exception as error:
-            assert names_way_out(error), f'{name}: {error}'
+            accept(names_way_out(error), error)
             continue
         assert_same({name: fused(x)}, {name: want(x.double())}, rtol=1e-3)
