@@ -103,6 +103,24 @@ def columns(chosen: Iterable[Column]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize('column', [pytest.param(c, id=str(c)) for c in chosen])
 
 
+def dealt(name: str, values: Iterable, chosen: Iterable[Column], parts: int = 3) -> pytest.MarkDecorator:
+    """Parametrize a test by ``name`` and column: kernels meet every value, each other column every ``parts``-th.
+
+    Each value is still asked of every layer's kernels, and of each road, memory format and mode.
+    """
+
+    def is_kernels(c: Column) -> bool:
+        return c.channels_last and c.road == 'default' and c.layer not in ('Conv2d', 'Legacy', *RIVALS)
+
+    pairs = [
+        pytest.param(value, c, id=f'{getattr(value, "__name__", value)}-{c}')
+        for i, value in enumerate(values)
+        for j, c in enumerate(chosen)
+        if is_kernels(c) or (i + j) % parts == 0
+    ]
+    return pytest.mark.parametrize((name, 'column'), pairs)
+
+
 def made(name: str, road: str = 'default') -> nn.Module:
     """Return the named layer in train mode, before it is deployed, with norms and biases that training might give."""
     torch.manual_seed(sum(map(ord, name)))

@@ -17,6 +17,7 @@ from like_a_convolution.columns import (
     build,
     check,
     columns,
+    dealt,
     every,
     first,
     inputs,
@@ -105,9 +106,8 @@ def test_second(column):
 OTHERWISE = [penalty, norm_of_weights_gradients, backward_with_create_graph]
 
 
-@columns(pairwise(SOME))
+@dealt('question', OTHERWISE, pairwise(SOME))
 @pytest.mark.filterwarnings('ignore:Using backward')
-@pytest.mark.parametrize('question', OTHERWISE, ids=lambda q: q.__name__)
 def test_second_otherwise(question, column):
     check(question, column, rtol=1e-3)
 
@@ -153,14 +153,12 @@ def batched_grads(layer, x, weights):
     return {f'd {n}': g for (n, t), g in zip(wrt.items(), grads, strict=True) if g is not None}
 
 
-@columns(pairwise(SOME))
-@pytest.mark.parametrize('question', [jacobian, hvp, double_backward_jvp], ids=lambda q: q.__name__)
+@dealt('question', [jacobian, hvp, double_backward_jvp], pairwise(SOME))
 def test_torch_autograd_functional(question, column):
     check(question, column, rtol=1e-3)
 
 
-@columns(pairwise(SOME))
-@pytest.mark.parametrize('question', [vectorized_jacobian, batched_grads], ids=lambda q: q.__name__)
+@dealt('question', [vectorized_jacobian, batched_grads], pairwise(SOME))
 @pytest.mark.filterwarnings('ignore:There is a performance drop')
 def test_batched_backward(question, column):
     # nn.GroupNorm itself cannot be asked this in channels last.
@@ -260,8 +258,7 @@ def multi_grad_hook(layer, x, weights):
 ROUNDABOUT = [packed_tensors, on_cpu, anomaly, tensor_hooks, optimizer_in_backward, multi_grad_hook]
 
 
-@columns(pairwise(SOME))
-@pytest.mark.parametrize('question', ROUNDABOUT, ids=lambda q: q.__name__)
+@dealt('question', ROUNDABOUT, pairwise(SOME))
 def test_first_in_a_roundabout_way(question, column):
     check(question, column)
 
@@ -276,8 +273,7 @@ def checkpointed_twice(layer, x, weights):
     return both_losses(functools.partial(checkpoint, layer, use_reentrant=False), x, weights)
 
 
-@columns(pairwise(SOME))
-@pytest.mark.parametrize('reentrant', [False, True])
+@dealt('reentrant', [False, True], pairwise(SOME))
 def test_gradient_checkpointing(column, reentrant):
     def question(layer, x, weights):
         loss(checkpoint(layer, x, use_reentrant=reentrant)).backward()
@@ -342,8 +338,7 @@ def loss_seed(y):
     return torch.linspace(-2, 2, y.numel(), dtype=y.dtype).view(y.shape)
 
 
-@columns(pairwise(SOME))
-@pytest.mark.parametrize('touch', ['input', 'weights', 'output'])
+@dealt('touch', ['input', 'weights', 'output'], pairwise(SOME))
 def test_changed_in_place_before_backward(column, touch):
     # Norms in train mode would change the truth's statistics by a second call, which nothing here reads.
     right_or_refused_by_torch(column, touch)

@@ -16,6 +16,7 @@ from like_a_convolution.columns import (
     build,
     check,
     columns,
+    dealt,
     every,
     first,
     inputs,
@@ -261,8 +262,7 @@ NORMALIZED = {
 }
 
 
-@columns(ROADS)
-@pytest.mark.parametrize('way', NORMALIZED)
+@dealt('way', NORMALIZED, ROADS)
 @pytest.mark.filterwarnings('ignore:.*weight_norm')
 def test_reparametrized_weights(column, way):
     """Every inner convolution, as GAN recipes do it, then outputs and derivatives."""
@@ -405,8 +405,7 @@ NORM_COLUMNS = [
 ]
 
 
-@columns(NORM_COLUMNS)
-@pytest.mark.parametrize('change', NORM_CHANGES)
+@dealt('change', NORM_CHANGES, NORM_COLUMNS)
 def test_other_inner_norms(column, change):
     """Each inner norm is replaced, frozen or changed, as norm_cfg, norm_eval and conversions do."""
     if change == 'SyncBatchNorm' and column.training:

@@ -222,7 +222,7 @@ def test_pickle_and_deepcopy(column):
             assert all(a.requires_grad == b.requires_grad for a, b in pairs)
 
 
-@columns(every())
+@columns(every((*LAYERS, 'inner_norm', 'stride 2', 'alpha 1', 'kept', 'odd kernel')))
 def test_memory_format(column):
     """Channels last in gives channels last out and gradients so, as from nn.Conv2d; contiguous stays contiguous."""
     layer, _, x = build(column)

@@ -19,6 +19,7 @@ from like_a_convolution.columns import (
     build,
     check,
     columns,
+    dealt,
     every,
     first,
     inputs,
@@ -267,7 +268,7 @@ def test_function_and_dispatch_modes_see_convolutions():
 # --- modes ---
 
 
-@columns(every(SOME))
+@columns(pairwise(SOME))
 def test_inference_mode_and_no_grad(column):
     layer, truth, x = build(column)
     if column.training:
@@ -292,8 +293,7 @@ def test_inference_mode_and_no_grad(column):
             layer_made_inside(laid_out(x, column))
 
 
-@columns(pairwise(SOME))
-@pytest.mark.parametrize('cache', [True, False])
+@dealt('cache', [True, False], pairwise(SOME))
 def test_autocast(column, cache):
     """Under autocast the layer gives plain's numbers under autocast, in the same dtype."""
     layer, truth, x = build(column)
@@ -318,8 +318,7 @@ def test_autocast(column, cache):
         assert off < 0.2, f'{name}: {off:.2g}'
 
 
-@columns(pairwise(SOME))
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+@dealt('dtype', [torch.bfloat16, torch.float16, torch.float64], pairwise(SOME))
 def test_other_dtypes(column, dtype):
     layer, truth, x = build(column)
     layer, x = layer.to(dtype), x.to(dtype)
@@ -485,7 +484,7 @@ def test_odd_inputs(column):
     assert not complaints, '\n'.join(complaints)
 
 
-@columns(every(SOME))
+@columns(pairwise(SOME))
 def test_empty_batch(column):
     layer, truth, x = build(column)
     layer.eval(), truth.eval()
@@ -496,8 +495,7 @@ def test_empty_batch(column):
     assert x.grad.shape == x.shape
 
 
-@columns(every(SOME, training=False))
-@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@dealt('value', [float('nan'), float('inf'), -float('inf')], every(SOME, training=False))
 def test_not_finite_values_come_through(column, value):
     """One bad value in one image: that image's output is not finite where plain's is not, the other's is right."""
     layer, truth, x = build(column)
@@ -523,7 +521,7 @@ def test_not_finite_gradients_come_through(column):
     assert any(g.isnan().any() for g in gradients)
 
 
-@columns(every(SOME))
+@columns(pairwise(SOME))
 def test_input_is_left_alone(column):
     layer, _, x = build(column)
     before, version = x.clone(), x._version

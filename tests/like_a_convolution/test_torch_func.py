@@ -12,7 +12,7 @@ from like_a_convolution.columns import (
     apart,
     build,
     check,
-    columns,
+    dealt,
     inputs,
     loss,
     made,
@@ -158,8 +158,7 @@ QUESTIONS = [
 APART = (per_sample_gradients, func_jvp_of_weights, dual_weights)
 
 
-@columns(WITHOUT_BATCH_STATISTICS)
-@pytest.mark.parametrize('question', [q for q in QUESTIONS if q not in APART], ids=lambda q: q.__name__)
+@dealt('question', [q for q in QUESTIONS if q not in APART], WITHOUT_BATCH_STATISTICS)
 def test_torch_func(question, column):
     _ask(question, column)
 

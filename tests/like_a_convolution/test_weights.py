@@ -20,6 +20,7 @@ from like_a_convolution.columns import (
     build,
     check,
     columns,
+    dealt,
     every,
     first,
     inputs,
@@ -157,8 +158,7 @@ def same_as_if_changed_before(column, way):
         assert_same({'y': got}, {'y': truth(x.double())})
 
 
-@columns(COLUMNS)
-@pytest.mark.parametrize('way', WAYS, ids=lambda w: w.__name__)
+@dealt('way', WAYS, COLUMNS)
 def test_changed_weights(column, way):
     if way is by_vector and column.channels_last:
         pytest.skip("torch's parameters_to_vector takes contiguous weights alone, whatever the module")
@@ -295,8 +295,7 @@ def pruned_then_stepped(layer):
 PRUNING = [pruned, pruned_by_channel, pruned_globally, pruned_and_removed, pruned_then_stepped]
 
 
-@columns(COLUMNS)
-@pytest.mark.parametrize('way', PRUNING, ids=lambda w: w.__name__)
+@dealt('way', PRUNING, COLUMNS)
 def test_pruning(column, way):
     if column.deployed:
         if column.layer == 'deploy':
@@ -341,8 +340,11 @@ def test_averaged_models(column):
     assert_same({'y': got}, {'y': want})
 
 
-@columns([c for c in COLUMNS if not c.deployed and c.road != 'native'])
-@pytest.mark.parametrize('options', [dict(), dict(foreach=True), dict(fused=True)], ids=['loop', 'foreach', 'fused'])
+@dealt(
+    'options',
+    [dict(), dict(foreach=True), dict(fused=True)],
+    [c for c in COLUMNS if not c.deployed and c.road != 'native'],
+)
 def test_training_steps(column, options):
     """Three steps of SGD end in the weights in which plain ends."""
 
@@ -381,8 +383,7 @@ def twice_there_and_back(layer):
     return layer.double().float()
 
 
-@columns(COLUMNS)
-@pytest.mark.parametrize('way', [deepcopied, pickled, saved, twice_there_and_back], ids=lambda w: w.__name__)
+@dealt('way', [deepcopied, pickled, saved, twice_there_and_back], COLUMNS)
 def test_copies(column, way):
     """A copy of a used layer gives the same numbers, and neither sees the other's weights from then on."""
     layer, truth, x = build(column)
