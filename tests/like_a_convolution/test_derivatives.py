@@ -189,6 +189,21 @@ def test_gradients_of_odd_layouts(column):
     check(gradients_of_odd_layouts, column)
 
 
+@columns([c for c in pairwise() if c.channels_last])
+def test_gradient_of_one_image_in_the_other_format(column):
+    """Strides of one channels-last image are ambiguous, on which torch 2.11's BN gives other gradients in silence."""
+
+    def question(layer, x, weights):
+        x = x.detach()[:1].requires_grad_()
+        y = layer(x)
+        seed = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).sin().view(y.shape)
+        return {'d x': torch.autograd.grad(y, x, seed)[0]}
+
+    if column.layer == 'SlimConv' and column.training:
+        pytest.skip('one value per channel has no variance: torch refuses')
+    check(question, column, with_statistics=False)
+
+
 def packed_tensors(layer, x, weights):
     """Saved tensors leave for numpy and come back, as ``save_on_cpu`` and compressed activations do."""
     with torch.autograd.graph.saved_tensors_hooks(
@@ -279,12 +294,13 @@ def test_gradient_checkpointing(column, reentrant):
         loss(checkpoint(layer, x, use_reentrant=reentrant)).backward()
         return {'x': x.grad, **{n: w.grad for n, w in weights.items() if w.grad is not None}}
 
-    check(question, column)
+    # Which norms see the second forward is torch's choice: it stops when it has what backward needs.
+    check(question, column, with_statistics=False)
 
 
 @columns(pairwise(SOME))
 def test_gradient_checkpointing_and_two_backward_passes(column):
-    check(checkpointed_twice, column)
+    check(checkpointed_twice, column, with_statistics=False)
 
 
 def changed_output(layer, x, weights):

@@ -77,16 +77,29 @@ def must_be_called(truth):
     return {name or 'the layer' for name, m in truth.named_modules() if name == '' or isinstance(m, inner)}
 
 
-@columns([*dict.fromkeys([*COLUMNS, *KERNELS])])
-@pytest.mark.parametrize('unbatched', [False, True], ids=['batch', 'unbatched'])
+@pytest.mark.parametrize(
+    ('column', 'unbatched'),
+    [
+        *(pytest.param(c, False, id=f'{c}-batch') for c in dict.fromkeys([*COLUMNS, *KERNELS])),
+        *(pytest.param(c, True, id=f'{c}-unbatched') for c in pairwise() if c.road in ('default', 'recompute')),
+    ],
+)
 def test_hooks_are_called_once_with_plain_s_values(column, unbatched):
     if unbatched and column.training and column.layer == 'SlimConv':
         pytest.skip('one value per channel has no variance: torch refuses')
     layer, truth, x = build(column)
+    if (
+        unbatched
+        and column.training
+        and column.channels_last
+        and any(isinstance(m, nn.BatchNorm2d) for m in layer.modules())
+    ):
+        # torch 2.11's BN itself gives other gradients there as soon as it has a full backward hook.
+        layer, x = layer.to(memory_format=torch.contiguous_format), x.contiguous()
     x = x[0] if unbatched else x
     complaints = []
     for kind in KINDS:
-        for everywhere in (False, True):
+        for everywhere in (False,) if unbatched else (False, True):
             try:
                 compare_calls(column, layer, truth, x, kind, everywhere)
             except AssertionError as error:

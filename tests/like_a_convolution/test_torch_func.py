@@ -198,7 +198,7 @@ def test_grad_of_one_output_in_a_whole_network():
     column = Column('S+C', 'default', True)
     layer, truth, x = build(column)
     for module, t in ((layer, x), (truth, x.double())):
-        net = nn.Sequential(module, nn.ReLU(), nn.Flatten(), nn.LazyLinear(1))
+        net = nn.Sequential(module, nn.ReLU(), nn.Flatten(), nn.LazyLinear(1, dtype=t.dtype))
         torch.manual_seed(0)
         net(t)
         net[3].weight.data.fill_(0.01)

@@ -114,20 +114,21 @@ def test_efficient_conv_bn_eval(column):
     assert_same(got, right, rtol=1e-3)
 
 
-@columns(COLUMNS)
+@columns([c for c in COLUMNS if c.road != 'plain'])
 def test_jit_trace(column):
     layer, truth, x = build(column)
     layer.eval(), truth.eval()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        traced = torch.jit.trace(layer, x)
+        traced = torch.jit.trace(layer, x, check_trace=column.road == 'recompute')
         file = io.BytesIO()
         torch.jit.save(traced, file)
         file.seek(0)
         loaded = torch.jit.load(file)
     for x in others(column):
+        want = {'y': truth(x.double())}
         for module in (traced, loaded):
-            assert_same({'y': module(x)}, {'y': truth(x.double())})
+            assert_same({'y': module(x)}, want)
 
 
 @columns([c for c in COLUMNS if not c.channels_last and not c.training] + [Column('S+C', 'default', True, True)])
@@ -154,6 +155,8 @@ def test_jit_script_of_a_network(name):
 @columns([c for c in FEW if not c.training] + [Column(n, 'default', True, False) for n in RIVALS])
 @pytest.mark.parametrize('strict', [False, True])
 def test_export(column, strict):
+    if strict and column.layer in RIVALS:
+        pytest.skip('asked of plain PyTorch once')
     layer, truth, x = build(column)
     batch = torch.export.Dim('batch', min=1, max=64)
     # OctConv halves the height and rounds up, on which torch specializes.
