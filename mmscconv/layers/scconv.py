@@ -132,7 +132,7 @@ class SCConv(Conv2dLike):
             self.pool = AlignedAvgPool2d(*window)
 
     def transform(self, x: Tensor) -> Tensor:
-        return recomputed(self._arranged, x, self) if self.recompute else self._arranged(x)
+        return recomputed(self._arranged, x, self.sru, self.cru, self.conv) if self.recompute else self._arranged(x)
 
     def _arranged(self, x: Tensor) -> Tensor:
         sru, cru = self.sru, self.cru
