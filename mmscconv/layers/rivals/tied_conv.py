@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmscconv import ops
 from mmscconv.layers.arguments import Device, Size2d
 from mmscconv.layers.conv_like import Conv2dLike, check_dense
-from mmscconv.ops.layout import layout_of
 
 CONV = 'conv.'  # the prefix of the inner convolution's keys, which state dicts do not have
 
@@ -90,11 +88,9 @@ class TiedConv(Conv2dLike):
         self.conv.reset_parameters()
 
     def _biased(self, x: Tensor) -> Tensor:
-        n, b = x.shape[0], self.blocks
-        # Contiguous, as blocks of channels can be a batch in no other layout; the output has the input's again.
-        y = self.conv(x.contiguous().unflatten(1, (b, self.in_channels // b)).flatten(0, 1))
-        y = y.contiguous().unflatten(0, (n, b)).flatten(1, 2)
-        return y if ops.transformed() else y.contiguous(memory_format=layout_of(x))  # vmap knows no formats
+        # The blocks of channels are one batch for the inner convolution, in whatever memory format.
+        y = self.conv(torch.cat(x.chunk(self.blocks, dim=1)))
+        return torch.cat(y.unflatten(0, (self.blocks, x.shape[0])).unbind(), dim=1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The inner convolution loads under this layer's prefix, so that errors name the keys of the file.
