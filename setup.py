@@ -31,7 +31,8 @@ REPORT = ['jinja2', 'matplotlib', 'pillow', 'pycocotools']
 DEMO = ['scikit-learn', *DATA, *REPORT]
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 DOCS = ['sphinx', 'furo', 'myst-parser']
-DEV = [*DEMO, *EXPORT, *DOCS, 'hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'timm']
+COUNTERS = ['fvcore', 'ptflops', 'thop', 'torchinfo']  # whose counts the tests compare with ours
+DEV = [*COUNTERS, *DEMO, *EXPORT, *DOCS, 'hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'timm']
 
 
 class BuildWithMim(build_py):
