@@ -33,8 +33,14 @@ def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module |
     if not torch.is_grad_enabled() or ops.becoming_graph() or ops.transformed():
         return function(x)
     before = _AsBefore(x, [m for module in modules if module is not None for m in module.modules()])
+    strides, layout = x.stride(), ops.layout_of(x)
+
+    def run(x: Tensor) -> T:
+        # Hooks for saved tensors may hand back x in another layout, for which other kernels would run.
+        return function(x if x.stride() == strides else x.contiguous(memory_format=layout))
+
     return checkpoint(
-        function,
+        run,
         x,
         use_reentrant=False,
         preserve_rng_state=False,  # nothing in these layers is random
@@ -69,24 +75,29 @@ class _AsBefore(AbstractContextManager[None]):
                 'a variable needed for gradient computation has been modified by an inplace operation: the input or a '
                 'weight of a layer whose inside is computed again in backward'
             )
-        others: dict[int, Tensor] = {
-            id(m._parameters.get(name)): p for m, name, p in self.parameters if m._parameters.get(name) is not p
-        }
-        others |= {id(m._buffers.get(name)): b.clone() for m, name, b in self.buffers}
+        others = [(m._parameters.get(name), p) for m, name, p in self.parameters if m._parameters.get(name) is not p]
+        now = [(m, name, m._buffers.get(name)) for m, name, _ in self.buffers]
+        others += [(b, old.clone()) for (_, _, b), (_, _, old) in zip(now, self.buffers, strict=True)]
         mode: AbstractContextManager[Any] = _Replacing(others) if others else nullcontext()
-        self.entered.modes = [*getattr(self.entered, 'modes', []), mode]
+        self.entered.stack = [*getattr(self.entered, 'stack', []), (mode, now)]
         mode.__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self.entered.modes.pop().__exit__(*error)
+        mode, buffers = self.entered.stack.pop()
+        mode.__exit__(*error)
+        for module, name, buffer in buffers:
+            # A module may have assigned what an operation returned, as torch's spectral norm does.
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
 
 
 class _Replacing(TorchFunctionMode):
-    """Hands each operation other tensors in place of those whose id is a key."""
+    """Hands each operation the second tensor of a pair in place of the first."""
 
-    def __init__(self, others: dict[int, Tensor]) -> None:
+    def __init__(self, pairs: list[tuple[Tensor | None, Tensor]]) -> None:
         super().__init__()
-        self.others = others
+        self.pairs = pairs  # keeps the first ones, whose ids other tensors would get
+        self.others = {id(now): other for now, other in pairs if now is not None}
 
     def __torch_function__(
         self, function: Callable[..., Any], _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -12,6 +12,7 @@ from mmscconv.ops.backend import (
     transformed,
 )
 from mmscconv.ops.fuse import fuse
+from mmscconv.ops.layout import layout_of
 from mmscconv.ops.norm_fuse import norm_fuse
 from mmscconv.ops.packing import can_pack, fingerprint, packed, packed_transform
 from mmscconv.ops.scconv import scconv
@@ -30,6 +31,7 @@ __all__ = [
     'fingerprint',
     'fits',
     'fuse',
+    'layout_of',
     'norm_fuse',
     'observed',
     'packed',

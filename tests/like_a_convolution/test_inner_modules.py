@@ -78,7 +78,7 @@ class Adapter(nn.Module):
     def __init__(self, base):
         super().__init__()
         self.base = base.requires_grad_(False)
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         self.a = copy.deepcopy(base).requires_grad_(True)
         with torch.no_grad():  # the same numbers in every dtype
             self.a.weight.copy_(0.1 * torch.randn(self.a.weight.shape, dtype=torch.float32))
@@ -169,7 +169,8 @@ DOUBLING = {
     'bound forward': bound_forward,
     'parametrization': parametrized,
 }
-ALL_WAYS = [c for c in ROADS if c.layer in ('S+C', 'inner_norm') and c.road == 'default']
+# Here in every place by every way; elsewhere each place by some ways and each way in some places.
+ALL_WAYS = Column('S+C', 'default', True, True)
 CONV_PLACES = [pytest.param(c, p, id=f'{c}-{p or "the layer"}') for c in ROADS for p in convolutions(c.layer)]
 
 
@@ -178,8 +179,9 @@ CONV_PLACES = [pytest.param(c, p, id=f'{c}-{p or "the layer"}') for c in ROADS f
     [
         pytest.param(c, p, d, id=f'{c}-{p or "the layer"}-{d}')
         for c in ROADS
-        for p in convolutions(c.layer)
-        for d in (DOUBLING if c in ALL_WAYS else ('subclass', 'parametrization'))
+        for i, p in enumerate(convolutions(c.layer))
+        for j, d in enumerate(DOUBLING)
+        if c == ALL_WAYS or (i + j) % 3 == 0
     ],
 )
 def test_a_convolution_that_does_twice_its_work(column, place, double):
@@ -245,12 +247,12 @@ def test_adapters_learn(column, place):
 
 
 def spectral(module):
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     return spectral_norm(module)
 
 
 def spectral_parametrization(module):
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     return parametrizations.spectral_norm(module)
 
 
@@ -273,6 +275,29 @@ def test_reparametrized_weights(column, way):
                 NORMALIZED[way](module)
 
     check(first, column, change=change, rtol=1e-3)
+
+
+@columns(every(('S+C', 'inner_norm', 'C&S'), road='recompute', training=True))
+@pytest.mark.parametrize('way', NORMALIZED)
+@pytest.mark.filterwarnings('ignore:.*weight_norm')
+def test_recomputing_leaves_every_tensor_in_its_place(column, way):
+    """Backward computes the layer again; the modules hold the same tensors after it, with the same values."""
+
+    def change(layer):
+        for module in list(layer.modules()):
+            if isinstance(module, nn.Conv2d):
+                NORMALIZED[way](module)
+
+    layer, _, x = build(column, change)
+    y = layer(x.requires_grad_())
+    tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    values = {name: t.detach().clone() for name, t in tensors.items()}
+    y.sum().backward()
+    now = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    assert now.keys() == tensors.keys()
+    for name, t in now.items():
+        assert t is tensors[name], f'{name} is another tensor'
+        assert torch.equal(t, values[name]), f'{name} has other values'
 
 
 @pytest.mark.parametrize('name', ['Conv2d', 'CRU', 'S+C', 'C&S', 'S', 'Legacy', 'SPConv'])
@@ -443,24 +468,24 @@ CONV_CHANGES = {
 }
 
 
-@pytest.mark.parametrize('change', CONV_CHANGES)
-def test_other_convolution_inside(change):
+def test_other_convolution_inside():
     """The k x k convolution is replaced by one with other settings, exact nn.Conv2d all the same."""
-    apart(_other_convolution, change)
+    apart(_other_convolution)
 
 
-def _other_convolution(change):
+def _other_convolution():
     for column in ROADS:
         if column.layer in ('S+C', 'inner_norm', 'CRU', 'C+S', 'C&S', 'kept', 'stride 2'):
-            note(str(column))
-            check(first, column, after=lambda layer: put_convolution(layer, CONV_CHANGES[change]))
+            for change, settings in CONV_CHANGES.items():
+                note(f'{column}, {change}')
+                check(first, column, after=lambda layer, settings=settings: put_convolution(layer, settings))
 
 
 def put_convolution(layer, changed):
     cru = layer if hasattr(layer, 'gwc') else layer.cru
     old = cru.gwc
     settings = dict(stride=old.stride, padding=old.padding, groups=old.groups, bias=False)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     new = nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, **{**settings, **changed})
     cru.gwc = new.to(old.weight.dtype)
 

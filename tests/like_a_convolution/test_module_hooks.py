@@ -88,12 +88,7 @@ def test_hooks_are_called_once_with_plain_s_values(column, unbatched):
     if unbatched and column.training and column.layer == 'SlimConv':
         pytest.skip('one value per channel has no variance: torch refuses')
     layer, truth, x = build(column)
-    if (
-        unbatched
-        and column.training
-        and column.channels_last
-        and any(isinstance(m, nn.BatchNorm2d) for m in layer.modules())
-    ):
+    if unbatched and column.channels_last and any(isinstance(m, nn.BatchNorm2d) for m in layer.modules()):
         # torch 2.11's BN itself gives other gradients there as soon as it has a full backward hook.
         layer, x = layer.to(memory_format=torch.contiguous_format), x.contiguous()
     x = x[0] if unbatched else x
@@ -211,7 +206,7 @@ CHANGES = {
         pytest.param(column, place, change, id=f'{column}-{place or "the layer"}-{change}')
         for i, (column, place) in enumerate(PLACES)
         for j, change in enumerate(CHANGES)
-        if (i + j) % 2 == 0 or (column.layer == 'S+C' and column.channels_last)
+        if (i + j) % 3 == 0 or (column.layer == 'S+C' and column.channels_last and column.training)
     ],
 )
 def test_hooks_that_change_values(column, place, change):

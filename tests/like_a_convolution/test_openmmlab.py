@@ -32,7 +32,7 @@ NAMES = ['Conv2d', 'SRU', 'CRU', 'S+C', 'C+S', 'C&S', 'S', 'C', 'Legacy', *RIVAL
 
 def network(layer, first=True):
     """Layers and norms in the order in which a walk over children meets them, with statistics that are not trivial."""
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     modules = [layer, nn.BatchNorm2d(16), nn.ReLU()]
     net = nn.Sequential(*([] if first else [nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16)]), *modules)
     for m in net:
@@ -114,7 +114,7 @@ def test_initializers(kind, init):
     x = torch.randn(2, 64, 8, 8)
     net, dense = chain(kind), chain(nn.Conv2d)
     for n in (net, dense):
-        torch.manual_seed(6)
+        torch.default_generator.manual_seed(6)
         initialize(n, copy.deepcopy(INITS[init]))
     logging.disable(logging.NOTSET)
     (got, slope), (want, dense_slope) = gains(net.train(), x), gains(dense.train(), x)
@@ -126,7 +126,7 @@ def test_initializers(kind, init):
 
 def test_normal_of_a_whole_module():
     """``override`` initializes all inside of a child, norms' weights too: the layer still passes its input on."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     outputs = {}
     for kind in (nn.Conv2d, SCConv):
         net = nn.ModuleDict(dict(head=chain(kind)))
@@ -173,7 +173,7 @@ def test_retina_head(way):
     logging.disable(logging.CRITICAL)
     found = []
     for scconv in (False, True):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         cfg = dict(type='RetinaHead', num_classes=4, in_channels=256, stacked_convs=4, feat_channels=256)
         if scconv and way == 'conv_cfg':
             cfg['conv_cfg'] = dict(type='SCConv')

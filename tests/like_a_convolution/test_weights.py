@@ -165,7 +165,7 @@ def test_changed_weights(column, way):
     same_as_if_changed_before(column, way)
 
 
-@columns(every(('deploy', 'deploy inner_norm')))
+@columns(every(('deploy', 'deploy inner_norm'), road='default'))
 @pytest.mark.parametrize('way', [copied, data_multiplied, data_replaced, assigned], ids=lambda w: w.__name__)
 def test_one_changed_weight_of_the_deploy_form(column, way):
     """Each weight alone: some are packed together with others, some stand there twice."""
