@@ -75,7 +75,9 @@ class _AsBefore(AbstractContextManager[None]):
                 'a variable needed for gradient computation has been modified by an inplace operation: the input or a '
                 'weight of a layer whose inside is computed again in backward'
             )
-        others = [(m._parameters.get(name), p) for m, name, p in self.parameters if m._parameters.get(name) is not p]
+        others: list[tuple[Tensor | None, Tensor]] = [
+            (m._parameters.get(name), p) for m, name, p in self.parameters if m._parameters.get(name) is not p
+        ]
         now = [(m, name, m._buffers.get(name)) for m, name, _ in self.buffers]
         others += [(b, old.clone()) for (_, _, b), (_, _, old) in zip(now, self.buffers, strict=True)]
         mode: AbstractContextManager[Any] = _Replacing(others) if others else nullcontext()
