@@ -59,7 +59,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmscconv', 'mmscconv.*']),
-    package_data={'mmscconv': ['*.yaml', 'ops/csrc/*.[ch]', 'ops/csrc/onnxruntime/*.[ch]', 'report/*.j2']},
+    package_data={'mmscconv': ['paper/*.yaml', 'ops/csrc/*.[ch]', 'ops/csrc/onnxruntime/*.[ch]', 'report/*.j2']},
     # Nothing of OpenMMLab: a hard mmdet would be installed over the forks.
     install_requires=['torch>=2.4'],
     extras_require={

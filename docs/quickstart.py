@@ -14,8 +14,8 @@ from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.runner import Runner
 
 import mmscconv
-from mmscconv.engine.checkpoints import load_safely
-from mmscconv.engine.cli import move_data_root
+from mmscconv.configuration import move_data_root
+from mmscconv.storage.checkpoints import load_safely
 
 OUT = Path(sys.argv[1] if len(sys.argv) > 1 else 'work_dirs/quickstart')
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'

@@ -11,8 +11,8 @@ except (ImportError, OSError) as error:
         f'torch cannot be imported: {error}\nTo mend:\n    pip install torch==2.11.0 torchvision==0.26.0'
     ) from error
 
-from mmscconv.convert import convert_weights
-from mmscconv.layers import CRU, SRU, LegacySCConv, SCConv
+from mmscconv.layers import CRU, SRU, SCConv
+from mmscconv.legacy import LegacySCConv, convert_weights
 from mmscconv.replace import Replacement, replace_conv
 from mmscconv.shipped import get_config, list_configs
 

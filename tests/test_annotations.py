@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 
 from mmscconv.checks.voc import check_voc
 from mmscconv.datasets.reading import annotations_checked
-from mmscconv.engine.cli import broken_annotations_named
+from mmscconv.engine.launch import run_errors_named
 from mmscconv.errors import UserError
 
 
@@ -47,7 +47,7 @@ def coco(tmp_path):
         text = change(content)
         (tmp_path / 'train.json').write_bytes(text if isinstance(text, bytes) else json.dumps(content).encode())
         init_default_scope('mmdet')
-        with broken_annotations_named():
+        with run_errors_named():
             return DATASETS.build(dataset)
 
     return build
@@ -209,7 +209,7 @@ def test_a_voc_data_set_without_classes_is_left_to_who_builds_it(kind, message, 
 def test_real_coco_and_voc_pass(real_data, warnings):
     import mmscconv
     from mmscconv.checks.files import datasets
-    from mmscconv.engine.cli import move_data_root
+    from mmscconv.configuration import move_data_root
 
     init_default_scope('mmdet')
     for name, root in (('retinanet_r50_coco', 'coco'), ('retinanet_r50_voc', 'VOCdevkit')):

@@ -13,18 +13,18 @@ from torch import nn
 from mmscconv import SCConv, ops
 from mmscconv.benchmark import onnx, profiling
 from mmscconv.benchmark.candidates import CANDIDATES
-from mmscconv.benchmark.checking import check_network, reference_of
-from mmscconv.benchmark.engines import RUNNERS, prepare, refusal
+from mmscconv.benchmark.correctness import check_network, reference_of
 from mmscconv.benchmark.jobs import Job, Setting
 from mmscconv.benchmark.memory import saved_activations
 from mmscconv.benchmark.reporting import setting_table, summarize
+from mmscconv.benchmark.runners import RUNNERS, prepare, refusal
 from mmscconv.benchmark.session import Competitor, Plan, lineup, measure
 from mmscconv.benchmark.subjects import BackboneSubject, LayerSubject
 from mmscconv.benchmark.timing import Quartiles, alternate, ratios
 from mmscconv.benchmark.unofficial import unofficial_like
 from mmscconv.errors import UserError
 from mmscconv.export.custom_op import library
-from mmscconv.export.runtime import open_session
+from mmscconv.export.onnx_file import open_session
 from tools import NARROW_DETECTOR
 
 CPU = torch.device('cpu')

@@ -13,11 +13,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmscconv import SCConv
-from mmscconv.complexity import compare, count
+from mmscconv.complexity import count
 from mmscconv.complexity.configs import count_config
 from mmscconv.errors import UserError
 from mmscconv.layers.rivals import GhostConv, SPConv, TiedConv
-from mmscconv.paper import paper_rows
+from mmscconv.paper.comparison import compare
+from mmscconv.paper.tables import paper_rows
 
 CONFIGS = ROOT / 'configs'
 # Every row of Tables 1-5 that has a network here, counted independently of this package (another

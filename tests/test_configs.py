@@ -11,7 +11,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
-from mmscconv.engine.cli import innermost_dataset
+from mmscconv.configuration import innermost_dataset
 from mmscconv.models import SCConvResNet
 
 CONFIGS = sorted(p for p in (ROOT / 'configs').glob('*.py'))

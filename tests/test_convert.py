@@ -11,10 +11,10 @@ from unofficial_reference import ReferenceScConv, trained
 import mmscconv.models  # noqa: F401, registers the layers
 from mmscconv import LegacySCConv, SCConv, convert_weights, replace_conv
 from mmscconv.complexity.counting import count
-from mmscconv.convert import NAMES, find_layers, settings_table
-from mmscconv.layers.legacy import LegacyCRU, LegacySRU
-from mmscconv.measure import record_gate_shares
+from mmscconv.legacy.convert import NAMES, find_layers, settings_table
+from mmscconv.legacy.layer import LegacyCRU, LegacySRU
 from mmscconv.models import switch_to_deploy
+from mmscconv.paper.measures import record_gate_shares
 
 
 def converted(theirs, num_groups=4, threshold=0.5):

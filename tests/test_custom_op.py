@@ -11,7 +11,7 @@ from torch import nn
 from mmscconv import SCConv
 from mmscconv.errors import UserError
 from mmscconv.export import custom_op
-from mmscconv.export.runtime import export_onnx
+from mmscconv.export.onnx_file import export_onnx
 from mmscconv.models import SCConvResNet, switch_to_deploy
 from mmscconv.ops import compiled
 

@@ -244,7 +244,7 @@ def test_other_resnets(config):
 def test_bottlenecks_leave_the_relu_to_the_layer(config):
     model = MODELS.build(dict(type=config, depth=50, base_channels=16, frozen_stages=-1, norm_eval=False))
     for block in model.layer2:
-        mmscconv.models.conv2.replace_conv2(block, dict(type='SCConv'))
+        mmscconv.models.conv2_swap.replace_conv2(block, dict(type='SCConv'))
     trained(model)
     keys = [key for key in model.state_dict() if 'layer1' in key and 'conv' in key]
     x = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)

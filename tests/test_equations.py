@@ -114,7 +114,7 @@ def test_channels_last_input_that_needs_no_gradient(frozen_in_front):
 import torch
 from torch import nn
 from mmscconv import SCConv, SRU
-from mmscconv.layers import LegacySCConv
+from mmscconv.legacy import LegacySCConv
 x = torch.randn(2, 32, 14, 14).contiguous(memory_format=torch.channels_last)
 front = nn.Conv2d(32, 32, 1).requires_grad_(False) if {frozen_in_front} else nn.Identity()
 for layer in (SCConv(32, 32, 3, backend='plain'), SRU(32, backend='plain'), SCConv(32, 32, 3), LegacySCConv(32, 32, 3)):

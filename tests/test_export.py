@@ -16,9 +16,9 @@ import mmscconv.datasets
 import mmscconv.models  # noqa: F401
 from mmscconv.errors import UserError
 from mmscconv.export import job as jobs
-from mmscconv.export.checking import matched
+from mmscconv.export.agreement import matched
+from mmscconv.export.onnx_file import open_session
 from mmscconv.export.postprocess import PostProcess
-from mmscconv.export.runtime import open_session
 from mmscconv.ops.compiled import ONNXRUNTIME_OP
 from mmscconv.ops.compiled import build as build_library
 
@@ -303,7 +303,7 @@ def test_missing_packages_are_named_with_the_way_to_get_them(tmp_path, monkeypat
     cfg = Config.fromfile(DETECTOR)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r"ONNX needs onnx and onnxruntime: pip install 'mmscconv\[export\]'"):
-        jobs.Job(cfg, 'x.pth', tmp_path / 'a.onnx').prepare()
+        jobs.ExportJob(cfg, 'x.pth', tmp_path / 'a.onnx').prepare()
 
 
 @needs_gcc

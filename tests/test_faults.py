@@ -24,10 +24,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmscconv import SRU
-from mmscconv.engine import disk
-from mmscconv.engine.checkpoints import checkpoint_to_resume, last_good_checkpoint
 from mmscconv.errors import UserError
 from mmscconv.hooks.safe_checkpoint import AtomicBackend
+from mmscconv.storage import disk
+from mmscconv.storage.checkpoints import checkpoint_to_resume, last_good_checkpoint
 from tools import DIGITS
 
 LOOPS = {

@@ -14,7 +14,7 @@ from torch import nn
 
 import mmscconv.models
 from mmscconv.models import switch_to_deploy
-from mmscconv.models.conv2 import replace_conv2
+from mmscconv.models.conv2_swap import replace_conv2
 from tools import DIGITS, run_tool
 
 SLIM = 'SlimConv-4/3'  # gives fewer channels than asked for

@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmscconv import SRU
-from mmscconv.engine.checkpoints import last_good_checkpoint
 from mmscconv.errors import UserError
 from mmscconv.hooks import GateShares
-from mmscconv.measure import record_gate_shares
+from mmscconv.paper.measures import record_gate_shares
+from mmscconv.storage.checkpoints import last_good_checkpoint
 
 STOP = dict(type='StopOnNonFinite')
 

@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 import mmscconv
-from mmscconv.checks.images import NamedTransform, truncation
+from mmscconv.checks.image_files import NamedTransform, truncation
 from mmscconv.engine.runner import CheckedRunner
 from mmscconv.errors import UserError
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmscconv import SRU, SCConv
-from mmscconv.measure import channel_redundancy, record_gate_shares, record_outputs
+from mmscconv.paper.measures import channel_redundancy, record_gate_shares, record_outputs
 
 
 def test_redundancy_equals_numpy():

@@ -535,9 +535,9 @@ def test_real_data_sets_pass_through(source, real_data, tool, tmp_path):
 @pytest.mark.parametrize('backbone', ['r50', 'r101'])
 def test_large_backbones(backbone, coco, tool, tmp_path, monkeypatch):
     from mmscconv.own_data import job
-    from mmscconv.own_data.timing import Timing
+    from mmscconv.own_data.timing import StepTimes
 
-    monkeypatch.setattr(job, 'time_steps', lambda config: Timing(1, 1, 'cpu'))  # minutes on a CPU
+    monkeypatch.setattr(job, 'time_steps', lambda config: StepTimes(1, 1, 'cpu'))  # minutes on a CPU
     status, _, err = tool('own_dataset', coco, '--out', tmp_path / 'out', '--backbone', backbone, '--init',
                           'torchvision://resnet50', '--baseline')  # fmt: skip
     assert status == 0, err

@@ -80,7 +80,7 @@ def test_config_and_tool_work_installed(installed, tmp_path):
     # Everything up to the data is in order: the config, its bases and the custom import.
     assert done.stderr.strip().splitlines()[-1].startswith('error: data folder for train is not there: data/coco')
     code = (
-        'import mmscconv.models, mmscconv.paper\n'
+        'import mmscconv.models, mmscconv.paper.tables\n'
         'from mmscconv.shipped import configs_folder\n'
         'assert all((configs_folder() / row.config).is_file() for row in mmscconv.paper.paper_rows() if row.config)\n'
         'assert ".mim" in mmscconv.get_config("retinanet_scconv_r50_coco").filename\n'

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
 from mmscconv.checks.files import check_data
-from mmscconv.engine.cli import move_data_root
+from mmscconv.configuration import move_data_root
 from mmscconv.engine.runner import CheckedRunner
 from mmscconv.errors import UserError
 

@@ -16,10 +16,10 @@ from conftest import ROOT
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
-from mmscconv.engine.checkpoint_match import model_in
-from mmscconv.engine.checkpoints import ONLY_WEIGHTS, load_checkpoint, load_safely
-from mmscconv.engine.hooks import RequireMatchingCheckpoint
 from mmscconv.errors import UserError
+from mmscconv.hooks.matching_checkpoint import RequireMatchingCheckpoint
+from mmscconv.storage.checkpoint_match import model_in
+from mmscconv.storage.checkpoints import ONLY_WEIGHTS, load_checkpoint, load_safely
 from tools import DIGITS
 
 CONFIG = ROOT / 'configs' / 'retinanet_scconv_r18_digits.py'
@@ -147,7 +147,7 @@ def test_history_may_be_written_under_numpy_1_or_2(written, digits_run, tmp_path
             content = ours.read(name)
             assert not name.endswith('data.pkl') or re.search(rb'cnumpy\._?core\.', content)
             other.writestr(name, re.sub(rb'cnumpy\._?core\.', f'c{written}.'.encode(), content))
-    code = 'import sys; from mmscconv.engine.checkpoints import load_checkpoint; load_checkpoint(sys.argv[1])'
+    code = 'import sys; from mmscconv.storage.checkpoints import load_checkpoint; load_checkpoint(sys.argv[1])'
     # In a process of its own: what is once allowed stays so.
     subprocess.run([sys.executable, '-W', 'error', '-c', code, tmp_path / 'a.pth'], check=True, cwd=ROOT)
 
@@ -235,7 +235,7 @@ def test_the_state_of_another_optimizer(trained):
 
 def test_a_start_from_other_classes_is_a_warning(trained, monkeypatch):
     lines = []
-    monkeypatch.setattr('mmscconv.engine.hooks.warn', lines.append)
+    monkeypatch.setattr('mmscconv.hooks.matching_checkpoint.warn', lines.append)
     load_into('start', trained, same)
     assert not lines
     load_into('start', trained, same, {'model.bbox_head.num_classes': 3})

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mmscconv.engine.results import read_log
-from mmscconv.engine.summary import summarize, write_table
+from mmscconv.engine.sweep_table import summarize, write_table
 
 KILLER = """
 import os, pathlib, signal

@@ -30,8 +30,8 @@ def parse_args() -> argparse.Namespace:
     from mmengine.config import DictAction
 
     from mmscconv.benchmark.candidates import CANDIDATES
-    from mmscconv.benchmark.engines import RUNNERS
     from mmscconv.benchmark.jobs import BEST, DTYPES, LAYOUTS, MODES
+    from mmscconv.benchmark.runners import RUNNERS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subjects = parser.add_subparsers(dest='subject', required=True)
@@ -146,10 +146,10 @@ def device_of(name: str | None) -> torch.device:
 def measure_candidates(args: argparse.Namespace, plan: Plan) -> None:
     """Measure layer, backbone or config, one setting after the other."""
     from mmscconv.benchmark.candidates import CANDIDATES
-    from mmscconv.benchmark.environment import environment
+    from mmscconv.benchmark.machine import environment
     from mmscconv.benchmark.reporting import Report
     from mmscconv.benchmark.session import measure, settings_of
-    from mmscconv.export.runtime import check_installed
+    from mmscconv.export.onnx_file import check_installed
 
     settings, left_out = settings_of(
         runner=args.runners, dtype=args.dtypes, memory_format=args.memory_formats, mode=args.modes,
@@ -189,7 +189,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
 def measure_sru(args: argparse.Namespace, plan: Plan) -> None:
     """Measure SRU alone beside a copy."""
     from mmscconv.benchmark import roofline
-    from mmscconv.benchmark.environment import environment
+    from mmscconv.benchmark.machine import environment
     from mmscconv.benchmark.reporting import Report
     from mmscconv.benchmark.session import settings_of
 

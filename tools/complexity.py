@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv.checks.environment import check_environment
-from mmscconv.engine.disk import replacing
 from mmscconv.errors import UserError, run
+from mmscconv.storage.disk import replacing
 
 PAPER_NOTE = (
     "Tables 4 and 5 print an ImageNet classifier's parameters beside a backbone's FLOPs; "
@@ -53,9 +53,11 @@ def main() -> None:
     check_environment()
 
     import mmscconv.models  # noqa: F401, registers the layers also for configs that do not name it
-    from mmscconv.complexity import compare, count_config, read_config
-    from mmscconv.complexity.report import config_table, paper_table, unexplained
-    from mmscconv.paper import paper_rows
+    from mmscconv.complexity import config_table, count_config
+    from mmscconv.configuration import read_config
+    from mmscconv.paper.comparison import compare
+    from mmscconv.paper.report import paper_table, unexplained
+    from mmscconv.paper.tables import paper_rows
 
     notes = ''
     if args.paper:

@@ -16,8 +16,8 @@ from mmscconv.errors import UserError, run
 
 
 def main() -> None:
-    from mmscconv.convert import FORMS, convert_weights, find_layers, settings_table
-    from mmscconv.layers.legacy import NUM_GROUPS
+    from mmscconv.legacy.convert import FORMS, convert_weights, find_layers, settings_table
+    from mmscconv.legacy.layer import NUM_GROUPS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', type=Path, help="a state_dict, or a dict with one as 'state_dict' or 'model'")
@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     check_environment()
 
-    from mmscconv.engine.checkpoints import load_checkpoint, save_checkpoint, unwrapped, weights_of
+    from mmscconv.storage.checkpoints import load_checkpoint, save_checkpoint, unwrapped, weights_of
 
     content = load_checkpoint(args.checkpoint, args.trusted)
     if args.out.exists() and args.out.samefile(args.checkpoint):

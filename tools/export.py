@@ -55,13 +55,13 @@ def main() -> None:
     check_environment()
     args = parse_args()
 
-    from mmscconv.engine.cli import read_config
-    from mmscconv.export.job import Job
+    from mmscconv.engine.cli import config_of
+    from mmscconv.export.job import ExportJob
 
     if args.calibration < 1 or (args.num_images is not None and args.num_images < 1):
         raise UserError('--num-images and --calibration must be positive')
-    job = Job(
-        cfg=read_config(args),
+    job = ExportJob(
+        cfg=config_of(args),
         checkpoint=args.checkpoint,
         out=args.out,
         format=args.format,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from mmscconv.engine.disk import replacing
 from mmscconv.errors import UserError, run
+from mmscconv.storage.disk import replacing
 
 CANVAS = 128
 SIZES = (24, 64)  # pixels of a pasted 8x8 scan

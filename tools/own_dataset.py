@@ -50,9 +50,9 @@ def main() -> None:
         raise UserError(f"{error.name} is missing: pip install 'mmscconv[data]'") from error
     check_environment()
 
-    from mmscconv.own_data.job import Job
+    from mmscconv.own_data.job import OwnDatasetJob
 
-    job = Job(
+    job = OwnDatasetJob(
         source=args.data,
         out=args.out,
         form=args.form,

@@ -13,10 +13,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from mmscconv.engine.disk import replacing
 from mmscconv.engine.results import METRICS, pick_metric, read_log
 from mmscconv.errors import UserError, run
-from mmscconv.paper import PaperRow, paper_rows, printed
+from mmscconv.paper.tables import PaperRow, paper_rows, printed
+from mmscconv.storage.disk import replacing
 
 CIFAR_CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'cifar'
 PAPER_ALPHA = Fraction(1, 2)  # the one ratio of Figure 4 that the paper also prints, in Table 2
@@ -138,7 +138,8 @@ def figure4(args: argparse.Namespace) -> Any:
 
 def counted_rows() -> list[dict[str, Any]]:
     """Return the cost of SCConv-R50 at alpha = 1/8 ... 7/8, by the paper's rule, from our configs."""
-    from mmscconv.complexity import count_config, read_config
+    from mmscconv.complexity import count_config
+    from mmscconv.configuration import read_config
 
     rows = []
     for eighths in range(1, 8):

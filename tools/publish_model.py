@@ -31,8 +31,8 @@ def main() -> None:
     check_environment()
     import torch
 
-    from mmscconv.engine.checkpoints import load_checkpoint
-    from mmscconv.engine.disk import write_atomically
+    from mmscconv.storage.checkpoints import load_checkpoint
+    from mmscconv.storage.disk import write_atomically
 
     content = load_checkpoint(args.checkpoint, args.trusted)
     if 'state_dict' not in content:

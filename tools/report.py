@@ -39,8 +39,8 @@ def main() -> None:
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'mmscconv[report]'") from error
 
-    from mmscconv.engine.cli import read_config
-    from mmscconv.report.job import Job
+    from mmscconv.engine.cli import config_of
+    from mmscconv.report.job import ReportJob
     from mmscconv.report.run_dir import find_checkpoint, find_config
 
     if args.worst < 0:
@@ -48,7 +48,7 @@ def main() -> None:
     args.config = str(find_config(args.work_dir))
     checkpoint = args.checkpoint or find_checkpoint(args.work_dir)
     out = args.out or args.work_dir / 'report.html'
-    job = Job(read_config(args), args.work_dir, checkpoint, out, args.worst, args.trusted)
+    job = ReportJob(config_of(args), args.work_dir, checkpoint, out, args.worst, args.trusted)
     print('\n'.join(job.run()))
 
 

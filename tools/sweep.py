@@ -20,9 +20,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv.engine.results import METRICS, pick_metric, read_log
-from mmscconv.engine.summary import summarize, write_table
+from mmscconv.engine.sweep_table import summarize, write_table
 from mmscconv.errors import UserError, run
-from mmscconv.paper import paper_rows
+from mmscconv.paper.tables import paper_rows
 
 TRAIN = Path(__file__).resolve().with_name('train.py')
 STATE = 'sweep.json'

@@ -16,9 +16,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv.checks.environment import check_environment
-from mmscconv.checks.images import truncation
-from mmscconv.engine.disk import replacing
+from mmscconv.checks.image_files import truncation
 from mmscconv.errors import UserError, run
+from mmscconv.storage.disk import replacing
 
 RANDOM = 'random'
 COLOURS = ('tab:blue', 'tab:red')
@@ -103,7 +103,7 @@ def measure(image: Any, name: str, config: str, checkpoint: str, seed: int, trus
     """Run one model's backbone on the image."""
     import torch
 
-    from mmscconv.measure import channel_redundancy, record_gate_shares, record_outputs
+    from mmscconv.paper.measures import channel_redundancy, record_gate_shares, record_outputs
 
     model = build(config, checkpoint, seed, trusted)
     stages = stages_of(model.backbone, config)
@@ -122,8 +122,8 @@ def build(config: str, checkpoint: str, seed: int, trusted: bool) -> Any:
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
 
-    from mmscconv.engine.checkpoints import load_checkpoint
-    from mmscconv.engine.cli import explained
+    from mmscconv.foreign_errors import explained
+    from mmscconv.storage.checkpoints import load_checkpoint
 
     if not Path(config).is_file():
         raise UserError(f'config is not there: {config}')

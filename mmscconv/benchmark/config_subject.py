@@ -12,9 +12,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmscconv.benchmark.subjects import Size, Subject
-from mmscconv.complexity.configs import read_config
-from mmscconv.engine.cli import explained
+from mmscconv.configuration import read_config
 from mmscconv.errors import UserError
+from mmscconv.foreign_errors import explained
 
 # Boxes per image of the synthetic ground truth: COCO's mean.
 BOXES = 7

@@ -20,7 +20,7 @@ class Setting:
     """What all candidates of one table share.
 
     Args:
-        runner: One of :data:`mmscconv.benchmark.engines.RUNNERS`.
+        runner: One of :data:`mmscconv.benchmark.runners.RUNNERS`.
         dtype: ``'fp32'``, or ``'bf16'`` or ``'fp16'`` by autocast.
         memory_format: ``'nchw'``, ``'channels_last'`` or ``'best'``, each candidate's better one.
         mode: ``'forward'`` (eval, no gradients) or ``'train'``.

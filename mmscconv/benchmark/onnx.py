@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmscconv.errors import UserError
 from mmscconv.export import custom_op as op
-from mmscconv.export.runtime import export_onnx, open_session
+from mmscconv.export.onnx_file import export_onnx, open_session
 
 
 def session_of(model: nn.Module, x: Tensor, custom_op: bool = False) -> Callable[[Tensor], list[Tensor]]:

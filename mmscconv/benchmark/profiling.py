@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mmscconv.benchmark.session import Competitor, Plan
 from mmscconv.benchmark.timing import seconds
-from mmscconv.complexity.report import Table
+from mmscconv.table import Table
 
 # Operators with a smaller share are one line.
 LEAST_SHARE = 0.01

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmscconv.benchmark.engines import DEPLOY
 from mmscconv.benchmark.jobs import Setting
 from mmscconv.benchmark.profiling import profile_table
+from mmscconv.benchmark.runners import DEPLOY
 from mmscconv.benchmark.session import Competitor, Plan
 from mmscconv.benchmark.timing import Quartiles, ratios
-from mmscconv.complexity.report import Table
-from mmscconv.engine.disk import replacing
 from mmscconv.errors import UserError
+from mmscconv.storage.disk import replacing
+from mmscconv.table import Table
 
 COLUMNS = (
     'subject', 'runner', 'dtype', 'mode', 'batch', 'height', 'width', 'candidate', 'memory_format', 'round', 'seconds',

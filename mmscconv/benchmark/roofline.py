@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from mmscconv import ops
-from mmscconv.benchmark.checking import check_layers, reference_of
+from mmscconv.benchmark.correctness import check_layers, reference_of
 from mmscconv.benchmark.jobs import DTYPES, LAYOUTS, Job, Setting, random_upstream
 from mmscconv.benchmark.reporting import Summary, milliseconds, spread
 from mmscconv.benchmark.session import Competitor, Plan
 from mmscconv.benchmark.subjects import SEED, randomize_norms
 from mmscconv.benchmark.timing import Quartiles, alternate, warm_up
-from mmscconv.complexity.report import Table
 from mmscconv.layers import SRU
 from mmscconv.layers.fused import sru_arguments
+from mmscconv.table import Table
 
 COPY = 'copy'
 COUNTING = """

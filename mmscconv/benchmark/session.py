@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from mmscconv.benchmark.candidates import CANDIDATES
-from mmscconv.benchmark.checking import check_layers, check_network, reference_of
-from mmscconv.benchmark.engines import DEPLOY, layouts, prepare, refusal
+from mmscconv.benchmark.correctness import check_layers, check_network, reference_of
 from mmscconv.benchmark.jobs import Job, Setting
 from mmscconv.benchmark.memory import DevicePeak, saved_activations
+from mmscconv.benchmark.runners import DEPLOY, layouts, prepare, refusal
 from mmscconv.benchmark.subjects import Subject
 from mmscconv.benchmark.timing import Run, alternate, warm_up
 from mmscconv.errors import UserError

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmscconv.benchmark.candidates import Candidate, edit_scconvs
-from mmscconv.engine.cli import explained
 from mmscconv.errors import UserError
+from mmscconv.foreign_errors import explained
 from mmscconv.layers import SCConv
 
 Size = tuple[int, int]

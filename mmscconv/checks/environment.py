@@ -8,6 +8,7 @@ from importlib import metadata
 from types import ModuleType
 
 from mmscconv.errors import UserError
+from mmscconv.foreign_errors import first_line
 
 # Import name -> what to install. Both stacks own the same folders; setup.py's extras have the same pins.
 STACKS = {
@@ -59,17 +60,12 @@ def rebuild_command(stack: str) -> str:
     return f'pip uninstall -y {_distribution(pin)}; pip install --no-cache-dir --no-build-isolation {pin}'
 
 
-def reason(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def import_module(name: str) -> ModuleType:
     """Import ``name``; whatever it raises, and a package may raise anything, comes out as ImportError."""
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise ImportError(reason(error), name=name) from error
+        raise ImportError(first_line(error), name=name) from error
 
 
 def _require(name: str, remedy: str) -> None:

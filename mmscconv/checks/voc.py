@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element
 from mmscconv.checks.classes import classes_of, require_names
 from mmscconv.checks.coco import MAX_PIXELS
 from mmscconv.checks.files import datasets, join, require_images
-from mmscconv.checks.images import size_of
+from mmscconv.checks.image_files import size_of
 from mmscconv.checks.text import decode
 from mmscconv.errors import UserError, warn
 

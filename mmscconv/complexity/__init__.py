@@ -1,10 +1,10 @@
-"""Parameters and operations of models, and of every row of the paper's complexity columns.
+"""Parameters and operations of models.
 
 Needs the OpenMMLab side for reading configs; counting alone needs torch.
 """
 
-from mmscconv.complexity.configs import count_config, read_config
+from mmscconv.complexity.config_table import config_table
+from mmscconv.complexity.configs import count_config
 from mmscconv.complexity.counting import Complexity, count
-from mmscconv.complexity.paper import compare
 
-__all__ = ['Complexity', 'compare', 'count', 'count_config', 'read_config']
+__all__ = ['Complexity', 'config_table', 'count', 'count_config']

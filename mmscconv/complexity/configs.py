@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmscconv.complexity.counting import Complexity, count
-from mmscconv.engine.cli import explained
 from mmscconv.errors import UserError
+from mmscconv.foreign_errors import explained, flat_message
 
 # The paper names no image size for its detectors; of the plausible ones this explains Tables 4 and 5 best.
 DETECTOR_SHAPE = (768, 1024)
 CLASSIFIER_SHAPE = (224, 224)
-
-
-def read_config(path: str | Path) -> Config:
-    """Read a config file; UserError where it is missing or wrong."""
-    if not Path(path).is_file():
-        raise UserError(f'config is not there: {path}')
-    with explained(f'config {path}'):
-        return Config.fromfile(path)
 
 
 def count_config(cfg: Config, classes: int | None = None, shape: tuple[int, int] | None = None) -> Complexity:
@@ -54,9 +44,7 @@ def count_config(cfg: Config, classes: int | None = None, shape: tuple[int, int]
     try:
         return count(network, shape)
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f'{cfg.filename} cannot be run on {shape[0]} x {shape[1]}: {" ".join(str(error).split())}'
-        ) from error
+        raise UserError(f'{cfg.filename} cannot be run on {shape[0]} x {shape[1]}: {flat_message(error)}') from error
 
 
 def training_crop(cfg: Config) -> tuple[int, int]:

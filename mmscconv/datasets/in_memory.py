@@ -16,7 +16,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmscconv.checks.images import name_broken_files
+from mmscconv.checks.image_files import name_broken_files
 
 
 @DATASETS.register_module()

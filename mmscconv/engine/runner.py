@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 
 from mmscconv.checks.classes import check_heads
 from mmscconv.checks.files import datasets, join
-from mmscconv.checks.images import name_broken_files
+from mmscconv.checks.image_files import name_broken_files
 from mmscconv.errors import UserError
+from mmscconv.foreign_errors import says_no_images
 
 
 class CheckedRunner(Runner):
@@ -34,7 +35,7 @@ class CheckedRunner(Runner):
         try:
             loader = Runner.build_dataloader(dataloader, *args, **kwargs)
         except ValueError as error:
-            if 'need at least one array' not in str(error):
+            if not says_no_images(error):
                 raise
             raise UserError(_empty(dataloader)) from error
         if len(loader.dataset) == 0:

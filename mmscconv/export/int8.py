@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmscconv.errors import UserError
-from mmscconv.export.images import Item, preprocess
+from mmscconv.export.image_inputs import Item, preprocess
 from mmscconv.export.writing import open_onnx
 
 # What is quantized. The first is the default; docs/export.md has what each costs.

@@ -13,29 +13,29 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmscconv.engine.checkpoint_match import require_filled
-from mmscconv.engine.checkpoints import load_checkpoint, unwrapped, weights_of
-from mmscconv.engine.cli import explained
 from mmscconv.errors import UserError
 from mmscconv.export import custom_op, int8, writing
-from mmscconv.export.checking import Found, batches, check
+from mmscconv.export.agreement import Agreement, batches, check
 from mmscconv.export.graphs import Graph, graph_of
-from mmscconv.export.images import Item, find_images, load_dataset, load_files, preprocess
+from mmscconv.export.image_inputs import Item, find_images, load_dataset, load_files, preprocess
 from mmscconv.export.metadata import describe
-from mmscconv.export.runtime import check_installed
+from mmscconv.export.onnx_file import check_installed
 from mmscconv.export.target import format_of, kept_if_right
+from mmscconv.foreign_errors import explained
+from mmscconv.storage.checkpoint_match import require_filled
+from mmscconv.storage.checkpoints import load_checkpoint, unwrapped, weights_of
 
 # Enough to compare two programs; quantization needs more.
 IMAGES, IMAGES_INT8 = 4, 500
 
 
 @dataclass
-class Job:
+class ExportJob:
     """What to export; :meth:`prepare` refuses what is wrong before the model is built.
 
     Attributes:
         cfg: Config of a classifier or a detector.
-        checkpoint, trusted: Of :func:`mmscconv.engine.checkpoints.load_checkpoint`.
+        checkpoint, trusted: Of :func:`mmscconv.storage.checkpoints.load_checkpoint`.
         out: File to write; ``format`` is ``'onnx'`` or ``'pt2'``, None for what the suffix says.
         images: Files and folders; none for the config's test data. ``count`` of them are taken.
         size: (H, W) of the check, None for what the test pipeline gives.
@@ -160,7 +160,7 @@ class Job:
             switch_to_deploy(model)
         return model
 
-    def told_about(self, graph: Graph, found: Sequence[Found]) -> list[str]:
+    def told_about(self, graph: Graph, found: Sequence[Agreement]) -> list[str]:
         """Return the lines about inputs, outputs and the check."""
         reference = "mmdet's own predict" if graph.decoded else 'PyTorch'
         return [

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from torch import nn
 
 import mmscconv
-from mmscconv.engine.cli import innermost_dataset
+from mmscconv.configuration import innermost_dataset
 from mmscconv.export.custom_op import OP
 from mmscconv.export.graphs import Graph, is_classifier
 

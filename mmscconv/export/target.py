@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmscconv.engine.disk import replacing
 from mmscconv.errors import UserError
+from mmscconv.storage.disk import replacing
 
 FORMATS = {'.onnx': 'onnx', '.pt2': 'pt2'}
 

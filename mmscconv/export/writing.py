@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mmscconv.errors import UserError
-from mmscconv.export.checking import Inputs
+from mmscconv.export.agreement import Inputs
 from mmscconv.export.graphs import Graph
-from mmscconv.export.images import resized
-from mmscconv.export.runtime import export_onnx, open_session
+from mmscconv.export.image_inputs import resized
+from mmscconv.export.onnx_file import export_onnx, open_session
+from mmscconv.foreign_errors import first_line
 from mmscconv.ops.backend import plain_only
 
 METADATA_FILE = 'metadata.json'
@@ -79,7 +80,7 @@ def write_program(graph: Graph, images: Tensor, metadata: Mapping[str, str], fil
                 strict=False,
             )
     except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
-        raise UserError(f'torch.export cannot export this network: {str(error).strip().splitlines()[0]}') from error
+        raise UserError(f'torch.export cannot export this network: {first_line(error)}') from error
     sizes = dict(size_divisor=json.dumps(STEP), least_size=json.dumps(least))
     save(program, file, extra_files={METADATA_FILE: json.dumps({**metadata, **sizes})})
 

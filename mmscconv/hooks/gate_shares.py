@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmscconv.measure import record_gate_shares
+from mmscconv.paper.measures import record_gate_shares
 
 
 @HOOKS.register_module()

@@ -12,8 +12,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from mmscconv.engine.disk import full_disk_named, write_atomically
 from mmscconv.errors import warn
+from mmscconv.storage.disk import full_disk_named, write_atomically
 
 BACKEND = 'mmscconv_atomic'
 VALIDATED = 'last_validation'  # mmengine would log a key that begins with 'val'

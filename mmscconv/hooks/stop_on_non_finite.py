@@ -15,8 +15,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmscconv.engine.checkpoints import last_good_checkpoint
 from mmscconv.errors import UserError
+from mmscconv.storage.checkpoints import last_good_checkpoint
 
 
 @HOOKS.register_module()

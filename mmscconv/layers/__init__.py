@@ -2,8 +2,7 @@
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.cru import CRU
-from mmscconv.layers.legacy import LegacySCConv
 from mmscconv.layers.scconv import SCConv
 from mmscconv.layers.sru import SRU
 
-__all__ = ['CRU', 'SRU', 'AlignedAvgPool2d', 'LegacySCConv', 'SCConv']
+__all__ = ['CRU', 'SRU', 'AlignedAvgPool2d', 'SCConv']

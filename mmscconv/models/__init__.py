@@ -14,7 +14,7 @@ from mmscconv.models.cifar import (
     CIFARResNeXt,
     CIFARWideResNet,
 )
-from mmscconv.models.conv import SCCONV_TYPE
+from mmscconv.models.conv_layers import SCCONV_TYPE
 from mmscconv.models.conv_resnet import ConvResNet
 from mmscconv.models.deploy import switch_to_deploy
 from mmscconv.models.oct_resnet import CIFAROctResNet, OctResNet

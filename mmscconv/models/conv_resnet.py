@@ -9,7 +9,7 @@ from mmdet.models.backbones import ResNet
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmscconv.models.conv2 import replace_conv2
+from mmscconv.models.conv2_swap import replace_conv2
 from mmscconv.models.deploy import switch_to_deploy
 
 

@@ -19,8 +19,8 @@ from mmscconv.layers import SCConv
 from mmscconv.layers.deploy import DeployedCRU
 from mmscconv.layers.folding import fold_norm
 from mmscconv.layers.hooked import has_own_forward, is_hooked
-from mmscconv.models.openmmlab import PlainBottleneck
-from mmscconv.selection import shared_parameters
+from mmscconv.models.stubs import PlainBottleneck
+from mmscconv.replace.select import shared_parameters
 
 # Exact types, as SCConv below: a subclass, such as mmcv's ConvWS2d, may compute something else with the same weight.
 CONVS = (nn.Conv2d, WrappedConv2d)

@@ -17,7 +17,7 @@ from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
 from torch import Tensor, nn
 
 from mmscconv.layers.rivals.oct_conv import OctaveConv2d
-from mmscconv.models.openmmlab import AnyResNet, PlainBottleneck
+from mmscconv.models.stubs import AnyResNet, PlainBottleneck
 
 
 class OctaveUnit(nn.Module):

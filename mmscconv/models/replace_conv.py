@@ -8,8 +8,8 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmscconv.replace import replace_conv
-from mmscconv.selection import Match
+from mmscconv.replace.select import Match
+from mmscconv.replace.swap import replace_conv
 
 
 @MODELS.register_module(name='ReplaceConv')

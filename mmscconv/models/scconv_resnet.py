@@ -8,7 +8,7 @@ from typing import Any
 from mmdet.models.backbones import ResNet
 from mmengine.registry import MODELS
 
-from mmscconv.models.conv import SCCONV_TYPE
+from mmscconv.models.conv_layers import SCCONV_TYPE
 from mmscconv.models.conv_resnet import ConvResNet
 
 

@@ -12,7 +12,7 @@ from globox import BoundingBox, BoxFormat
 
 from mmscconv.errors import UserError
 from mmscconv.own_data.boxes import read_box
-from mmscconv.own_data.images import ImageIndex, measured, walk
+from mmscconv.own_data.image_list import ImageIndex, measured, walk
 from mmscconv.own_data.records import Account, AnnotatedImage, DataSet
 from mmscconv.own_data.splitting import split_of
 from mmscconv.own_data.values import as_integer, as_number

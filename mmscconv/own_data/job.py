@@ -17,7 +17,7 @@ from mmscconv.own_data.recipe import Recipe, choose_recipe
 from mmscconv.own_data.records import Account, Size, Splits
 from mmscconv.own_data.sheet import write_sheet
 from mmscconv.own_data.splitting import train_and_val
-from mmscconv.own_data.timing import Timing, in_words, time_steps
+from mmscconv.own_data.timing import StepTimes, in_words, time_steps
 from mmscconv.own_data.writing import common_folder, write_splits
 
 SMALLEST_IMAGE = 32  # pixels, from filter_cfg of mmdet's COCO config
@@ -26,7 +26,7 @@ START_SECONDS = 15
 
 
 @dataclass(frozen=True)
-class Job:
+class OwnDatasetJob:
     """The arguments of the tool.
 
     Args:
@@ -131,7 +131,7 @@ def _in_short(recipe: Recipe) -> str:
     return f'{network}, images fit into {width}x{height}, batch {recipe.batch}, {recipe.epochs} epochs'
 
 
-def _commands(config: Path, recipe: Recipe, splits: Splits, timing: Timing, tools: Path) -> Iterator[str]:
+def _commands(config: Path, recipe: Recipe, splits: Splits, timing: StepTimes, tools: Path) -> Iterator[str]:
     validation = len(splits['val']) * timing.val_image
     training = START_SECONDS + recipe.iterations * timing.step + recipe.epochs // recipe.val_every * validation
     yield (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmscconv.errors import UserError
 from mmscconv.own_data.coco import find_coco, read_coco, read_coco_file
-from mmscconv.own_data.images import ImageIndex
+from mmscconv.own_data.image_list import ImageIndex
 from mmscconv.own_data.records import Account, Box, DataSet
 from mmscconv.own_data.voc import find_voc, read_voc
 from mmscconv.own_data.yolo import find_yaml, find_yolo, read_yolo

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmscconv.engine.disk import replacing
 from mmscconv.own_data.recipe import Recipe, object_sizes
 from mmscconv.own_data.records import AnnotatedImage, Splits
+from mmscconv.storage.disk import replacing
 
 COLUMNS, ROWS = 4, 3
 LONGEST = 480  # pixels of an image on the sheet

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmscconv.errors import UserError
-from mmscconv.own_data.images import words
+from mmscconv.own_data.image_list import words
 from mmscconv.own_data.records import Account, AnnotatedImage, Splits
 
 NAMES = ('train', 'val', 'test')

@@ -17,15 +17,15 @@ from mmengine.device import get_device
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from mmscconv.engine.cli import explained
 from mmscconv.engine.runner import CheckedRunner
+from mmscconv.foreign_errors import explained
 
 PATIENCE = 8  # seconds, after which no further step is timed
 MOST_STEPS = 6
 
 
 @dataclass(frozen=True)
-class Timing:
+class StepTimes:
     """Measured seconds.
 
     Args:
@@ -39,7 +39,7 @@ class Timing:
     device: str
 
 
-def time_steps(config: Path) -> Timing:
+def time_steps(config: Path) -> StepTimes:
     """Time training steps and a validation batch of a config, in this process; the first of each is not counted.
 
     Raises:
@@ -58,7 +58,7 @@ def time_steps(config: Path) -> Timing:
         model.eval()
         with torch.no_grad():
             val_batch = _seconds(val, model.val_step)
-    return Timing(step, val_batch / val.batch_size, get_device())
+    return StepTimes(step, val_batch / val.batch_size, get_device())
 
 
 def _loader(dataloader: Any) -> Any:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from globox import BoundingBox
 
 from mmscconv.own_data.boxes import read_box
-from mmscconv.own_data.images import ImageIndex, measured, walk
+from mmscconv.own_data.image_list import ImageIndex, measured, walk
 from mmscconv.own_data.records import Account, AnnotatedImage, DataSet, Splits
 from mmscconv.own_data.splitting import split_of
 from mmscconv.own_data.values import as_integer, read_text

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmscconv.engine.disk import replacing
 from mmscconv.own_data.records import AnnotatedImage, Splits
+from mmscconv.storage.disk import replacing
 
 
 def common_folder(splits: Splits) -> Path:

@@ -12,8 +12,9 @@ import yaml
 from globox import BoundingBox
 
 from mmscconv.errors import UserError
+from mmscconv.foreign_errors import flat_message
 from mmscconv.own_data.boxes import read_box
-from mmscconv.own_data.images import EXTENSIONS, ImageIndex, measured, walk
+from mmscconv.own_data.image_list import EXTENSIONS, ImageIndex, measured, walk
 from mmscconv.own_data.records import Account, AnnotatedImage, Box, DataSet, Size
 from mmscconv.own_data.splitting import NAMES, split_of
 from mmscconv.own_data.values import as_integer, read_text
@@ -44,7 +45,7 @@ def _settings(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f'not YAML: {path} ({" ".join(str(error).split())})') from error
+        raise UserError(f'not YAML: {path} ({flat_message(error)})') from error
     return content if isinstance(content, dict) else {}
 
 

@@ -12,9 +12,8 @@ import torch
 from mmengine.config import Config
 
 import mmscconv
-from mmscconv.benchmark.environment import environment
+from mmscconv.benchmark.machine import environment
 from mmscconv.checks.environment import STACKS
-from mmscconv.engine.disk import replacing
 from mmscconv.engine.results import read_log
 from mmscconv.errors import UserError, one_line
 from mmscconv.report import figures
@@ -24,6 +23,7 @@ from mmscconv.report.evaluation import COLUMNS, evaluate
 from mmscconv.report.matching import IOU, best_threshold, confusion, match, worst
 from mmscconv.report.page import render
 from mmscconv.report.predicting import GATE_BATCHES, Predictions, predict
+from mmscconv.storage.disk import replacing
 
 LEGEND = {HIT: 'found', MISSED: 'missed', FALSE: 'false', CONFUSED: 'taken for another class'}
 KINDS = ('hits', 'confused', 'missed', 'false')
@@ -31,7 +31,7 @@ Made = TypeVar('Made')
 
 
 @dataclass
-class Job:
+class ReportJob:
     """A page to write.
 
     Args:

@@ -13,13 +13,9 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmscconv.checks.files import check_checkpoints
-from mmscconv.checks.inputs import check_inputs
-from mmscconv.engine.checkpoints import load_safely
-from mmscconv.engine.cli import broken_annotations_named, build_runner
-from mmscconv.engine.hooks import RequireMatchingCheckpoint
+from mmscconv.engine.launch import checked_runner, run_errors_named
 from mmscconv.errors import UserError
-from mmscconv.measure import record_gate_shares
+from mmscconv.paper.measures import record_gate_shares
 
 GATE_BATCHES = 8  # of which the gates' shares are measured: each costs a second pass through the gates
 
@@ -64,14 +60,10 @@ def predict(cfg: Config, checkpoint: Path, folder: Path, trusted: bool) -> Predi
     cfg.load_from, cfg.resume = str(checkpoint), False
     metric['outfile_prefix'] = str(folder / 'predictions')
     cfg.test_dataloader, cfg.test_evaluator, cfg.test_cfg = cfg.val_dataloader, metric, dict(type='TestLoop')
-    load_safely(trusted)
-    check_inputs(cfg, ('test',))
-    check_checkpoints(cfg)
+    runner = checked_runner(cfg, ('test',), trusted)
     recorder = _Recorder()
-    runner = build_runner(cfg)
-    for hook in (RequireMatchingCheckpoint('test'), recorder):
-        runner.register_hook(hook)
-    with broken_annotations_named():
+    runner.register_hook(recorder)
+    with run_errors_named():
         metrics = runner.test()
     (evaluator,) = runner.test_evaluator.metrics
     return Predictions(

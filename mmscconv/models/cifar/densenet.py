@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones.densenet import DenseNet
 from torch import nn
 
-from mmscconv.models.conv2 import build_replacement
+from mmscconv.models.conv2_swap import build_replacement
 
 
 @MODELS.register_module()

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones.resnet import BasicBlock
 from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
 
-from mmscconv.models.conv2 import Conv2Replaced
+from mmscconv.models.conv2_swap import Conv2Replaced
 
 
 @MODELS.register_module()

@@ -9,7 +9,7 @@ from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
 from mmpretrain.models.backbones.resnext import Bottleneck
 from torch import nn
 
-from mmscconv.models.conv2 import Conv2Replaced
+from mmscconv.models.conv2_swap import Conv2Replaced
 
 
 @MODELS.register_module()

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmscconv.layers.norms_first import NormsFirst
-from mmscconv.models.conv2 import build_replacement
+from mmscconv.models.conv2_swap import build_replacement
 
 
 class WideBlock(nn.Module):

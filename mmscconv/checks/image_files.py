@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmscconv.errors import UserError
+from mmscconv.foreign_errors import flat_message
 
 # How a file of each format begins and ends. Within the data of a JPEG, FF is never followed by D9.
 ENDS = {b'\xff\xd8\xff': b'\xff\xd9', b'\x89PNG': b'IEND\xaeB`\x82'}
@@ -64,7 +65,7 @@ def size_of(path: str | Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size[::-1] if _turned(image) else image.size
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f'cannot load {path}: {" ".join(str(error).split())}') from error
+        raise UserError(f'cannot load {path}: {flat_message(error)}') from error
 
 
 def _turned(image: Any) -> bool:
@@ -101,7 +102,7 @@ class NamedTransform:
         except UserError:
             raise
         except Exception as error:
-            reason = (loads and path and truncation(path)) or ' '.join(str(error).split()) or type(error).__name__
+            reason = (loads and path and truncation(path)) or flat_message(error) or type(error).__name__
             if not loads:
                 raise UserError(f'cannot transform {path} ({type(self.transform).__name__}): {reason}') from error
             raise UserError(

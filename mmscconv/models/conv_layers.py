@@ -2,8 +2,9 @@
 
 from mmengine.registry import MODELS
 
-from mmscconv.layers import LegacySCConv, SCConv
+from mmscconv.layers import SCConv
 from mmscconv.layers.rivals import GhostConv, OctConv, SlimConv, SPConv, TiedConv
+from mmscconv.legacy import LegacySCConv
 
 SCCONV_TYPE = 'SCConv'
 for layer in (SCConv, LegacySCConv, SPConv, TiedConv, GhostConv, SlimConv, OctConv):

@@ -1,4 +1,4 @@
-"""Hooks that the tools add to every run."""
+"""The hook that compares a loaded checkpoint with the model; the tools add it to every run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmscconv.checks.classes import check_checkpoint_classes
-from mmscconv.engine.checkpoint_match import differences, optimizer_problem, require_filled
 from mmscconv.errors import UserError, warn
+from mmscconv.storage.checkpoint_match import differences, optimizer_problem, require_filled
 
 
 class RequireMatchingCheckpoint(Hook):
@@ -48,12 +48,3 @@ def _classes_of(runner: Runner, stage: str) -> Sequence[str] | None:
     """Return the classes of a stage's data set, None if it has none."""
     loader = getattr(getattr(runner, f'{stage}_loop', None), 'dataloader', None)
     return getattr(getattr(loader, 'dataset', None), 'metainfo', {}).get('classes')
-
-
-class DeployForm(Hook):
-    """Tests a model in its deploy form, into which it is brought once its checkpoint is loaded."""
-
-    def before_test(self, runner: Runner) -> None:
-        from mmscconv.models import switch_to_deploy
-
-        switch_to_deploy(runner.model)

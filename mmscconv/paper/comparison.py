@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from mmscconv.complexity.configs import count_config, read_config
+from mmscconv.complexity.configs import count_config
 from mmscconv.complexity.counting import Complexity
-from mmscconv.paper import PaperRow, printed
+from mmscconv.configuration import read_config
+from mmscconv.paper.tables import PaperRow, printed
 from mmscconv.shipped import configs_folder
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CountedRow:
     """A printed row beside the network of ``config`` here: ``params`` and ``flops`` by the row's own rule."""
 
     row: PaperRow
@@ -41,13 +42,13 @@ def _count(config: str, classes: int | None) -> Complexity:
     return count_config(read_config(configs_folder() / config), classes)
 
 
-def compare(row: PaperRow) -> Comparison | None:
+def compare(row: PaperRow) -> CountedRow | None:
     """Count the network of ``row``; None where there is none. A config is counted once per process."""
     if not row.config:
         return None
     network = _count(row.config, row.classes)
     source = _count(row.params_config, None) if row.params_config else network
-    return Comparison(
+    return CountedRow(
         row=row,
         backbone=network,
         params=source.params if row.group_norm else source.paper_params,

@@ -29,7 +29,7 @@ class AnyConv(nn.Module):
 
 
 @dataclass
-class Found:
+class FoundConv:
     """A convolution, plain or not, with every place in the model where it stands."""
 
     module: AnyConv
@@ -41,7 +41,7 @@ class Found:
         return self.names[0]
 
 
-def find_convs(model: nn.Module, match: Match, min_kernel: int, min_channels: int) -> tuple[list[Found], str]:
+def find_convs(model: nn.Module, match: Match, min_kernel: int, min_channels: int) -> tuple[list[FoundConv], str]:
     """Return the selected convolutions and one line that describes all that the model has.
 
     A convolution is whatever has ``nn.Conv2d``'s attributes, SCConv and deformable
@@ -99,8 +99,8 @@ def obstacle(conv: nn.Module, shared: Collection[int]) -> str | None:
     return None
 
 
-def _all_convs(model: nn.Module) -> list[Found]:
-    found: dict[int, Found] = {}
+def _all_convs(model: nn.Module) -> list[FoundConv]:
+    found: dict[int, FoundConv] = {}
     visited: set[int] = set()
 
     def walk(parent: nn.Module, prefix: str) -> None:
@@ -113,7 +113,7 @@ def _all_convs(model: nn.Module) -> list[Found]:
             if not is_conv(child):
                 walk(child, f'{name}.')
                 continue
-            conv = found.setdefault(id(child), Found(child))
+            conv = found.setdefault(id(child), FoundConv(child))
             conv.names.append(name)
             if is_new:
                 conv.places.append((parent, attribute))
@@ -126,7 +126,7 @@ def _sizes(conv: AnyConv) -> tuple[int, ...]:
     return (conv.kernel_size,) if isinstance(conv.kernel_size, int) else tuple(conv.kernel_size)
 
 
-def _describe(convs: Sequence[Found]) -> str:
+def _describe(convs: Sequence[FoundConv]) -> str:
     if not convs:
         return 'The model has no convolution at all.'
     names: dict[str, list[str]] = {}

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
-from mmscconv.checks.images import truncation
+from mmscconv.checks.image_files import truncation
 from mmscconv.errors import UserError
 from mmscconv.own_data.records import Account, Size
 

@@ -10,7 +10,7 @@ UNITS = {'M': 1e6, 'G': 1e9}
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One printed row of Tables 1-5; paper_tables.yaml explains the fields."""
+    """One printed row of Tables 1-5; tables.yaml explains the fields."""
 
     table: int
     method: str
@@ -41,5 +41,5 @@ def paper_rows() -> list[PaperRow]:
     """Read the rows in the paper's order."""
     import yaml
 
-    data = yaml.safe_load((Path(__file__).parent / 'paper_tables.yaml').read_text())
+    data = yaml.safe_load((Path(__file__).parent / 'tables.yaml').read_text())
     return [PaperRow(**row) for row in data['rows']]

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from mmscconv.engine.checkpoints import lacking_to_resume, shape_of, unwrapped, weights_of
 from mmscconv.errors import UserError
+from mmscconv.storage.checkpoints import lacking_to_resume, shape_of, unwrapped, weights_of
 
 # Settings that belong to one method of optimization: its state is of no use to another.
 METHODS = ('momentum', 'betas', 'alpha', 'rho', 'lr_decay')

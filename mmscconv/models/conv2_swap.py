@@ -8,7 +8,8 @@ from mmcv.cnn import build_conv_layer
 from torch import nn
 
 from mmscconv.layers import SCConv
-from mmscconv.models.openmmlab import AnyResNet, Block
+from mmscconv.models.stubs import AnyResNet, Block
+from mmscconv.replace.like import arguments_like
 
 
 def build_replacement(conv_cfg: dict[str, Any], conv: nn.Conv2d) -> nn.Module:
@@ -17,15 +18,8 @@ def build_replacement(conv_cfg: dict[str, Any], conv: nn.Conv2d) -> nn.Module:
     Dense also where ``conv`` is grouped: the paper's counts for ResNeXt-29 need
     it. ``conv_cfg`` may set ``bias``; otherwise ``conv`` decides.
     """
-    return build_conv_layer(
-        {'bias': conv.bias is not None, **conv_cfg},
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-    )
+    arguments, window = arguments_like(conv)
+    return build_conv_layer({'bias': conv.bias is not None, **conv_cfg}, *arguments, **window)
 
 
 def replace_conv2(block: Block, conv_cfg: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmscconv.layers.legacy import NUM_GROUPS
+from mmscconv.legacy.layer import NUM_GROUPS
 
 # That module's names, in its own order, and ours.
 NAMES = {

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmscconv.benchmark import onnx
 from mmscconv.benchmark.jobs import BEST, DTYPES, LAYOUTS, Job, Setting
 from mmscconv.errors import UserError
+from mmscconv.foreign_errors import first_line
 
 ENGINES = ('eager', 'compile', 'onnxruntime')
 DEPLOY = '+deploy'
@@ -84,5 +85,5 @@ def _compiled(model: nn.Module, x: Tensor, setting: Setting, graph_is_whole: boo
             with torch._inductor.config.patch(freezing=True):
                 job.forward()
     except torch._dynamo.exc.TorchDynamoException as error:
-        raise UserError(f'torch.compile cannot take this network: {str(error).strip().splitlines()[0]}') from error
+        raise UserError(f'torch.compile cannot take this network: {first_line(error)}') from error
     return job

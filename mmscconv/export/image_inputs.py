@@ -15,9 +15,11 @@ from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
 from mmscconv.checks.files import check_data
-from mmscconv.checks.images import name_broken_files
-from mmscconv.engine.cli import broken_annotations_named, explained, innermost_dataset
+from mmscconv.checks.image_files import name_broken_files
+from mmscconv.configuration import innermost_dataset
+from mmscconv.engine.launch import run_errors_named
 from mmscconv.errors import UserError
+from mmscconv.foreign_errors import explained, flat_message
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 # An image and what belongs to it, as a pipeline packs them.
@@ -56,7 +58,7 @@ def load_files(cfg: Config, paths: Sequence[Path], count: int) -> list[Item]:
         try:
             item = pipeline(dict(img_path=str(path), img_id=0, instances=[]))
         except Exception as error:
-            reason = ' '.join(str(error).split()) or type(error).__name__
+            reason = flat_message(error) or type(error).__name__
             raise UserError(f'cannot load {path}: {reason} (restore the file, or leave it out)') from error
         if 'inputs' not in item:
             raise UserError('--images: the test pipeline of this config gives no tensors; leave --images out')
@@ -76,7 +78,7 @@ def load_dataset(cfg: Config, count: int) -> list[Item]:
         check_data(cfg, ('test',))
     except UserError as error:
         raise UserError(f'no images for the check: pass --images FOLDER, or mend this: {error}') from error
-    with broken_annotations_named(), explained('data set of the config'):
+    with run_errors_named(), explained('data set of the config'):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
     name_broken_files(dataset)
     return [dataset[i] for i in spread(len(dataset), count)]

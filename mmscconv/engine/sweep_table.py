@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mmscconv.engine.disk import replacing
 from mmscconv.engine.results import pick_metric, read_log
+from mmscconv.storage.disk import replacing
+from mmscconv.table import Table
 
 
 @dataclass(frozen=True)
-class Summary:
+class SweepRow:
     """One config's results over seeds, in percent.
 
     Args:
@@ -35,7 +36,7 @@ class Summary:
     paper: float | None = None
 
 
-def summarize(config: str, finished: Sequence[Path], seeds: int, wanted: str | None, paper: float | None) -> Summary:
+def summarize(config: str, finished: Sequence[Path], seeds: int, wanted: str | None, paper: float | None) -> SweepRow:
     """Summarize the finished work dirs of a config; those that did not measure the metric do not count."""
     metric, last, best = wanted, [], []
     for folder in finished:
@@ -45,7 +46,7 @@ def summarize(config: str, finished: Sequence[Path], seeds: int, wanted: str | N
         if values:
             last.append(values[-1])
             best.append(max(values))
-    row = Summary(config, f'{len(last)}/{seeds}', paper=paper)
+    row = SweepRow(config, f'{len(last)}/{seeds}', paper=paper)
     if metric is None or not last:
         return row
     std = statistics.stdev(last) if len(last) > 1 else None
@@ -57,20 +58,19 @@ def in_percent(metric: str, value: float) -> float:
     return value * 100 if 'AP' in metric else value
 
 
-def write_table(folder: Path, rows: Sequence[Summary]) -> None:
+def write_table(folder: Path, rows: Sequence[SweepRow]) -> None:
     """Write ``table.csv`` with full precision and ``table.md`` with two digits into ``folder``."""
     records = [asdict(row) for row in rows]
     with replacing(folder / 'table.csv') as path, path.open('w', newline='') as file:
         writer = csv.DictWriter(file, list(records[0]))
         writer.writeheader()
         writer.writerows(records)
-    lines = ['| Config | Seeds | Metric | Last, % | Best, % | Paper, % |', '|---|---|---|---|---|---|']
+    table = Table(('Config', 'Seeds', 'Metric', 'Last, %', 'Best, %', 'Paper, %'))
     for row in rows:
         last = _number(row.last) + (f' ± {row.std:.2f}' if row.std is not None else '')
-        cells = (row.config, row.seeds, row.metric, last, _number(row.best), _number(row.paper))
-        lines.append(f'| {" | ".join(cells)} |')
+        table.rows.append((row.config, row.seeds, row.metric, last, _number(row.best), _number(row.paper)))
     with replacing(folder / 'table.md') as path:
-        path.write_text('\n'.join(lines) + '\n')
+        path.write_text(table.markdown())
 
 
 def _number(value: float | None) -> str:

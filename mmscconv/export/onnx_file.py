@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmscconv.errors import UserError
+from mmscconv.foreign_errors import first_line
 
 PACKAGES = ('onnx', 'onnxruntime')
 REMEDY = "pip install 'mmscconv[export]'"
@@ -56,7 +57,7 @@ def export_onnx(
                 dynamic_axes=dynamic_axes,
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-        raise UserError(f'torch.onnx cannot export this network: {str(error).strip().splitlines()[0]}') from error
+        raise UserError(f'torch.onnx cannot export this network: {first_line(error)}') from error
 
 
 def open_session(

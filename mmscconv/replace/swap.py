@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from mmscconv.layers import SCConv
-from mmscconv.selection import Found, Match, find_convs, obstacle, shared_parameters
+from mmscconv.replace.like import arguments_like
+from mmscconv.replace.select import FoundConv, Match, find_convs, obstacle, shared_parameters
 
 ConvCfg = Mapping[str, Any] | Callable[..., nn.Module]
 
@@ -137,15 +138,8 @@ def _registered(kind: str) -> Callable[..., nn.Module]:
 
 def _like(conv: nn.Conv2d, make: Callable[..., nn.Module], name: str) -> nn.Module:
     try:
-        new = make(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            bias=conv.bias is not None,
-        )
+        arguments, window = arguments_like(conv)
+        new = make(*arguments, **window, bias=conv.bias is not None)
     except TypeError as error:
         raise TypeError(f'{name} cannot be made with these settings: {error}') from error
     if not isinstance(new, nn.Module):
@@ -153,7 +147,7 @@ def _like(conv: nn.Conv2d, make: Callable[..., nn.Module], name: str) -> nn.Modu
     return new.to(device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)
 
 
-def _put(found: Sequence[Found], new: Mapping[str, nn.Module]) -> None:
+def _put(found: Sequence[FoundConv], new: Mapping[str, nn.Module]) -> None:
     for conv in found:
         if conv.name in new:
             for parent, attribute in conv.places:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mmscconv.errors import UserError
 from mmscconv.export.graphs import Graph
-from mmscconv.export.images import resized
+from mmscconv.export.image_inputs import resized
+from mmscconv.foreign_errors import flat_message
 
 # Relative L2 norm of the difference, each output by itself.
 TOLERANCE = 5e-3
@@ -28,7 +29,7 @@ Runs = Callable[..., Sequence[Tensor]]
 
 
 @dataclass
-class Found:
+class Agreement:
     """The result for one batch: ``value`` is the largest difference, or the share of matched detections."""
 
     batch: int
@@ -53,7 +54,7 @@ def batches(graph: Graph, images: Tensor, shapes: Tensor, size: tuple[int, int] 
     return [pair[: len(graph.inputs)] for pair in ((images, shapes), other)]
 
 
-def check(graph: Graph, exported: Runs, inputs: Sequence[Inputs], what: str) -> list[Found]:
+def check(graph: Graph, exported: Runs, inputs: Sequence[Inputs], what: str) -> list[Agreement]:
     """Run both on every batch.
 
     Raises:
@@ -62,26 +63,26 @@ def check(graph: Graph, exported: Runs, inputs: Sequence[Inputs], what: str) -> 
     return [check_batch(graph, exported, batch, what) for batch in inputs]
 
 
-def check_batch(graph: Graph, exported: Runs, batch: Inputs, what: str) -> Found:
+def check_batch(graph: Graph, exported: Runs, batch: Inputs, what: str) -> Agreement:
     """Run both on one batch; see :func:`check`."""
     n, _, height, width = batch[0].shape
     place = f'{what} is not kept: on {n} x {height} x {width}'
     try:
         got = exported(*batch)
     except Exception as error:  # ONNX Runtime and torch.export raise their own
-        raise UserError(f'{place} it fails: {" ".join(str(error).split())[:300]}') from error
+        raise UserError(f'{place} it fails: {flat_message(error)[:300]}') from error
     with torch.no_grad():
         if graph.decoded:
             share, total = matched(graph.network.model, batch, got)
             if not share >= MATCHED:
                 raise UserError(f'{place} only {100 * share:.1f} % of {total} detections are those of mmdet')
-            return Found(n, (height, width), share, total)
+            return Agreement(n, (height, width), share, total)
         wanted = graph.network(*batch)
     errors = {name: distance(g, w) for name, g, w in zip(graph.outputs, got, wanted, strict=True)}
     worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float('inf'))
     if not errors[worst] <= TOLERANCE:  # also where it is not a number
         raise UserError(f'{place} {worst} is {errors[worst]:.1e} off in relative L2 norm, {TOLERANCE:.0e} is allowed')
-    return Found(n, (height, width), errors[worst])
+    return Agreement(n, (height, width), errors[worst])
 
 
 def distance(got: Tensor, wanted: Tensor) -> float:

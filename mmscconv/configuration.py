@@ -1,0 +1,101 @@
+"""Config files: read and checked, with the changes that a command line asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from mmscconv.checks.files import datasets
+from mmscconv.checks.settings import check_keys
+from mmscconv.errors import UserError
+from mmscconv.foreign_errors import explained
+
+
+def read_config(
+    path: str | Path,
+    options: Mapping[str, Any] | None = None,
+    data_root: str | None = None,
+    download: bool = False,
+) -> Config:
+    """Read the config at ``path`` and change it.
+
+    Args:
+        path: Of the file.
+        options: Dotted key -> value, of ``--cfg-options``; checked for keys that the config cannot have.
+        data_root: Folder of the data in place of the config's (:func:`move_data_root`).
+        download: Let the data sets that can (CIFAR) fetch missing files.
+
+    Raises:
+        UserError: The file is missing, is no config, or has no such key or ``data_root``.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'config is not there: {path}')
+    with explained(f'config {path}'):
+        cfg = Config.fromfile(path)
+        if options is not None:
+            check_keys(cfg, options, str(path))
+        if data_root:
+            move_data_root(cfg, data_root)
+        if options:
+            cfg.merge_from_dict(dict(options))
+    if download:
+        for stage in ('train', 'val', 'test'):
+            for dataset in datasets(cfg.get(f'{stage}_dataloader')):
+                if 'download' in dataset:
+                    dataset['download'] = True
+    return cfg
+
+
+def move_data_root(cfg: Config, data_root: str) -> None:
+    """Replace the config's ``data_root`` at the start of every string that begins with it.
+
+    A config that inherits its data sets and sets ``data_root`` alone leaves them where they were; their own root is
+    replaced as well then.
+
+    Raises:
+        UserError: The config has no ``data_root``, or data sets with several others.
+    """
+    root = cfg.get('data_root')
+    if not root:
+        raise UserError(f'--data-root needs a config with a data_root: {cfg.filename}')
+    theirs = {
+        dataset['data_root'].rstrip('/')
+        for stage in ('train', 'val', 'test')
+        for dataset in datasets(cfg.get(f'{stage}_dataloader'))
+        if dataset.get('data_root')
+    }
+    old = [root.rstrip('/')]
+    if theirs and not any(_is_below(path, old[0]) for path in theirs):
+        if len(theirs) > 1:
+            raise UserError(
+                f"--data-root replaces the config's data_root {root!r}, but its data sets have "
+                f'{", ".join(map(repr, sorted(theirs)))}: set their data_root in the config'
+            )
+        old += theirs
+    new = data_root.rstrip('/') or '/'
+
+    def moved(node: Any) -> Any:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                node[key] = moved(value)
+        elif isinstance(node, list | tuple):
+            return type(node)(moved(value) for value in node)
+        elif isinstance(node, str):
+            return next((new + node[len(path) :] for path in old if _is_below(node, path)), node)
+        return node
+
+    moved(cfg._cfg_dict)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f'{folder}/')
+
+
+def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
+    """Return the dataset config inside any wrappers."""
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset

@@ -1,0 +1,161 @@
+"""The way of a config through training and testing: which check runs when, before anything long starts.
+
+1. The config is read, and changed by the command line.
+2. Checkpoints are from now on loaded without running code.
+3. The input is checked: keys, files, annotations, classes (:mod:`mmscconv.checks.inputs`).
+4. The checkpoint to resume from, or to test, is looked for.
+5. The runner is built, with the hooks that compare checkpoint and model.
+6. The run starts; errors of the libraries that are the user's to mend become one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import mmscconv.models  # noqa: F401, a config may set custom_imports for itself and leave these layers out
+from mmscconv.checks.files import check_checkpoints
+from mmscconv.checks.inputs import check_inputs
+from mmscconv.datasets.reading import annotations_checked
+from mmscconv.engine import options
+from mmscconv.engine.cli import config_of
+from mmscconv.engine.runner import CheckedRunner
+from mmscconv.errors import UserError
+from mmscconv.foreign_errors import explained, user_message
+from mmscconv.hooks.matching_checkpoint import RequireMatchingCheckpoint
+from mmscconv.models.deploy_hook import DeployForm
+from mmscconv.storage.checkpoints import check_pretrained, checkpoint_to_resume, load_safely, require_resumable
+from mmscconv.storage.disk import full_disk_named, replacing
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train as ``tools/train.py``'s arguments say.
+
+    Raises:
+        UserError: A flag, file or setting that is the user's to mend.
+    """
+    cfg = _load(args)
+    if args.amp:
+        options.use_amp(cfg)
+    options.refuse_amp_on_cpu(cfg)
+    if args.auto_scale_lr:
+        options.scale_lr(cfg)
+    with full_disk_named(cfg.work_dir):
+        runner = checked_runner(cfg, ('train', 'val'), args.trusted, args.resume)
+    check_pretrained(runner.model, args.trusted)
+    if not args.auto_scale_lr:
+        options.warn_of_other_batch(cfg)
+    with full_disk_named(cfg.work_dir), run_errors_named():
+        runner.train()
+
+
+def test(args: argparse.Namespace) -> None:
+    """Evaluate a checkpoint as ``tools/test.py``'s arguments say.
+
+    Raises:
+        UserError: A flag, file or setting that is the user's to mend.
+    """
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise UserError(f'--out writes a pickle file, its name must end with .pkl or .pickle: {args.out}')
+    cfg = _load(args)
+    cfg.load_from = args.checkpoint
+    if args.tta:
+        options.use_tta(cfg)
+    if args.show or args.show_dir:
+        options.draw(cfg, args.show, args.show_dir, args.wait_time)
+    runner = checked_runner(cfg, ('test',), args.trusted)
+    if args.deploy:
+        runner.register_hook(DeployForm())
+    with ExitStack() as stack:
+        stack.enter_context(run_errors_named())
+        if args.out:
+            out = stack.enter_context(replacing(args.out))
+            runner.test_evaluator.metrics.append(options.dump_metric(cfg, str(out)))
+        runner.test()
+
+
+def checked_runner(cfg: Config, stages: Sequence[str], trusted: bool, resume: str | None = None) -> Runner:
+    """Check what ``cfg`` names, then build its runner.
+
+    Args:
+        cfg: With ``launcher`` and ``work_dir``.
+        stages: ``'train'``, ``'val'``, ``'test'``: those whose data are read.
+        trusted: Whether checkpoints may hold other objects than weights.
+        resume: A checkpoint, ``'auto'`` for the newest good one in the work dir, None to start anew.
+    """
+    load_safely(trusted)
+    check_inputs(cfg, stages)
+    if resume:
+        _set_resume(cfg, resume, trusted)
+    check_checkpoints(cfg)
+    runner = build_runner(cfg)
+    purpose = 'test' if 'test' in stages else 'resume' if cfg.get('resume') else 'start'
+    runner.register_hook(RequireMatchingCheckpoint(purpose))
+    return runner
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the config's runner; ours, :class:`CheckedRunner`, if the config names none."""
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        # mmengine's own start and wrapping ask for a CUDA device.
+        torch.distributed.init_process_group('gloo')
+        cfg.setdefault('model_wrapper_cfg', {'type': 'MMDistributedDataParallel', 'device_ids': None})
+    with explained('cannot build what the config asks for'):
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else CheckedRunner.from_cfg(cfg)
+
+
+@contextmanager
+def run_errors_named() -> Iterator[None]:
+    """Check annotation files as they are read; show the libraries' errors that are the user's to mend as one line.
+
+    Raises:
+        UserError: A broken annotation file, data set, fetched checkpoint or setting.
+    """
+    try:
+        with annotations_checked():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        raise UserError(message) from error
+
+
+def _load(args: argparse.Namespace) -> Config:
+    """Read the config and apply the common flags; the work dir is made."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = config_of(args)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+    try:
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot write to the work dir {cfg.work_dir}: {error.strerror} (pass --work-dir)') from error
+    return cfg
+
+
+def _set_resume(cfg: Config, checkpoint: str, trusted: bool) -> None:
+    resumed: str | None = checkpoint
+    warn = functools.partial(print_log, logger=None, level=logging.WARNING)
+    if checkpoint == 'auto':
+        found = checkpoint_to_resume(cfg.work_dir, warn, trusted)
+        if found is None:
+            print_log(f'no checkpoint to resume in {cfg.work_dir}: training starts anew', logger=None)
+        resumed = None if found is None else str(found)
+    elif '://' not in checkpoint:
+        require_resumable(checkpoint, trusted)
+    cfg.resume = resumed is not None
+    cfg.load_from = resumed or cfg.get('load_from')

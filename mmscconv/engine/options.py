@@ -1,0 +1,86 @@
+"""Flags of tools/train.py and tools/test.py that change a config: mixed precision, learning rate, TTA, drawing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mmdet.evaluation import DumpDetResults
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import get_world_size
+from mmengine.evaluator import DumpResults
+from mmengine.logging import print_log
+
+from mmscconv.configuration import innermost_dataset
+from mmscconv.errors import UserError
+
+
+def use_amp(cfg: Config) -> None:
+    """Train with automatic mixed precision."""
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def refuse_amp_on_cpu(cfg: Config) -> None:
+    """Raise UserError if the config trains with mixed precision on a machine without a GPU."""
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise UserError('--amp (AmpOptimWrapper) needs a GPU: mmengine has no mixed precision on CPU; leave it out')
+
+
+def scale_lr(cfg: Config) -> None:
+    """Scale the learning rate by the images of a step over ``auto_scale_lr.base_batch_size``."""
+    if _base_batch(cfg) is None:
+        raise UserError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {cfg.filename}')
+    cfg.auto_scale_lr.enable = True
+
+
+def warn_of_other_batch(cfg: Config) -> None:
+    """Warn if a step has another number of images than the learning rate is meant for."""
+    batch = (cfg.train_dataloader.get('batch_size') or 1) * get_world_size()
+    batch *= cfg.optim_wrapper.get('accumulative_counts', 1)
+    base_batch = _base_batch(cfg)
+    if base_batch and batch != base_batch:
+        print_log(
+            f'Total batch {batch}, but the learning rate is meant for {base_batch}: pass --auto-scale-lr to scale it.',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _base_batch(cfg: Config) -> int | None:
+    return cfg.get('auto_scale_lr', {}).get('base_batch_size')
+
+
+def use_tta(cfg: Config) -> None:
+    """Test with the augmentations of the config."""
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise UserError(f'--tta needs tta_model and tta_pipeline in {cfg.filename}')
+    innermost_dataset(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+
+
+def draw(cfg: Config, show: bool, folder: str | None, seconds: float) -> None:
+    """Switch on the visualization hook, which mmdet and mmpretrain configure differently.
+
+    Args:
+        cfg: Of a detector or a classifier.
+        show: Whether to open windows.
+        folder: To draw into, below the work dir unless absolute.
+        seconds: Between two windows.
+    """
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise UserError(f'--show and --show-dir need default_hooks.visualization in {cfg.filename}')
+    hook.update(show=show, wait_time=seconds)
+    if hook.type == 'DetVisualizationHook':
+        hook.update(type='DetectionDrawingHook', draw=True, test_out_dir=folder)
+    else:
+        if hook.type == 'VisualizationHook':
+            hook.type = 'ClassDrawingHook'
+        hook.update(enable=True, interval=1, out_dir=folder and str(Path(cfg.work_dir) / folder))
+
+
+def dump_metric(cfg: Config, path: str) -> DumpResults:
+    """Return the metric that writes predictions to ``path``; mmdet's own packs its masks."""
+    return (DumpDetResults if cfg.default_scope == 'mmdet' else DumpResults)(out_file_path=path)

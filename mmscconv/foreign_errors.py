@@ -1,0 +1,75 @@
+"""Errors of torch, mmengine, mmdet and mmpretrain: the one place that tells them apart by their texts and origins."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmscconv.errors import UserError
+
+REFUSALS = (AssertionError, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Show what a registry or a layer refuses as one line that begins with ``what``.
+
+    Raises:
+        UserError: In place of one of ``REFUSALS``.
+    """
+    try:
+        yield
+    except REFUSALS as error:
+        reason = ' '.join(str(error.args[0] if error.args else error).split())  # a KeyError's text is its repr
+        raise UserError(f'{what}: {reason or type(error).__name__}') from error
+
+
+def flat_message(error: BaseException) -> str:
+    """Return the error's message without line breaks; empty if it has none."""
+    return ' '.join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the error's message, or its type if it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def user_message(error: Exception) -> str | None:
+    """Return the line that tells the user what a data set or setting of the config is at fault; None for other errors.
+
+    Known are errors while a run begins: a data set that refuses its files, a fetched checkpoint
+    that holds code, a setting that mmengine's builders refuse.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        return f'a fetched checkpoint may run code when loaded: {str(error).splitlines()[0]} (pass --trusted)'
+    if isinstance(error, AssertionError | RuntimeError) and _raised_by_a_dataset(error):
+        message = flat_message(error)
+        return message + (' (pass --download)' if 'download=True' in message else '')
+    if _raised_by_building(error):
+        return f'cannot build what the config asks for: {flat_message(error)}'
+    return None
+
+
+def says_no_images(error: ValueError) -> bool:
+    """Whether mmengine's data set found nothing to keep: it then concatenates an empty list."""
+    return 'need at least one array' in str(error)
+
+
+def forbidden_object(error: pickle.UnpicklingError) -> str | None:
+    """Return the name of the object that ``torch.load(weights_only=True)`` refused; None if the file is damaged."""
+    lines = [line for line in str(error).splitlines() if 'GLOBAL' in line]
+    return lines[0].split('GLOBAL ')[1].split()[0] if lines else None
+
+
+def _raised_by_a_dataset(error: Exception) -> bool:
+    """Whether OpenMMLab's data sets refused their files; their assertions are messages to the user."""
+    return 'datasets' in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+
+
+def _raised_by_building(error: Exception) -> bool:
+    """Whether a setting of the config was refused: mmengine builds data sets and optimizers when a run begins."""
+    calls = {Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)[-2:]}
+    return isinstance(error, KeyError | TypeError | ValueError) and 'build_functions.py' in calls

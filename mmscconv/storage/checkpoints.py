@@ -1,0 +1,228 @@
+"""Loads checkpoints without running what is in them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.torch_version import __version__ as torch_version
+
+from mmscconv.errors import UserError
+from mmscconv.foreign_errors import forbidden_object
+from mmscconv.storage.disk import replacing
+
+ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+ANYTHING = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+
+
+def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Read a checkpoint, with ``weights_only=True`` unless it is ``trusted``.
+
+    Allowed besides tensors is what mmengine keeps of a training's state: its history
+    of losses, and numpy's scalars and arrays. torch allows none of that by itself.
+
+    Raises:
+        UserError: No such file, one that is damaged, or one that holds other objects.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'checkpoint is not there: {path}')
+    torch.serialization.add_safe_globals(_training_state())
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=not trusted)
+    except pickle.UnpicklingError as error:
+        name = forbidden_object(error)
+        if name is None or trusted:
+            raise UserError(f'checkpoint cannot be read, it is no file of torch.save or is damaged: {path}') from error
+        raise UserError(
+            f'checkpoint holds a {name}, which may run code when loaded: {path} (pass --trusted if you made it)'
+        ) from error
+    except (AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # What pickle says of bytes that are none depends on the bytes.
+        reason = ' '.join(str(error).split())
+        raise UserError(f'checkpoint cannot be read, it is cut short or damaged: {path} ({reason})') from error
+    if not isinstance(content, dict):
+        raise UserError(f'checkpoint holds a {type(content).__name__}, not a dict with a state_dict: {path}')
+    return content
+
+
+def weights_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """Return the weights in a checkpoint's ``content``: under ``state_dict`` or ``model``, or all of it.
+
+    Raises:
+        UserError: What stands there is no dict of weights.
+    """
+    weights = content.get('state_dict', content.get('model', content))
+    if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
+        raise UserError(
+            f'checkpoint holds a {type(weights).__name__} where its weights should be: {path} (save its state_dict())'
+        )
+    return weights
+
+
+def save_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write ``content`` at once: whatever happens, ``path`` is whole or as it was.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        with replacing(path) as unfinished:
+            torch.save(content, unfinished)
+    except (OSError, RuntimeError) as error:  # torch reports a missing folder as RuntimeError
+        raise UserError(f'cannot write {path}: {" ".join(str(error).split())}') from error
+
+
+def _training_state() -> list[Any]:
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    # numpy 1.26 has a numpy._core, too, but without these functions.
+    core = 'core' if np.__version__.startswith('1.') else '_core'
+    functions = [getattr(np, core).multiarray._reconstruct, getattr(np, core).multiarray.scalar]
+    types = [type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'uint32')]
+    allowed = [HistoryBuffer, getattr_of_history, np.ndarray, np.dtype, *types, *functions]
+    if torch_version >= '2.6':  # before, torch takes no other name than the object's own
+        other = {'core': '_core', '_core': 'core'}[core]
+        allowed += [(function, f'numpy.{other}.multiarray.{function.__name__}') for function in functions]
+    return allowed
+
+
+def getattr_of_history(owner: Any, name: str) -> Callable[..., Any]:
+    """Return a statistic of mmengine's HistoryBuffer, for whose functions pickle writes ``getattr``.
+
+    It takes the place of the builtin while a checkpoint is read: with that one, a
+    file could reach ``builtins`` and change it.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr on {owner} is not allowed')
+    return getattr(owner, name)
+
+
+# The name by which torch finds it; a list of pairs (object, name) would need torch 2.6.
+getattr_of_history.__module__, getattr_of_history.__name__ = 'builtins', 'getattr'
+getattr_of_history.__qualname__ = 'getattr'
+
+
+def load_safely(trusted: bool = False) -> None:
+    """Make mmengine load every checkpoint of this process by :func:`load_checkpoint`, also on torch before 2.6.
+
+    What is fetched, because a config names ``http://...`` or ``torchvision://...``, is
+    covered by torch's own switch. A checkpoint's ``meta.config`` is left out, as
+    mmengine would run it as a config when it resumes.
+    """
+    from mmengine.runner import CheckpointLoader
+
+    def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+        content = load_checkpoint(Path(filename).expanduser(), trusted, map_location)
+        if not trusted and isinstance(content.get('meta'), dict):
+            content['meta'].pop('config', None)
+        return content
+
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    os.environ.pop(ONLY_WEIGHTS, None)
+    if not trusted:
+        os.environ.pop(ANYTHING, None)
+        os.environ[ONLY_WEIGHTS] = '1'
+        torch.serialization.add_safe_globals(_training_state())
+
+
+def unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights without the prefix that data-parallel training puts before their names."""
+    return {key.removeprefix('module.'): value for key, value in weights.items()}
+
+
+def check_pretrained(model: torch.nn.Module, trusted: bool = False) -> None:
+    """Raise UserError if a local ``init_cfg=dict(type='Pretrained')`` shares no weight with its module."""
+    for name, module in model.named_modules():
+        inits = getattr(module, 'init_cfg', None)
+        for init in [inits] if isinstance(inits, Mapping) else inits or []:
+            path = init.get('checkpoint') or ''
+            if init.get('type') != 'Pretrained' or '://' in path:
+                continue
+            have = unwrapped(weights_of(load_checkpoint(path, trusted), path))
+            prefix = f'{init["prefix"].rstrip(".")}.' if init.get('prefix') else ''
+            shapes = {key.removeprefix(prefix): shape_of(v) for key, v in have.items() if key.startswith(prefix)}
+            want = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+            if not any(shapes.get(key) == shape for key, shape in want.items()):
+                raise UserError(
+                    f'pretrained checkpoint shares no weight with model.{name}: {path} has {next(iter(have), "none")}, '
+                    f'the module has {next(iter(want))} (check init_cfg.prefix, {prefix!r} here, and the model)'
+                )
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """Return the shape of a tensor, None of anything else."""
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def last_good_checkpoint(folder: str | Path) -> Path | None:
+    """Return the newest checkpoint in ``folder`` that can be read and whose weights are all finite."""
+    for path in _newest_first(folder):
+        try:
+            _require_finite(path, load_checkpoint(path))
+        except UserError:
+            continue
+        return path
+    return None
+
+
+def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], trusted: bool = False) -> Path | None:
+    """Return the newest checkpoint in ``folder`` from which a training can go on, or None if there is none at all.
+
+    That is the one that ``last_checkpoint`` names, if it is good. Each newer one that
+    is left out, with the reason, is a line to ``warn``. Checkpoints without an
+    optimizer's state, such as the best ones, are not meant for resuming.
+
+    Raises:
+        UserError: There are checkpoints, and none of them is good.
+    """
+    folder = Path(folder)
+    paths = [path for path in _newest_first(folder) if not path.name.startswith('best_')]
+    try:
+        named = folder / Path((folder / 'last_checkpoint').read_text().strip()).name
+    except OSError:
+        named = None
+    paths.sort(key=lambda path: path != named)  # stable: the newest of the others come after it
+    for path in paths:
+        try:
+            require_resumable(path, trusted)
+        except UserError as error:
+            warn(f'not resumed from: {error}')
+        else:
+            return path
+    if paths:
+        raise UserError(f'none of the {len(paths)} checkpoints in {folder} is good (train anew, without --resume)')
+    return None
+
+
+def require_resumable(path: str | Path, trusted: bool = False) -> None:
+    """Raise UserError if the checkpoint cannot be read or does not hold all that a training goes on from."""
+    content = load_checkpoint(path, trusted)
+    lacking = lacking_to_resume(content)
+    if lacking:
+        raise UserError(f'checkpoint has {lacking}: {path}')
+    _require_finite(path, content)
+
+
+def lacking_to_resume(content: Mapping[str, Any]) -> str | None:
+    """Return in words what a training goes on from, besides the weights, that is not in ``content``; None if all is."""
+    missing = [key for key in ('meta', 'message_hub', 'optimizer') if key not in content]
+    if not missing:
+        return None
+    return f'no {", ".join(missing)} (to start from its weights, leave out --resume and set load_from)'
+
+
+def _require_finite(path: str | Path, content: dict[str, Any]) -> None:
+    weights = content.get('state_dict')
+    if not weights or not all(w.isfinite().all() for w in weights.values() if w.is_floating_point()):
+        raise UserError(f'checkpoint has no weights, or some that are not finite: {path}')
+
+
+def _newest_first(folder: str | Path) -> list[Path]:
+    return sorted(Path(folder).glob('*.pth'), key=lambda path: path.stat().st_mtime_ns, reverse=True)

@@ -1,0 +1,70 @@
+"""Imports go one way, as docs/architecture.md draws it: a room imports rooms before it in this list and itself."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mmscconv
+
+PACKAGE = Path(mmscconv.__file__).parent
+ROOMS = (
+    'equations',
+    'identities',
+    'ops',
+    'layers',
+    'legacy',
+    'replace',
+    'errors',
+    'foreign_errors',
+    'table',
+    'storage',
+    'checks',
+    'doctor',
+    'configuration',
+    'shipped',
+    'complexity',
+    'paper',
+    'datasets',
+    'hooks',
+    'models',
+    'engine',
+    'export',
+    'benchmark',
+    'own_data',
+    'report',
+)
+
+
+def room_of(module: str) -> str:
+    """Return the part behind ``mmscconv.``; '' for the package itself."""
+    return module.partition('.')[2].partition('.')[0]
+
+
+def imported(file: Path) -> set[str]:
+    """Return the rooms that ``file`` imports, also inside of functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {room_of(alias.name) for alias in node.names if alias.name.startswith('mmscconv.')}
+        elif isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'mmscconv':
+            found |= {room_of(node.module)} - {''} or {alias.name for alias in node.names}
+    return found & set(ROOMS)
+
+
+def files_of(room: str) -> list[Path]:
+    return sorted((PACKAGE / room).rglob('*.py')) or [PACKAGE / f'{room}.py']
+
+
+def test_every_room_is_in_the_list():
+    there = {p.stem for p in PACKAGE.iterdir() if p.suffix == '.py' or (p / '__init__.py').exists()}
+    assert there - {'__init__', 'configs', '.mim'} == set(ROOMS)
+
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_imports_go_one_way(room):
+    later = set(ROOMS[ROOMS.index(room) + 1 :])
+    wrong = {str(f.relative_to(PACKAGE)): sorted(imported(f) & later) for f in files_of(room)}
+    assert not {file: rooms for file, rooms in wrong.items() if rooms}
