@@ -43,8 +43,12 @@ BAD_RUNS = {
     'impossible channels': ([], ['model.backbone.scconv.gwc_groups=5'], 'must both be multiples of groups = 5'),
     'unknown setting': ([], ['model.backbone.scconv.alhpa=0.5'], "unexpected keyword argument 'alhpa'"),
     'unknown model': ([], ['model.type=RetinaNot'], 'RetinaNot is not in the'),
-    'amp on cpu': (['--amp'], [], '--amp (AmpOptimWrapper) needs a GPU'),
-    'amp wrapper on cpu': ([], ['optim_wrapper.type=AmpOptimWrapper'], '--amp (AmpOptimWrapper) needs a GPU'),
+    'fp16 on cpu': (['--amp'], ['optim_wrapper.dtype=float16'], 'on a CPU is bfloat16'),
+    'fp16 wrapper on cpu': (
+        [],
+        ['optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper.dtype=float16'],
+        'optim_wrapper.dtype is float16',
+    ),
 }  # fmt: skip
 
 

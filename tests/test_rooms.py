@@ -29,6 +29,7 @@ ROOMS = (
     'paper',
     'datasets',
     'hooks',
+    'optim',
     'models',
     'engine',
     'export',

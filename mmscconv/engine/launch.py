@@ -48,7 +48,7 @@ def train(args: argparse.Namespace) -> None:
     cfg = _load(args)
     if args.amp:
         options.use_amp(cfg)
-    options.refuse_amp_on_cpu(cfg)
+    options.fit_amp_to_device(cfg)
     if args.auto_scale_lr:
         options.scale_lr(cfg)
     with full_disk_named(cfg.work_dir):

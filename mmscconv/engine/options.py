@@ -14,18 +14,38 @@ from mmengine.logging import print_log
 
 from mmscconv.configuration import innermost_dataset
 from mmscconv.errors import UserError
+from mmscconv.optim import multiplies_bf16
 
 
 def use_amp(cfg: Config) -> None:
     """Train with automatic mixed precision."""
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def refuse_amp_on_cpu(cfg: Config) -> None:
-    """Raise UserError if the config trains with mixed precision on a machine without a GPU."""
-    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
-        raise UserError('--amp (AmpOptimWrapper) needs a GPU: mmengine has no mixed precision on CPU; leave it out')
+def fit_amp_to_device(cfg: Config) -> None:
+    """Let a config with mixed precision run here: fp16 with a loss scaler on a GPU, bf16 without one on a CPU.
+
+    Raises:
+        UserError: fp16 is asked for by ``optim_wrapper.dtype``, and there is no GPU.
+    """
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type') != 'AmpOptimWrapper':
+        return
+    if get_device() != 'cpu':
+        wrapper.setdefault('loss_scale', 'dynamic')
+        return
+    dtype = str(wrapper.get('dtype') or 'bfloat16').removeprefix('torch.')
+    if dtype != 'bfloat16':
+        raise UserError(f'mixed precision on a CPU is bfloat16, but optim_wrapper.dtype is {dtype}: leave it out')
+    for key in ('dtype', 'loss_scale', 'use_fsdp'):
+        wrapper.pop(key, None)
+    wrapper.type = 'CPUAmpOptimWrapper'
+    if not multiplies_bf16():
+        print_log(
+            'This processor has no bf16 instructions: --amp may train slower than fp32.',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def scale_lr(cfg: Config) -> None:

@@ -6,7 +6,8 @@ find it by its plain name.
 """
 
 import mmscconv.datasets
-import mmscconv.hooks  # noqa: F401, whoever sets custom_imports anew names this module alone
+import mmscconv.hooks
+import mmscconv.optim  # noqa: F401, whoever sets custom_imports anew names this module alone
 from mmscconv.models.cifar import (
     CIFARBottleneckResNet,
     CIFARDenseNet,

@@ -1,0 +1,82 @@
+"""--amp on a CPU: bf16 autocast without a loss scaler."""
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+import mmscconv.models  # noqa: F401
+from mmscconv import SCConv, get_config
+from mmscconv.engine.options import fit_amp_to_device, use_amp
+from mmscconv.errors import UserError
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), SCConv(32, 32, 3, padding=1), nn.Flatten(), nn.LazyLinear(2))
+
+
+def wrapper_of(model, **settings):
+    cfg = dict(type='CPUAmpOptimWrapper', optimizer=dict(type='SGD', lr=0.1), **settings)
+    return build_optim_wrapper(model, cfg)
+
+
+def test_the_step_is_that_of_plain_autocast():
+    ours, truth, x = network(), network(), torch.randn(4, 3, 8, 8)
+    ours(x), truth(x)
+    wrapper = wrapper_of(ours)
+    with wrapper.optim_context(ours):
+        y = ours(x)
+    wrapper.update_params(y.float().square().mean())
+    optimizer = torch.optim.SGD(truth.parameters(), 0.1)
+    with torch.autocast('cpu', torch.bfloat16):
+        z = truth(x)
+    z.float().square().mean().backward()
+    optimizer.step()
+    assert y.dtype == torch.bfloat16
+    for a, b in zip(ours.parameters(), truth.parameters(), strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
+def test_gradients_accumulate():
+    model, x = network(), torch.randn(4, 3, 8, 8)
+    model(x)
+    before = [p.clone() for p in model.parameters()]
+    wrapper = wrapper_of(model, accumulative_counts=2)
+    for step in range(2):
+        with wrapper.optim_context(model):
+            y = model(x)
+        wrapper.update_params(y.float().square().mean())
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)) == (step == 0)
+
+
+@pytest.mark.parametrize(
+    'settings', [{}, {'loss_scale': 512.0}, {'dtype': 'bfloat16'}, {'dtype': torch.bfloat16}], ids=str
+)
+@pytest.mark.parametrize(
+    'name', ['retinanet_scconv_r50_coco', 'cifar/scconv_resnet56_cifar10', 'scconv_resnet50_imagenet']
+)
+def test_every_kind_of_config_takes_it(name, settings):
+    cfg = get_config(name)
+    use_amp(cfg)
+    cfg.optim_wrapper.update(settings)
+    fit_amp_to_device(cfg)
+    wrapper = build_optim_wrapper(network()[:2], cfg.optim_wrapper)
+    assert type(wrapper).__name__ == 'CPUAmpOptimWrapper'
+
+
+@pytest.mark.parametrize('dtype', ['float16', torch.float16, 'float64'])
+def test_other_types_are_refused(dtype):
+    cfg = get_config('retinanet_scconv_r50_coco')
+    use_amp(cfg)
+    cfg.optim_wrapper.dtype = dtype
+    with pytest.raises(UserError, match='on a CPU is bfloat16'):
+        fit_amp_to_device(cfg)
+
+
+def test_fp32_stays_fp32():
+    cfg = get_config('retinanet_scconv_r50_coco')
+    before = cfg.optim_wrapper.to_dict()
+    fit_amp_to_device(cfg)
+    assert cfg.optim_wrapper.to_dict() == before
