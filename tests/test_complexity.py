@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmscconv import SCConv
-from mmscconv.complexity import count
+from mmscconv.complexity import count, detector_parts
 from mmscconv.complexity.configs import count_config
 from mmscconv.errors import UserError
 from mmscconv.layers.rivals import GhostConv, SPConv, TiedConv
@@ -228,6 +228,37 @@ def test_configs_that_cannot_be_counted(config, options, message):
     cfg.merge_from_dict(options.pop('cfg', {}))
     with pytest.raises(UserError, match=message):
         count_config(cfg, **options)
+
+
+def test_a_detector_has_rows_for_its_parts(tmp_path):
+    """RetinaNet by hand: FPN of 32 channels on maps of 8 and 4 squares, two towers of convolutions over all levels."""
+    cfg = Config.fromfile(CONFIGS / 'retinanet_r18_digits.py')
+    out = tmp_path / 'table.csv'
+    done = run(CONFIGS / 'retinanet_r18_digits.py', '--shape', 64, 64, '--out', out)
+    assert done.returncode == 0, done.stderr
+    rows = {line[0].partition(': ')[2]: line[1:] for line in list(csv.reader(out.open()))[1:]}
+    assert list(rows) == ['', 'backbone', 'neck', 'head']
+    for column in range(4):
+        parts = [float(rows[name][column].removesuffix('M')) for name in ('backbone', 'neck', 'head')]
+        assert sum(parts) == pytest.approx(float(rows[''][column].removesuffix('M')), abs=3e-4)
+    head, whole = cfg.model.bbox_head, count_config(cfg, shape=(64, 64))
+    places = sum(-((-64 // s) ** 2) for s in head.anchor_generator.strides)
+    c, anchors = head.feat_channels, 3 * len(head.anchor_generator.ratios)
+    tower = 9 * (head.in_channels * c + (head.stacked_convs - 1) * c * c)
+    by_hand = places * (2 * tower + 9 * c * anchors * (head.num_classes + 4))
+    assert detector_parts(whole)['head'].macs == by_hand
+    alone = count_config(cfg, shape=(64, 64), backbone_alone=True)
+    assert detector_parts(whole)['backbone'].macs == alone.macs
+    assert detector_parts(whole)['backbone'].params == alone.params
+
+
+def test_two_stages_are_counted_by_their_backbone():
+    cfg = Config.fromfile(CONFIGS / 'retinanet_r50_coco.py')
+    theirs = Config.fromfile('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    with pytest.raises(UserError, match='pass --backbone'):
+        count_config(theirs, shape=(64, 64))
+    ours = count_config(cfg, shape=(64, 64), backbone_alone=True)
+    assert count_config(theirs, shape=(64, 64), backbone_alone=True).macs == ours.macs
 
 
 def test_fake_tensors_count_the_same(monkeypatch):

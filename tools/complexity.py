@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Count parameters and operations of configs, or of every row of the paper's Tables 1-5.
 
-No data set is needed. Classifiers are counted whole, at their training crop;
-detectors by their backbone, at 768 x 1024, which is what explains the paper's
-Tables 4 and 5. "Paper's rule" is the counting that reproduces the printed FLOPs:
+No data set is needed. Classifiers are counted at their training crop, detectors at
+768 x 1024 with backbone, neck and head apart. The paper's Tables 4 and 5 are explained
+by the backbone alone (``--backbone``; ``--paper`` counts so).
+"Paper's rule" is the counting that reproduces the printed FLOPs:
 multiply-adds of convolutions and linear layers, plus 2 per element of BN, 1 per
 output of a biased convolution or a pooling. It leaves out GN's parameters.
 """
@@ -32,13 +33,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), help='image size in place of the usual one')
     parser.add_argument('--classes', type=int, help="classes of the head, in place of the config's")
+    parser.add_argument(
+        '--backbone', action='store_true', help='count the backbone of a detector alone, as the paper does'
+    )
     parser.add_argument('--per-stage', action='store_true', help='add a line for each part of the network')
     parser.add_argument('--out', type=Path, metavar='FILE', help='also write to this .md or .csv file')
     args = parser.parse_args()
     if args.paper == bool(args.configs):
         parser.error('name configs, or pass --paper alone')
-    if args.paper and (args.shape or args.classes or args.per_stage):
-        parser.error('--paper counts each row as the paper does: no --shape, --classes or --per-stage')
+    if args.paper and (args.shape or args.classes or args.per_stage or args.backbone):
+        parser.error('--paper counts each row as the paper does: no --shape, --classes, --backbone or --per-stage')
     return args
 
 
@@ -66,7 +70,9 @@ def main() -> None:
         notes = f'\n{PAPER_NOTE}\n\nRows that nothing explains:\n\n{unexplained(rows)}'
     else:
         shape = tuple(args.shape) if args.shape else None
-        results = [(config, count_config(read_config(config), args.classes, shape)) for config in args.configs]
+        results = [
+            (config, count_config(read_config(config), args.classes, shape, args.backbone)) for config in args.configs
+        ]
         table = config_table(results, args.per_stage)
 
     text = table.markdown() + notes

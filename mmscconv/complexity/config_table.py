@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mmscconv.complexity.counting import Complexity
+from mmscconv.complexity.detectors import detector_parts, is_detector
 from mmscconv.table import Table
 
 COUNT_COLUMNS = ('params', 'params without GN', 'conv + linear multiply-adds', "paper's rule")
@@ -22,10 +23,11 @@ def counts(complexity: Complexity) -> list[str]:
 
 
 def config_table(results: Iterable[tuple[str, Complexity]], per_stage: bool) -> Table:
-    """Return one line per config and, if asked, one for each of its parts."""
+    """Return a row per config, below a detector's one for each part of it, and rows for all stages if asked."""
     table = Table(('config', *COUNT_COLUMNS))
     for name, result in results:
+        rows = dict(detector_parts(result)) if is_detector(result) else {}
+        rows |= result.stages if per_stage else {}
         table.rows.append((name, *counts(result)))
-        if per_stage:
-            table.rows += [(f'{name}: {stage}', *counts(part)) for stage, part in result.stages.items()]
+        table.rows += [(f'{name}: {part}', *counts(complexity)) for part, complexity in rows.items()]
     return table

@@ -15,18 +15,22 @@ DETECTOR_SHAPE = (768, 1024)
 CLASSIFIER_SHAPE = (224, 224)
 
 
-def count_config(cfg: Config, classes: int | None = None, shape: tuple[int, int] | None = None) -> Complexity:
-    """Count a classifier whole, or the backbone of a detector, as the paper does.
+def count_config(
+    cfg: Config, classes: int | None = None, shape: tuple[int, int] | None = None, backbone_alone: bool = False
+) -> Complexity:
+    """Count a classifier or a detector.
 
     Args:
         cfg: Of mmpretrain or mmdet.
         classes: Number of classes of a classifier's head, in place of the config's.
         shape: (H, W); None for the classifier config's ``input_shape`` or training crop, or
             768 x 1024 for a detector.
+        backbone_alone: Count a detector's backbone alone, as the paper does.
 
     Raises:
-        UserError: No model, one that cannot be built or that refuses the shape, or
-            ``classes`` for a model without a classification head.
+        UserError: No model, one that cannot be built or that refuses the shape,
+            ``classes`` for a model without a classification head, or a detector that
+            cannot run without its data samples, as those with two stages.
     """
     model = cfg.get('model')
     if not model or 'backbone' not in model:
@@ -39,10 +43,17 @@ def count_config(cfg: Config, classes: int | None = None, shape: tuple[int, int]
         model = model.copy()
         model.head = {**model.head, 'num_classes': classes}
     with explained(f'cannot build the model of {cfg.filename}'):
-        network: nn.Module = MODELS.build(model if classifier else model.backbone)
+        network: nn.Module = MODELS.build(model.backbone if backbone_alone and not classifier else model)
     shape = shape or (cfg.get('input_shape') or training_crop(cfg) if classifier else DETECTOR_SHAPE)
     try:
         return count(network, shape)
+    except (AttributeError, TypeError) as error:
+        if classifier or backbone_alone:
+            raise
+        raise UserError(
+            f'{cfg.filename} cannot be counted whole, its {type(network).__name__} needs data samples to run: '
+            'pass --backbone to count the backbone alone'
+        ) from error
     except (RuntimeError, ValueError) as error:
         raise UserError(f'{cfg.filename} cannot be run on {shape[0]} x {shape[1]}: {flat_message(error)}') from error
 

@@ -39,7 +39,7 @@ def error(ours: int, number: str) -> float:
 
 @cache
 def _count(config: str, classes: int | None) -> Complexity:
-    return count_config(read_config(configs_folder() / config), classes)
+    return count_config(read_config(configs_folder() / config), classes, backbone_alone=True)
 
 
 def compare(row: PaperRow) -> CountedRow | None:

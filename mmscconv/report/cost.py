@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from mmengine.dataset import pseudo_collate
 
-from mmscconv.complexity import count
+from mmscconv.complexity import count, detector_parts
 
-HEADS = 'head'
 WARM_UP, RUNS, PATIENCE = 2, 20, 15.0  # images, images, seconds
 
 
@@ -36,17 +35,8 @@ def parts(model: Any, data_set: Any) -> tuple[list[Part], tuple[int, int]]:
     inputs = model.data_preprocessor(pseudo_collate([data_set[0]]), False)['inputs']
     shape = (int(inputs.shape[-2]), int(inputs.shape[-1]))
     whole = count(model, shape)
-    params: dict[str, int] = {}
-    macs: dict[str, int] = {}
-    for name, part in whole.stages.items():
-        name = name.partition('.')[0]
-        name = HEADS if 'head' in name else name
-        params[name] = params.get(name, 0) + part.params
-        macs[name] = macs.get(name, 0) + part.macs
-    if HEADS in params:
-        # mmdet calls the forward of a head without its hooks, which is where torch counts for a module.
-        macs[HEADS] = whole.macs - sum(found for name, found in macs.items() if name != HEADS)
-    return [*(Part(name, params[name], macs[name]) for name in params), Part('all', whole.params, whole.macs)], shape
+    named = {**detector_parts(whole), 'all': whole}
+    return [Part(name, counted.params, counted.macs) for name, counted in named.items()], shape
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,10 @@
+"""SCConv also in the 3x3 convolutions of FPN and in the towers of the head: beyond the paper, which has backbones alone."""
+
+_base_ = './retinanet_scconv_r50_coco.py'
+model = dict(
+    type='ReplaceConv',
+    model='RetinaNet',
+    conv_cfg=dict(type='SCConv'),
+    # The prediction layers stay: the head initializes them by name.
+    match=['neck.fpn_convs.*', 'bbox_head.cls_convs.*', 'bbox_head.reg_convs.*'],
+)
