@@ -1,5 +1,6 @@
 """The benchmark: what it refuses, what it writes and what it counts; no test looks at how long anything took."""
 
+import copy
 import csv
 import importlib.util
 import math
@@ -10,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from mmscconv import SCConv, ops
+from mmscconv import SRU, SCConv, ops
 from mmscconv.benchmark import onnx, profiling
 from mmscconv.benchmark.candidates import CANDIDATES
-from mmscconv.benchmark.correctness import check_network, reference_of
+from mmscconv.benchmark.correctness import DiffersError, check_flips, check_network, reference_of, with_shut_gates
 from mmscconv.benchmark.jobs import Job, Setting
 from mmscconv.benchmark.memory import saved_activations
 from mmscconv.benchmark.reporting import setting_table, summarize
@@ -318,6 +319,57 @@ def test_one_wrong_layer_in_a_network_is_refused(monkeypatch):
     model.layer3[0].conv2.cru.pwc1.weight.data.mul_(1.5)
     with pytest.raises(UserError, match='scconv differs from the plain form'):
         check_network(job, reference, 'scconv')
+
+
+def deep_network(layers=24):
+    """SCConvs alone, in which the flips of one change the input of all behind it."""
+    torch.manual_seed(0)
+    return nn.Sequential(*(SCConv(16, 16, 3, padding=1) for _ in range(layers))).eval()
+
+
+def shifted(gates):
+    """A fault of the gate alone: its threshold lies elsewhere."""
+    for module in gates.modules():
+        if isinstance(module, SRU):
+            module.threshold = 0.52
+
+
+def test_flips_are_told_from_faults():
+    model, x = deep_network(), torch.randn(2, 16, 12, 12)
+    job = Job(copy.deepcopy(model), x, torch.float32, False)
+    reference = Job(copy.deepcopy(model), x + 1e-5 * torch.randn(x.shape), torch.float32, False)
+    check_flips(job, reference, 'scconv')
+    shifted(job.model)
+    with pytest.raises(UserError, match='of the decisions of 0.sru are others'):
+        check_flips(job, reference, 'scconv')
+
+
+def test_shut_gates_leave_nothing_to_flip():
+    shut, x = with_shut_gates(deep_network()), torch.randn(2, 16, 12, 12)
+    assert not any(m.informative(m.logit(x)).any() for m in shut.modules() if isinstance(m, SRU))
+
+
+def test_a_network_whose_gates_flip_is_timed_and_a_fault_is_not(monkeypatch, tool, tmp_path):
+    """The first comparison is made to fail, as by flips; the second one decides."""
+    calls = []
+
+    def refuse_first(job, reference, what):
+        calls.append(what)
+        if len(calls) == 1:
+            raise DiffersError('flipped')
+        check_network(job, reference, what)
+
+    monkeypatch.setattr('mmscconv.benchmark.session.check_network', refuse_first)
+    status, _, err = tool('benchmark', *TINY_LAYER, '--out', tmp_path)
+    assert status == 0, err
+    assert 'all gates shut' in calls[1]
+
+    calls.clear()
+    good = ops.fuse
+    monkeypatch.setattr(ops, 'fuse', lambda *args, backend, **kwargs: good(*args, backend=backend, **kwargs) * 1.2)
+    monkeypatch.setattr('mmscconv.benchmark.session.check_layers', lambda *args: None)
+    status, _, err = tool('benchmark', *TINY_LAYER, '--out', tmp_path)
+    assert status == 2 and 'all gates shut' in err
 
 
 def test_results_that_are_not_numbers_are_refused():

@@ -8,6 +8,11 @@ outputs and 6e-3 for its gradients in fp32; 1.5e-2 and 0.1 under autocast, where
 each layer's rounding decides differently in the next. So a network's gradients are
 a coarse test under autocast, and each SCConv is compared by itself besides, on the
 input that the plain network gives it: there nothing adds up.
+
+In a deep network of many SCConvs the flips of one add to the input of the next, and
+the whole differs by more than those tolerances without a fault. Such a network is
+compared once more with shut gates (:func:`with_shut_gates`), where nothing can flip
+and all else is as it was, and the share of flipped decisions is bounded.
 """
 
 from __future__ import annotations
@@ -22,13 +27,19 @@ from torch import Tensor, nn
 from mmscconv.benchmark.candidates import plain_copy
 from mmscconv.benchmark.jobs import Job, random_upstream
 from mmscconv.errors import UserError
-from mmscconv.layers import SCConv
+from mmscconv.layers import SRU, SCConv
 
 # Relative L2 norms, in fp32 and under autocast or TF32.
 LAYER = {'output': (1e-3, 5e-2), 'gradient': (1e-2, 5e-2)}
 NETWORK = {'output': (2e-3, 5e-2), 'gradient': (2e-2, 0.5)}
+# Share of an SRU's decisions that may fall on the other side; a wrong statistic or weight gives tenths.
+FLIPPED = 0.01
 # How much further from float64 than the plain form a gradient may be that is zero but for rounding.
 ROUNDING = 5
+
+
+class DiffersError(UserError):
+    """A candidate does not compute what the plain form computes."""
 
 
 def check_network(job: Job, reference: Job, what: str) -> None:
@@ -40,7 +51,7 @@ def check_network(job: Job, reference: Job, what: str) -> None:
         what: Names ``job`` in the message.
 
     Raises:
-        UserError: They differ.
+        DiffersError: They differ.
     """
     if not job.training:
         _compare_all(zip(job.forward(), reference.forward(), strict=True), NETWORK['output'], job, what, 'output')
@@ -49,7 +60,7 @@ def check_network(job: Job, reference: Job, what: str) -> None:
     _compare_all(zip(outputs, wanted, strict=True), NETWORK['output'], job, what, 'output')
     if gradients.keys() != wanted_gradients.keys():
         odd = sorted(gradients.keys() ^ wanted_gradients.keys())
-        raise UserError(_refusal(what, f'gradients of {", ".join(odd[:3])} are there on one side alone'))
+        raise DiffersError(_refusal(what, f'gradients of {", ".join(odd[:3])} are there on one side alone'))
     difference = torch.stack([(gradients[name] - wanted).float().norm() for name, wanted in wanted_gradients.items()])
     norms = torch.stack([wanted.float().norm() for wanted in wanted_gradients.values()])
     _judge((difference.norm() / norms.norm()).item(), NETWORK['gradient'], job, what, 'gradients of the parameters')
@@ -81,6 +92,51 @@ def check_layers(job: Job, reference: Job, what: str, kind: type[nn.Module] = SC
             errors = {key: e for key, e in errors.items() if not _is_rounding(ours[key], theirs[key], exact[key])}
         for key, error in errors.items():
             _judge(error, LAYER['gradient'], job, place, f'gradient of {key}')
+
+
+def with_shut_gates(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model`` whose SRUs take no position for informative: what rounding decides is gone."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, SRU):
+            module.threshold = 1.0
+    return model
+
+
+def check_flips(job: Job, reference: Job, what: str) -> None:
+    """Bound the share of decisions that differ between the two networks, each on its own maps.
+
+    Raises:
+        DiffersError: An SRU at the start of a layer has more than ``FLIPPED`` of them on the other side.
+    """
+    ours, theirs = (_decisions(j) for j in (job, reference))
+    for name, informative in theirs.items():
+        share = (ours[name] != informative).double().mean().item()
+        if not share <= FLIPPED:
+            raise DiffersError(
+                _refusal(what, f'{share:.1%} of the decisions of {name} are others, {FLIPPED:.0%} may be')
+            )
+
+
+def _decisions(job: Job) -> dict[str, Tensor]:
+    """Return which positions are informative, for each SRU to which its layer hands its input."""
+    found: dict[str, Tensor] = {}
+
+    def decide(name: str, sru: SRU, x: Tensor) -> None:
+        found[name] = sru.informative(sru.logit(x.detach().float()))
+
+    handles = [
+        module.register_forward_pre_hook(lambda module, args, name=name: decide(f'{name}.sru', module.sru, args[0]))
+        for name, module in job.model.named_modules()
+        if isinstance(module, SCConv) and module.sru is not None and module.arrangement != 'C+S'
+    ]
+    try:
+        with torch.no_grad():
+            job.forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def reference_of(model: nn.Module, job: Job) -> Job:
@@ -132,7 +188,7 @@ def _limit(tolerances: tuple[float, float], job: Job) -> float:
 def _judge(error: float, tolerances: tuple[float, float], job: Job, what: str, part: str) -> None:
     limit = _limit(tolerances, job)
     if not error <= limit:  # also where it is not a number
-        raise UserError(_refusal(what, f'{part} is {error:.1e} off in relative L2 norm, {limit:.0e} is allowed'))
+        raise DiffersError(_refusal(what, f'{part} is {error:.1e} off in relative L2 norm, {limit:.0e} is allowed'))
 
 
 def _refusal(what: str, problem: str) -> str:
