@@ -1,4 +1,4 @@
-"""SCConv also in the 3x3 convolutions of FPN and in the towers of the head: beyond the paper, which has backbones alone."""
+"""SCConv also in FPN's 3x3 convolutions and in the towers of the head; the paper has it in backbones alone."""
 
 _base_ = './retinanet_scconv_r50_coco.py'
 model = dict(

@@ -340,7 +340,7 @@ def test_flips_are_told_from_faults():
     reference = Job(copy.deepcopy(model), x + 1e-5 * torch.randn(x.shape), torch.float32, False)
     check_flips(job, reference, 'scconv')
     shifted(job.model)
-    with pytest.raises(UserError, match='of the decisions of 0.sru are others'):
+    with pytest.raises(UserError, match=r'of the decisions of 0\.sru are others'):
         check_flips(job, reference, 'scconv')
 
 
