@@ -47,6 +47,10 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings to override in both'
     )
     sru = subjects.add_parser('sru', help="SRU alone: bytes moved, and their share of a copy's bandwidth")
+    matrix = subjects.add_parser('matrix', help='one table for a machine: backbones, narrow networks, detectors')
+    matrix.add_argument(
+        '--rows', nargs='+', metavar='GLOB', help="names such as 'R50, fp32*' (default: all, half an hour)"
+    )
     for command in (layer, sru):
         command.add_argument('--channels', type=positive, default=256, help='(default: %(default)s)')
     for command in (layer, backbone):
@@ -69,6 +73,8 @@ def parse_args() -> argparse.Namespace:
         )
 
     for name, command in subjects.choices.items():
+        if name == 'matrix':
+            continue
         alone = name == 'sru'
         formats = tuple(LAYOUTS) if alone else (*LAYOUTS, BEST)
         command.add_argument(
@@ -84,11 +90,12 @@ def parse_args() -> argparse.Namespace:
             '--sizes', nargs='+', type=size, default=[(side, side)], metavar='HxW',
             help=f'of the input, such as 224 or 800x1344 (default: {side})',
         )  # fmt: skip
-        command.add_argument('--rounds', type=positive, default=15, help='that count (default: %(default)s)')
-        command.add_argument('--warmup', type=positive, default=3, help='rounds before them (default: %(default)s)')
         command.add_argument(
             '--repeats', type=positive, default=1, help='calls in a row, timed together (default: %(default)s)'
         )
+    for command in subjects.choices.values():
+        command.add_argument('--rounds', type=positive, default=15, help='that count (default: %(default)s)')
+        command.add_argument('--warmup', type=positive, default=3, help='rounds before them (default: %(default)s)')
         command.add_argument('--threads', type=positive, help="of the CPU (default: PyTorch's choice)")
         command.add_argument('--device', help='cpu, cuda or cuda:1 (default: cuda where there is one)')
         command.add_argument(
@@ -117,17 +124,11 @@ def main() -> None:
     args = parse_args()
     import torch
 
-    from mmscconv.benchmark.session import Plan
-
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads or threads)
     torch.backends.cudnn.benchmark = True  # shapes are fixed: each convolution gets its fastest algorithm
     try:
-        candidates = getattr(args, 'candidates', [])
-        if len(set(candidates)) < len(candidates):
-            raise UserError(f'--candidates names one twice: {" ".join(candidates)}')
-        plan = Plan(candidates, args.rounds, args.warmup, args.repeats, device_of(args.device))
-        measure_sru(args, plan) if args.subject == 'sru' else measure_candidates(args, plan)
+        {'matrix': measure_matrix, 'sru': measure_sru}.get(args.subject, measure_candidates)(args)
     finally:
         torch.set_num_threads(threads)
 
@@ -143,7 +144,16 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
-def measure_candidates(args: argparse.Namespace, plan: Plan) -> None:
+def plan_of(args: argparse.Namespace) -> Plan:
+    from mmscconv.benchmark.session import Plan
+
+    candidates = getattr(args, 'candidates', [])
+    if len(set(candidates)) < len(candidates):
+        raise UserError(f'--candidates names one twice: {" ".join(candidates)}')
+    return Plan(candidates, args.rounds, args.warmup, args.repeats, device_of(args.device))
+
+
+def measure_candidates(args: argparse.Namespace) -> None:
     """Measure layer, backbone or config, one setting after the other."""
     from mmscconv.benchmark.candidates import CANDIDATES
     from mmscconv.benchmark.machine import environment
@@ -151,6 +161,7 @@ def measure_candidates(args: argparse.Namespace, plan: Plan) -> None:
     from mmscconv.benchmark.session import measure, settings_of
     from mmscconv.export.onnx_file import check_installed
 
+    plan = plan_of(args)
     settings, left_out = settings_of(
         runner=args.runners, dtype=args.dtypes, memory_format=args.memory_formats, mode=args.modes,
         batch=args.batches, size=args.sizes,
@@ -186,13 +197,14 @@ def subject_of(args: argparse.Namespace) -> Subject:
     return ConfigSubject(args.config, args.twin, args.cfg_options)
 
 
-def measure_sru(args: argparse.Namespace, plan: Plan) -> None:
+def measure_sru(args: argparse.Namespace) -> None:
     """Measure SRU alone beside a copy."""
     from mmscconv.benchmark import roofline
     from mmscconv.benchmark.machine import environment
     from mmscconv.benchmark.reporting import Report
     from mmscconv.benchmark.session import settings_of
 
+    plan = plan_of(args)
     settings, _ = settings_of(
         runner=['eager'], dtype=args.dtypes, memory_format=args.memory_formats, mode=['train'],
         batch=args.batches, size=args.sizes,
@@ -207,6 +219,35 @@ def measure_sru(args: argparse.Namespace, plan: Plan) -> None:
         table = roofline.table_of(setting, args.channels)
         print(report.add_setting(setting, competitors, heading, table), flush=True)
     print(f'benchmark: {report}')
+
+
+def measure_matrix(args: argparse.Namespace) -> None:
+    """Measure row after row; a row that fails is named in the table, and the others go on."""
+    from mmscconv.benchmark import matrix
+    from mmscconv.benchmark.machine import environment
+    from mmscconv.export.onnx_file import check_installed
+
+    rows, device = matrix.chosen(args.rows), device_of(args.device)
+    if any(row.setting.runner.startswith('onnxruntime') for row in rows):
+        check_installed('runner onnxruntime')
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot write to {args.out}: {error.strerror} (pass --out)') from error
+    facts = {**environment(device), 'instructions': matrix.features()}
+    results, failures = [], {}
+    for row in rows:
+        try:
+            results.append(matrix.measure_row(row, args.rounds, args.warmup, device))
+        except (UserError, MemoryError, RuntimeError) as error:
+            failures[row.name] = ' '.join(str(error).split())
+        print(
+            ' | '.join(results[-1].cells) if row.name not in failures else f'{row.name}: {failures[row.name]}',
+            flush=True,
+        )
+        text = matrix.write(args.out, facts, results, failures)
+    print(text)
+    print(f'benchmark: {args.out / "matrix.md"}, {args.out / "matrix.csv"}')
 
 
 if __name__ == '__main__':
