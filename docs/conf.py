@@ -11,7 +11,7 @@ html_theme = 'furo'
 html_title = f'mmscconv {release}'
 exclude_patterns = ['_build']
 
-# Links to headings of a page, as the README has them.
+# Links to headings of a page.
 myst_heading_anchors = 3
 
 autodoc_typehints = 'description'

@@ -24,8 +24,8 @@ def gn(x: Tensor, num_groups: int, gamma: Tensor, beta: Tensor, eps: float) -> T
     """Eq. 1, X_out = gamma * (X - mu) / sqrt(sigma^2 + eps) + beta, with mu and sigma of each sample's groups.
 
     The statistics are written out. Torch's own operator has no forward-mode
-    derivative of its gradient, and in torch 2.11 its backward pass ends the process
-    where a channels-last CPU input needs no gradient.
+    derivative of its gradient, and in torch 2.11 its backward pass crashes the process
+    if a channels-last CPU input needs no gradient.
 
     Args:
         x: (N, C, H, W).
@@ -68,7 +68,7 @@ def gate(logit: Tensor, threshold: float, hard: bool = False) -> tuple[Tensor, T
 
     Args:
         logit: (N, C, H, W).
-        threshold: logit(t) = log(t / (1 - t)); infinite where all or no positions are informative.
+        threshold: logit(t) = log(t / (1 - t)); infinite if all or no positions are informative.
         hard: Binary masks.
     """
     informative = logit > threshold
@@ -101,7 +101,7 @@ def y1(gwc_of_up: Tensor, pwc1_of_up: Tensor) -> Tensor:
 
 
 def y2(pwc2_of_low: Tensor | None, x_low: Tensor) -> Tensor:
-    """Eq. 6, Y2 = cat(M^P2 X_low, X_low); X_low alone where it already has all of Y2's channels."""
+    """Eq. 6, Y2 = cat(M^P2 X_low, X_low); X_low alone if it already has all of Y2's channels."""
     return x_low if pwc2_of_low is None else torch.cat((pwc2_of_low, x_low), dim=1)
 
 

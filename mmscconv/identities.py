@@ -4,7 +4,7 @@
   do both: W_gamma * GN(X) = (W_gamma * gamma) * (X - mu) / sigma + W_gamma * beta.
   Kernels take these two vectors, and exporters see one group norm.
 * With K = (W > t) * X and L = W * (X - K), the soft gate's X1 = K + L and X2 = L:
-  products and differences, for ONNX Runtime takes several times longer over a choice.
+  ONNX Runtime takes several times longer over a choice than over these products.
 * A norm behind the fuse scales beta and shifts the sum.
 """
 
@@ -32,7 +32,7 @@ def logit(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, 
         x: (N, C, H, W).
         scale, shift: (C), of :func:`affine`.
         num_groups, eps: Of GN.
-        one_operator: Let torch.group_norm do it, for graphs; see :func:`mmscconv.equations.gn` for why not elsewhere.
+        one_operator: Use torch.group_norm, for graphs alone; :func:`mmscconv.equations.gn` says why.
     """
     x = x.to(scale.dtype)
     if one_operator:
@@ -57,7 +57,7 @@ def sru(
 
 
 def separate_and_cross(x: Tensor, informative: Tensor, weights: Tensor | None) -> Tensor:
-    """Return X^w of Eq. 4 from the gate's decisions W > t and W; None as W is the hard gate."""
+    """Return X^w of Eq. 4 from the gate's decisions W > t and the weights W, None for the hard gate."""
     kept = informative * x
     less = x - kept
     if weights is not None:
@@ -66,7 +66,7 @@ def separate_and_cross(x: Tensor, informative: Tensor, weights: Tensor | None) -
     less_a, less_b = less.chunk(2, dim=1)
     if weights is None:
         return torch.cat((kept_a + less_b, kept_b + less_a), dim=1)
-    # X11 + X22 and X21 + X12 share what is less informative.
+    # X11 + X22 and X21 + X12 share the less informative part.
     shared = less_a + less_b
     return torch.cat((kept_a + shared, kept_b + shared), dim=1).to(x.dtype)
 
@@ -79,12 +79,12 @@ def fuse(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 5-9 from the convolutions' outputs, and scale * Y + shift where these are given.
+    """Eq. 5-9 from the convolutions' outputs, and scale * Y + shift if these are given.
 
     Args:
         first, second: (N, C, H, W); Y1 is their sum, or ``first`` alone.
         low: (N, l, H, W), X_low.
-        made: (N, C - l, H, W), M^P2 X_low, or None where Y2 is ``low`` alone.
+        made: (N, C - l, H, W), M^P2 X_low, or None if Y2 is ``low`` alone.
         scale, shift: (C), of a norm behind the layer.
     """
     y1 = first if second is None else equations.y1(first, second)

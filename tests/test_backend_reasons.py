@@ -69,7 +69,7 @@ def test_transforms_see_the_plain_form(transform, x, affine):
 
 @pytest.mark.parametrize('transform', TRANSFORMS.values(), ids=TRANSFORMS)
 def test_an_explicit_choice_raises_and_names_the_way_out(transform, x, affine, monkeypatch):
-    words = r"backend 'native' cannot run: .* is active, which has to see the operations; backend='plain' can"
+    words = r"backend 'native' cannot run: .* is active and has to see the operations; backend='plain' can"
     with pytest.raises(BackendUnavailableError, match=words):
         transform(lambda x: sru(x, affine, 'native'))(x)
     monkeypatch.setenv('MMSCCONV_BACKEND', 'native')
@@ -104,7 +104,7 @@ def test_tensor_subclasses(x, caplog):
         choose_backend(fake, 'native')
     with caplog.at_level(logging.DEBUG, logger='mmscconv'):
         assert choose_backend(x.as_subclass(Subclass)) == 'plain'
-    assert 'plain PyTorch form in the place of native kernels: it takes no tensor subclasses' in caplog.text
+    assert 'plain PyTorch form instead of native kernels: it takes no tensor subclasses' in caplog.text
 
 
 @pytest.mark.parametrize('backend', [None, 'native'])

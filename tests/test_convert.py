@@ -144,8 +144,8 @@ def breakage(key, change):
 
 
 BROKEN = {
-    'incomplete': (lambda s: s.pop('CRU.PWC2.weight'), r"the layer '' is incomplete, not there: CRU.PWC2.weight"),
-    'unbiased': (lambda s: s.pop('CRU.GWC.bias'), r'not there: CRU\.GWC\.bias'),
+    'incomplete': (lambda s: s.pop('CRU.PWC2.weight'), r"the layer '' is incomplete, missing: CRU.PWC2.weight"),
+    'unbiased': (lambda s: s.pop('CRU.GWC.bias'), r'missing: CRU\.GWC\.bias'),
     'changed': (lambda s: s.update({'CRU.bn.weight': torch.ones(16)}), r'CRU\.bn\.weight is in no known version'),
     'channels': (breakage('SRU.gn.weight', lambda w: w[:8]), r'SRU\.gn\.weight has shape \(8,\) instead of \(16,\)'),
     'gn': (breakage('SRU.gn.bias', lambda w: w.view(-1, 1, 1)), r'SRU\.gn\.bias has shape \(16, 1, 1\)'),

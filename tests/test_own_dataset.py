@@ -555,7 +555,7 @@ def some_images(count, size=(640, 480), side=100):
 
 def test_the_recipe_follows_the_data():
     recipe = choose_recipe(some_images(292))
-    assert (recipe.size, recipe.batch, recipe.epochs, recipe.iterations) == ((320, 240), 16, 40, 760)
+    assert (recipe.size, recipe.batch, recipe.epochs, recipe.iterations) == ((320, 240), 16, 33, 627)
     assert choose_recipe(some_images(292), size=(96, 64)).size == (96, 64)
     assert choose_recipe(some_images(10_000)).epochs == 12
     few = choose_recipe(some_images(12))

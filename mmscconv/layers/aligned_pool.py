@@ -1,8 +1,8 @@
-"""Average pooling whose outputs sit where a convolution's windows have their centres.
+"""Average pooling aligned with the centres of a convolution's windows.
 
-SCConv's 1x1 convolutions run beside a strided k x k one (complexity: at the
-output's size), so they need their input at the same positions. The paper does
-not say how; average pooling by the stride explains its printed counts.
+SCConv's 1x1 convolutions run beside a strided k x k one and need their input at
+the same positions. The paper does not say how; average pooling by the stride
+explains its printed counts.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class AlignedAvgPool2d(OneNode):
 
     Output position i averages the ``stride`` input positions centred on the
     middle of window i, ``i * stride - padding + dilation * (kernel_size - 1) / 2``;
-    where the centre falls between two choices, the one nearer to position 0 of
-    the first window is taken. Positions outside of the image do not count; where
-    none is inside, the output is 0, as the convolution's zero padding is.
+    a centre between two positions is rounded so that the first average starts
+    nearer to position 0. Positions outside of the image do not count; a window
+    without any other position gives 0, like the convolution's zero padding.
 
     For k=3, stride=2, padding=1 this is ``nn.AvgPool2d(2, ceil_mode=True)``; for
     stride 1 with "same" padding it is the identity.
 
     Args:
-        kernel_size, stride, padding, dilation: Those of the convolution, as
+        kernel_size, stride, padding, dilation: The convolution's, as
             ``nn.Conv2d`` takes them.
 
     Shape:
@@ -55,12 +55,12 @@ class AlignedAvgPool2d(OneNode):
 
     @property
     def is_identity(self) -> bool:
-        """Whether the output is the input, whatever its size."""
+        """True if the output equals the input for every size."""
         return self.stride == (1, 1) and self.is_plain
 
     @property
     def is_plain(self) -> bool:
-        """Whether the windows lie side by side from position 0 on, the last one cut off where the image ends."""
+        """True if the windows lie side by side from position 0 on, the last one cut off where the image ends."""
         return self._slack == [0, 0] and self._offset == [0, 0]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,19 +69,19 @@ class AlignedAvgPool2d(OneNode):
         if self.is_identity:
             return x
         if self.is_plain:
-            # Decided without looking at the size of x, which keeps dynamic export possible.
+            # Does not read the size of x: dynamic export stays possible.
             return F.avg_pool2d(x, self.stride, ceil_mode=True)
         check_window(x.shape[2:], self.kernel_size, self.padding, self.dilation)
-        pads, shares = [], []
+        pads, scales = [], []
         for axis in (1, 0):  # F.pad starts with the last axis
             size, step, start = x.shape[axis + 2], self.stride[axis], self._offset[axis]
             out = (size + self._slack[axis] - 1) // step + 1
             pads += [-start, start + out * step - size]
             starts = range(start, start + out * step, step)
             inside = [max(min(s + step, size) - max(s, 0), 0) for s in starts]
-            shares.append(x.new_tensor([step / max(n, 1) for n in inside]))
+            scales.append(x.new_tensor([step / max(n, 1) for n in inside]))
         pooled = F.avg_pool2d(F.pad(x, pads), self.stride)
-        return pooled if self.stride == (1, 1) else pooled * shares[0] * shares[1].unsqueeze(1)
+        return pooled if self.stride == (1, 1) else pooled * scales[0] * scales[1].unsqueeze(1)
 
     def extra_repr(self) -> str:
         return f'kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}'

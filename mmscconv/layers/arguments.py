@@ -13,13 +13,13 @@ from torch import Tensor
 
 Size2d = int | Sequence[int]
 Device = torch.device | str | int | None
-# Kernel size, stride, padding and dilation as nn.Conv2d keeps them: what decides the output's size.
+# Kernel size, stride, padding and dilation as nn.Conv2d keeps them; they determine the output's size.
 Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int] | str, tuple[int, int]]
-LARGEST = 2**31 - 1  # what every backend's index arithmetic takes
+LARGEST = 2**31 - 1  # the limit of every backend's index arithmetic
 
 
-def whole(name: str, value: Any, minimum: int = 1) -> int:
-    """Return ``value`` as an int; ValueError if it is none from ``minimum`` to 2^31 - 1."""
+def checked_integer(name: str, value: Any, minimum: int = 1) -> int:
+    """Return ``value`` as an int; raise ValueError unless it is an integer in [``minimum``, 2^31 - 1]."""
     number = _index(value)
     if number is None or not minimum <= number <= LARGEST:
         raise ValueError(f'{name} must be an integer from {minimum} to {LARGEST}, got {name}={value!r}')
@@ -27,13 +27,13 @@ def whole(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def check_real(name: str, value: Any) -> None:
-    """Raise ValueError unless ``value`` is a real number, infinity included and NaN not."""
+    """Raise ValueError unless ``value`` is a real number; infinity passes, NaN does not."""
     if not isinstance(value, Real) or value != value:
         raise ValueError(f'{name} must be a number, got {name}={value!r}')
 
 
 def pair(name: str, value: Size2d, minimum: int) -> tuple[int, int]:
-    """Return ``value`` as (height, width); ValueError if it is not one or two integers >= ``minimum``."""
+    """Return ``value`` as (height, width); raise ValueError unless it is one or two integers >= ``minimum``."""
     given = value if isinstance(value, Sequence) else (value, value)
     values = [v for v in map(_index, given) if v is not None and minimum <= v <= LARGEST]
     if len(given) != 2 or len(values) != 2:
@@ -49,7 +49,7 @@ def _index(value: Any) -> int | None:
 
 
 def window_of(kernel_size: Size2d, stride: Size2d, padding: Size2d | str, dilation: Size2d) -> Window:
-    """Return the arguments as pairs, a ``padding`` given by name as it is; ValueError for one that is out of range."""
+    """Return the arguments as pairs, the name of a ``padding`` unchanged; raise ValueError for values out of range."""
     return (
         pair('kernel_size', kernel_size, 1),
         pair('stride', stride, 1),
@@ -58,8 +58,8 @@ def window_of(kernel_size: Size2d, stride: Size2d, padding: Size2d | str, dilati
     )
 
 
-def share(ratio: float | Fraction, channels: int) -> int:
-    """Return floor(ratio * channels); the small term forgives binary fractions: 0.29 * 100 is 28.999..."""
+def floor_product(ratio: float | Fraction, channels: int) -> int:
+    """Return floor(ratio * channels), corrected for binary fractions: 0.29 * 100 is 28.999... in floats."""
     return int(ratio * channels + 1e-6)
 
 
@@ -74,7 +74,7 @@ def padding_amounts(
             raise ValueError(f"padding must be an integer, a pair, 'same' or 'valid', got {padding!r}")
         if stride != (1, 1):
             raise ValueError(f"padding='same' needs stride 1, got stride {stride}")
-        # torch puts the odd zero of an even kernel behind the image.
+        # For an even kernel torch puts the extra zero below and to the right.
         totals = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
         return (totals[0] // 2, totals[0] - totals[0] // 2), (totals[1] // 2, totals[1] - totals[1] // 2)
     height, width = pair('padding', padding, 0)
@@ -84,11 +84,11 @@ def padding_amounts(
 def numeric_padding(
     padding: Size2d | str, kernel_size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int, int, int] | None]:
-    """Return ``nn.Conv2d``'s ``padding`` argument as two integers, and what ``F.pad`` has to add before, or None.
+    """Return ``nn.Conv2d``'s ``padding`` argument as two integers, and the amounts for an ``F.pad`` before, or None.
 
-    The same zeros as ``padding='same'``, whose operator (``aten::_convolution_mode``)
-    some counters of FLOPs do not know: mmengine's counts nothing of it. Only an even
-    extent of the kernel needs ``F.pad``: more zeros on one side than on the other.
+    This avoids the operator of ``padding='same'``, ``aten::_convolution_mode``, which
+    mmengine's FLOP counter counts as nothing. Only an even kernel extent needs
+    ``F.pad``: its two sides get different numbers of zeros.
     """
     (top, bottom), (left, right) = padding_amounts(padding, kernel_size, stride, dilation)
     if (top, left) == (bottom, right):
@@ -97,9 +97,9 @@ def numeric_padding(
 
 
 def check_input(layer: str, x: Tensor, channels: int, weight: Tensor | None = None) -> None:
-    """Raise ValueError unless ``x`` is floating, (N, channels, H, W) or (channels, H, W), with H and W not 0.
+    """Raise ValueError unless ``x`` is floating-point, (N, channels, H, W) or (channels, H, W), with H, W >= 1.
 
-    Where ``weight`` is given, x must have its dtype, as convolutions need it; autocast converts both.
+    ``x`` must have the dtype of ``weight``, if given, except under autocast, which converts both.
     """
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f'{layer} expects (N, {channels}, H, W) or ({channels}, H, W), got shape {tuple(x.shape)}')
@@ -120,9 +120,9 @@ def check_window(
     padding: tuple[tuple[int, int], tuple[int, int]],
     dilation: tuple[int, int],
 ) -> None:
-    """Raise ValueError if the window is larger than an input of ``size`` with ``padding`` as amounts."""
+    """Raise ValueError if the window is larger than an input of ``size`` with ``padding`` zeros around it."""
     for length, k, zeros, d in zip(size, kernel_size, padding, dilation, strict=True):
-        # Where the padding alone holds all but one position the size is not looked at: dynamic export stays possible.
+        # If padding holds all but one position, every size fits; not reading it keeps dynamic export possible.
         if sum(zeros) < d * (k - 1) and length + sum(zeros) <= d * (k - 1):
             raise ValueError(
                 f'window {kernel_size} with dilation {dilation} is larger than the input '

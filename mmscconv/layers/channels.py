@@ -1,4 +1,4 @@
-"""How CRU divides its channels (Eq. 5, 6 and 11), and what to say when it cannot."""
+"""CRU's division of channels (Eq. 5, 6 and 11), and the nearest settings if it fails."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from mmscconv.layers.arguments import check_real, share, whole
+from mmscconv.layers.arguments import check_real, checked_integer, floor_product
 
-MOST = 1000  # values of one setting that are tried for an advice
+MAX_TRIALS = 1000  # values of one setting that are tried for an advice
 LOW_SQUEEZES = ('input', 'output')
 
 
@@ -39,7 +39,7 @@ class CRUChannels:
     @property
     def up(self) -> int:
         """Channels of X^w that the upper branch takes."""
-        return share(self.alpha, self.in_channels)
+        return floor_product(self.alpha, self.in_channels)
 
     @property
     def low(self) -> int:
@@ -53,7 +53,7 @@ class CRUChannels:
 
     @property
     def squeezed_low(self) -> int:
-        """Channels of X_low; Eq. 6 would need a negative number of new maps beyond C2."""
+        """Channels of X_low, at most C2: beyond C2, PWC2 would have fewer than 0 output channels."""
         channels = self.low if self.low_squeeze == 'input' else self.out_channels
         return min(channels // self.squeeze_ratio, self.out_channels)
 
@@ -71,9 +71,9 @@ class CRUChannels:
         return None
 
     def check(self) -> None:
-        """Raise ValueError where a setting is out of range or the channels do not come out."""
+        """Raise ValueError if a setting is out of range or the channels cannot be divided."""
         for name in ('in_channels', 'out_channels', 'squeeze_ratio', 'groups'):
-            whole(name, getattr(self, name))
+            checked_integer(name, getattr(self, name))
         check_real('alpha', self.alpha)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f'alpha must lie in [0, 1], got alpha={self.alpha}')
@@ -84,30 +84,30 @@ class CRUChannels:
             raise ValueError(f'CRU cannot divide its channels: {problem}. {self._advice()} Given: {self}')
 
     def _advice(self) -> str:
-        """Name, for one setting at a time, the nearest value that works."""
-        # Groups divide out_channels, and a ratio beyond in_channels leaves nothing.
+        """Name the nearest value that works, for one setting at a time."""
+        # Groups divide out_channels, and a ratio beyond in_channels leaves no channels.
         groups, ratio = min(self.groups - 1, self.out_channels), min(self.squeeze_ratio - 1, self.in_channels)
-        asked = round(self.alpha * self.in_channels)
-        near: dict[str, Iterable[int | Fraction]] = {
-            'groups': range(groups, max(groups - MOST, 0), -1),
-            'squeeze_ratio': range(ratio, max(ratio - MOST, 0), -1),
+        up = round(self.alpha * self.in_channels)
+        candidates: dict[str, Iterable[int | Fraction]] = {
+            'groups': range(groups, max(groups - MAX_TRIALS, 0), -1),
+            'squeeze_ratio': range(ratio, max(ratio - MAX_TRIALS, 0), -1),
             'alpha': sorted(
                 (
                     Fraction(n, self.in_channels)
-                    for n in range(max(asked - MOST // 2, 1), min(asked + MOST // 2, self.in_channels))
+                    for n in range(max(up - MAX_TRIALS // 2, 1), min(up + MAX_TRIALS // 2, self.in_channels))
                 ),
                 key=lambda a: abs(float(a - self.alpha)),
             ),
-            'in_channels': range(self.in_channels + 1, self.in_channels + 1 + MOST),
+            'in_channels': range(self.in_channels + 1, self.in_channels + 1 + MAX_TRIALS),
         }
-        found = [f'{name}={value}' for name, values in near.items() if (value := self._first(name, values))]
+        found = [f'{name}={value}' for name, values in candidates.items() if (value := self._working(name, values))]
         return (
             f'Nearest settings that work: {", or ".join(found)}.'
             if found
-            else 'No single setting mends it: choose larger channel counts.'
+            else 'No single setting helps: choose larger channel counts.'
         )
 
-    def _first(self, name: str, values: Iterable[int | Fraction]) -> int | Fraction | None:
+    def _working(self, name: str, values: Iterable[int | Fraction]) -> int | Fraction | None:
         def works(value: int | Fraction) -> bool:
             setting: dict[str, Any] = {name: value}
             return replace(self, **setting).problem() is None

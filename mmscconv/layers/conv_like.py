@@ -1,4 +1,4 @@
-"""The common part of all layers that stand in for a dense ``nn.Conv2d``."""
+"""The common part of all layers that replace a dense ``nn.Conv2d``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from mmscconv.layers.arguments import Device, Size2d, Window, check_input, numeric_padding, whole, window_of
+from mmscconv.layers.arguments import Device, Size2d, Window, check_input, checked_integer, numeric_padding, window_of
 from mmscconv.layers.initialization import apply_as_to_one
 from mmscconv.layers.no_weight import NoWeight
 from mmscconv.layers.tracing import OneNode
@@ -23,14 +23,14 @@ PAD_LAYERS = {'reflect': 'nn.ReflectionPad2d', 'replicate': 'nn.ReplicationPad2d
 class Conv2dLike(OneNode, NoWeight):
     """A module with ``nn.Conv2d``'s argument order and attributes; subclasses define :meth:`transform`.
 
-    There is no ``weight``, unless a subclass has one: reading it raises an
-    AttributeError that names the way out, and ``hasattr`` is False.
+    Unless a subclass has a ``weight``, reading it raises an AttributeError that
+    names the way out, and ``hasattr`` is False.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation: As
             ``nn.Conv2d``'s.
-        groups: Must be 1: these layers take the place of a dense convolution.
-        bias: Add one bias per output channel behind everything else.
+        groups: Must be 1: these layers replace a dense convolution.
+        bias: Add one bias per output channel at the end.
         padding_mode: Must be ``'zeros'``.
         device, dtype: Of all parameters and buffers.
 
@@ -41,8 +41,8 @@ class Conv2dLike(OneNode, NoWeight):
     Raises:
         ValueError: ``groups`` other than 1, ``padding_mode`` other than ``'zeros'``,
             other arguments out of range, an input of another shape.
-        torch.fx.proxy.TraceError: The layer itself is traced by torch.fx, or has
-            forward hooks while the model around it is.
+        torch.fx.proxy.TraceError: torch.fx traces the layer itself, or a model
+            around a layer with forward hooks.
     """
 
     bias: nn.Parameter | None
@@ -77,25 +77,25 @@ class Conv2dLike(OneNode, NoWeight):
 
     @property
     def window(self) -> Window:
-        """(kernel_size, stride, padding, dilation): these decide the output's size."""
+        """Kernel size, stride, padding and dilation, which determine the output's size."""
         return self.kernel_size, self.stride, self.padding, self.dilation
 
     @property
     def inner_window(self) -> Window:
-        """:attr:`window` for a convolution inside, with equal zeros on both sides given as a number."""
+        """:attr:`window` for inner convolutions; padding by equal zeros on both sides is given as numbers."""
         padding, pads = numeric_padding(self.padding, self.kernel_size, self.stride, self.dilation)
         return self.window if pads else (self.kernel_size, self.stride, padding, self.dilation)
 
     @property
     def multiplies(self) -> bool:
-        """Whether the output is a product of several convolutions' weights, whose scales multiply."""
+        """True if the output is a product of several convolutions' weights, whose scales multiply."""
         return False
 
     def apply(self, fn: Callable[[nn.Module], Any]) -> Self:
-        """Call ``fn`` for all modules inside and the layer, as torch does.
+        """Call ``fn`` for all inner modules and the layer, as torch does.
 
-        mmengine's initializers with a fixed scale or for this one layer are applied as
-        to one convolution (:func:`~mmscconv.layers.initialization.apply_as_to_one`).
+        mmengine's initializers with a fixed scale or for this one layer treat it as one
+        convolution (:func:`~mmscconv.layers.initialization.apply_as_to_one`).
         """
         return self if apply_as_to_one(self, fn, self.multiplies) else super().apply(fn)
 
@@ -114,7 +114,7 @@ class Conv2dLike(OneNode, NoWeight):
         if isinstance(x, Proxy):
             return self.node(x)
         check_input(type(self).__name__, x, self.in_channels)
-        # Not by another call of the layer, which would call its hooks twice.
+        # Not another call of the layer: it would run the layer's hooks twice.
         return self._biased(x) if x.dim() == 4 else self._biased(x.unsqueeze(0)).squeeze(0)
 
     def _biased(self, x: Tensor) -> Tensor:
@@ -130,8 +130,8 @@ class Conv2dLike(OneNode, NoWeight):
 
 def check_dense(layer: str, in_channels: int, out_channels: int, groups: int) -> None:
     """Raise ValueError unless the arguments are those of a dense convolution."""
-    whole('in_channels', in_channels)
-    whole('out_channels', out_channels)
+    checked_integer('in_channels', in_channels)
+    checked_integer('out_channels', out_channels)
     if groups != 1:
         raise ValueError(f'{layer} is dense: groups must be 1, got {groups}')
 
@@ -147,7 +147,7 @@ def check_padding_mode(layer: str, padding_mode: str) -> None:
 
 
 def reset(module: nn.Module) -> None:
-    """Call ``reset_parameters`` of ``module``, or else of the outermost modules inside that have one."""
+    """Call ``reset_parameters`` of ``module`` or, if it has none, of its outermost inner modules with one."""
     own = getattr(module, 'reset_parameters', None)
     if callable(own):
         own()

@@ -1,13 +1,13 @@
 """CRU, the channel reconstruction unit: section 2.2, Eq. 5-9 of the SCConv paper (CVPR 2023).
 
-What the paper leaves open, and the reading taken here:
+Our reading of points that the paper leaves open:
 
 * Stride: the upper squeeze runs at the input's size and the GWC is strided;
-  PWC1 and the whole lower branch see the average-pooled input. The printed
-  FLOPs need it so.
+  PWC1 and the whole lower branch see the average-pooled input, as the printed
+  FLOPs require.
 * Inner norms and biases: Eq. 5-9 have none (the default). ``inner_norm=True``
-  adds the smallest set that gives the printed counts; which of several sets of
-  the same size the authors have cannot be told from counts.
+  adds the smallest set that gives the printed counts. Several sets have that
+  size; counts cannot tell the authors' one.
 * The softmax of Eq. 8 runs over the two branches, per channel.
 """
 
@@ -36,7 +36,7 @@ PARTS = ('squeeze_up', 'gwc', 'pwc1', 'norm_up', 'norm1', 'squeeze_low', 'pwc2',
 
 
 class ChannelUnit(NormsFirst, OneNode, NoWeight):
-    """The two branches of a CRU, Eq. 5-9, for CRU itself and for its deploy form; None stands for a missing branch."""
+    """Base class of CRU and its deploy form: the two branches of Eq. 5-9; None stands for a missing branch."""
 
     channels: CRUChannels
     in_channels: int
@@ -53,7 +53,7 @@ class ChannelUnit(NormsFirst, OneNode, NoWeight):
 
     @property
     def squeezes_alike(self) -> bool:
-        """Whether one grouped convolution of X^w can do both squeezes."""
+        """True if one grouped convolution of X^w can do both squeezes."""
         c = self.channels
         alike = 0 < c.alpha < 1 and c.up == c.low and c.squeezed_up == c.squeezed_low
         return alike and self.pool.is_identity
@@ -61,7 +61,7 @@ class ChannelUnit(NormsFirst, OneNode, NoWeight):
     def check(self, x: Tensor) -> None:
         """Raise ValueError unless ``x`` is an input of this layer."""
         squeeze = self.squeeze_low if self.squeeze_up is None else self.squeeze_up
-        # What else may stand there knows by itself which dtypes it takes.
+        # A squeeze of another class (quantized, for example) checks its dtypes itself.
         known = type(squeeze) is nn.Conv2d and undisturbed(squeeze)
         check_input(type(self).__name__, x, self.in_channels, cast('nn.Conv2d', squeeze).weight if known else None)
 
@@ -75,7 +75,7 @@ class ChannelUnit(NormsFirst, OneNode, NoWeight):
         )
 
     def normed(self, x_up: Tensor | None, x_low: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return X_up and X_low of what :meth:`squeeze` returns."""
+        """Return X_up and X_low: the branches that :meth:`squeeze` returns, behind their norms."""
         return (
             x_up if x_up is None or self.norm_up is None else self.norm_up(x_up),
             x_low if x_low is None or self.norm_low is None else self.norm_low(x_low),
@@ -87,12 +87,12 @@ class ChannelUnit(NormsFirst, OneNode, NoWeight):
 
     def transform(self, x_up: Tensor | None, x_low: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Return Y1 (Eq. 5) and Y2 (Eq. 6), (N, C2, H', W') each."""
-        y1 = None if x_up is None else _sum(*self.transform_up(x_up))
+        y1 = None if x_up is None else _y1(*self.transform_up(x_up))
         y2 = None if x_low is None else equations.y2(*self.transform_low(x_low))
         return y1, y2
 
     def fuse(self, y1: Tensor | None, y2: Tensor | None) -> Tensor:
-        """Return Y (Eq. 7-9), or the one branch that there is."""
+        """Return Y (Eq. 7-9), or the only branch."""
         if y1 is not None and y2 is not None:
             return equations.fuse(y1, y2)
         return cast('Tensor', y2 if y1 is None else y1)
@@ -100,14 +100,14 @@ class ChannelUnit(NormsFirst, OneNode, NoWeight):
     def transform_up(self, x_up: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return M^G X_up and M^P1 X_up, whose sum is Y1 (Eq. 5), or the normed Y1 and None."""
         gwc, pwc1 = cast('nn.Conv2d', self.gwc), cast('nn.Conv2d', self.pwc1)
-        # The pool comes first: it says in words that a window is larger than the input.
-        second, first = pwc1(self.pool(x_up)), gwc(x_up)
-        return (first, second) if self.norm1 is None else (self.norm1(equations.y1(first, second)), None)
+        # The pool runs first: its error explains a window larger than the input.
+        pwc1_out, gwc_out = pwc1(self.pool(x_up)), gwc(x_up)
+        return (gwc_out, pwc1_out) if self.norm1 is None else (self.norm1(equations.y1(gwc_out, pwc1_out)), None)
 
     def transform_low(self, x_low: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return M^P2 X_low and X_low, which side by side are Y2 (Eq. 6), or None and the normed Y2."""
-        made = None if self.pwc2 is None else self.pwc2(x_low)
-        return (made, x_low) if self.norm2 is None else (None, self.norm2(equations.y2(made, x_low)))
+        pwc2_out = None if self.pwc2 is None else self.pwc2(x_low)
+        return (pwc2_out, x_low) if self.norm2 is None else (None, self.norm2(equations.y2(pwc2_out, x_low)))
 
 
 @replaceable
@@ -129,7 +129,7 @@ class CRU(ChannelUnit):
     Args:
         in_channels: C1.
         out_channels: C2; None for C1.
-        kernel_size, stride, dilation: Of the convolution that is replaced.
+        kernel_size, stride, dilation: Of the replaced convolution.
         padding: As ``nn.Conv2d``'s; None for ``dilation * (kernel_size - 1) // 2``.
         alpha: Split ratio in [0, 1]; at 0 and at 1 the one remaining branch is
             the output.
@@ -137,8 +137,7 @@ class CRU(ChannelUnit):
         groups: g of the GWC.
         low_squeeze: ``'input'`` (Eq. 6 and 11): X_low has (1-alpha)*C1/r channels;
             ``'output'``: C2/r, which most of the paper's printed tables need.
-            Where X_low has C2 channels there is no ``pwc2`` and Y2 = X_low; more
-            than C2 are never made.
+            X_low has at most C2 channels; at C2, Y2 = X_low without ``pwc2``.
         inner_norm: Add ``norm_up`` and ``norm_low`` behind the squeezes, ``norm1``
             and ``norm2`` on Y1 and Y2 (BN), and biases on the squeezes and PWC2.
         backend: ``'plain'``, ``'native'`` or ``'triton'``
@@ -146,16 +145,16 @@ class CRU(ChannelUnit):
         device, dtype: Of the parameters, as ``nn.Conv2d``'s.
 
     Attributes:
-        output_is_kept: Whether a layer follows that keeps its input for backward and
-            does not change it, as a norm (:meth:`mark_output_kept`): a fuse that is a
-            kernel of its own then keeps the output in place of Y1. False by
-            default, for an in-place activation.
+        output_is_kept: Whether the next layer keeps its input for backward unchanged,
+            as a norm does (:meth:`mark_output_kept`): a separate fuse kernel then
+            keeps the output instead of Y1. False by default: an in-place activation
+            may follow.
 
     Shape:
         Input (N, C1, H, W) or (C1, H, W); output as ``nn.Conv2d``'s with C2 channels.
 
     Raises:
-        ValueError: Channels that do not come out, with the nearest settings that
+        ValueError: Channels that cannot be divided, with the nearest settings that
             work; other arguments out of range; an input of another shape, or of
             another dtype than the weights outside of autocast.
         RuntimeError: A ``backend`` that cannot run on the input.
@@ -222,7 +221,7 @@ class CRU(ChannelUnit):
         self.built = built(self, PARTS)
 
     def mark_output_kept(self) -> None:
-        """Say that the layer behind keeps its input for backward and does not change it: see ``output_is_kept``."""
+        """Set ``output_is_kept``: the next layer keeps its input for backward and does not change it."""
         self.output_is_kept = True
 
     def reset_parameters(self) -> None:
@@ -251,5 +250,5 @@ class CRU(ChannelUnit):
         )
 
 
-def _sum(first: Tensor, second: Tensor | None) -> Tensor:
-    return first if second is None else equations.y1(first, second)
+def _y1(gwc_out: Tensor, pwc1_out: Tensor | None) -> Tensor:
+    return gwc_out if pwc1_out is None else equations.y1(gwc_out, pwc1_out)

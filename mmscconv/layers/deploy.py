@@ -23,24 +23,24 @@ CONVOLUTIONS = ('squeeze_up', 'squeeze_low', 'gwc', 'pwc1', 'pwc2')
 
 @replaceable
 class DeployedCRU(ChannelUnit):
-    """The eval mode of a CRU and of the BN behind it, without any norm.
+    """A CRU and the BN behind it in eval mode, with all norms folded.
 
-    The norm behind the layer scales and shifts the fused result and not the
-    convolutions, for the fuse's weights come from means that it must not change.
-    The kernels read the weights in an order of their own (``packed``); weights that
-    changed since are packed anew at each call.
+    The norm behind the layer scales and shifts the fused result, not the
+    convolutions: the fuse's weights come from means that it must not change. The
+    kernels read packed copies of the weights (``packed``); weights that changed
+    since are packed anew at each call.
 
     Args:
-        cru: Left as it is.
+        cru: Stays unchanged.
         norm: BN behind the layer, or None.
-        relu: Whether a ReLU behind both belongs to it.
+        relu: Whether to end in a ReLU.
 
     Shape:
         As the CRU's.
 
     Raises:
-        ValueError: A norm that is no BN with running statistics; a module of ``cru``
-            that was replaced, hooked or parametrized.
+        ValueError: A norm other than a BN with running statistics; a module of
+            ``cru`` that was replaced, hooked or parametrized.
     """
 
     scale: Tensor | None
@@ -66,11 +66,11 @@ class DeployedCRU(ChannelUnit):
         if cru.pwc2 is None:
             self.squeeze_low = fold_norm(self.squeeze_low, cru.norm2)
         elif cru.norm2 is not None:
-            # X_low is no longer the part of Y2 that costs nothing, so PWC2 makes all of it.
-            whole = nn.Conv2d(cru.pwc2.in_channels, cru.out_channels, 1)
+            # The norm also changes the X_low part of Y2: PWC2 has to compute all of Y2.
+            full_pwc2 = nn.Conv2d(cru.pwc2.in_channels, cru.out_channels, 1)
             weight, bias = with_identity(cru.pwc2.weight, cru.pwc2.bias)
-            whole.weight, whole.bias = nn.Parameter(weight), nn.Parameter(bias)
-            self.pwc2, self.makes_all = fold_norm(whole.eval(), cru.norm2), True
+            full_pwc2.weight, full_pwc2.bias = nn.Parameter(weight), nn.Parameter(bias)
+            self.pwc2, self.makes_all = fold_norm(full_pwc2.eval(), cru.norm2), True
 
         scale, shift = (None, None) if norm is None else (t.detach() for t in affine_of(norm))
         self.register_buffer('scale', scale)
@@ -78,7 +78,7 @@ class DeployedCRU(ChannelUnit):
         for name in ('packed', 'packed_up', 'packed_low'):
             self.register_buffer(name, None, persistent=False)
         self.built = built(self, PARTS)
-        self.window = cru.gwc_window if self.pool.is_plain else None  # the kernel knows no other pools
+        self.window = cru.gwc_window if self.pool.is_plain else None  # the kernel has no other pool
         self.centre = self.window.centre if self.window is not None and self.pool.is_identity else None
         self.pack()
         self.register_load_state_dict_post_hook(_pack_again)
@@ -86,7 +86,7 @@ class DeployedCRU(ChannelUnit):
         self.eval()
 
     def pack(self) -> None:
-        """Bring the weights into the order of the kernels, where these can run."""
+        """Pack the weights for the kernels, if these can run."""
         self.packed = self.packed_up = self.packed_low = None
         self.fingerprint = 0
         if self.window is None or not intact(self, *CONVOLUTIONS):
@@ -99,16 +99,16 @@ class DeployedCRU(ChannelUnit):
         self.fingerprint = ops.fingerprint(weights)
 
     def weights_as_packed(self) -> tuple[list[Tensor], int]:
-        """Return the weights, and the fingerprint that they had when they were packed."""
+        """Return the weights, and their fingerprint from when they were packed."""
         return self._weights(), self.fingerprint
 
     def _weights(self) -> list[Tensor]:
-        # A layer with a window has all of them.
+        # A layer with a window has all these convolutions.
         return [cast('nn.Conv2d', getattr(self, name)).weight.detach() for name in CONVOLUTIONS]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DeployedCRU:
         super()._apply(fn, recurse)
-        self.pack()  # on the CPU again, or in fp32 again
+        self.pack()  # device or dtype may have changed
         return self
 
     @fused.replaced_by(fused.deployed)
@@ -129,11 +129,11 @@ class DeployedCRU(ChannelUnit):
     def transform_low(self, x_low: Tensor) -> tuple[Tensor | None, Tensor]:
         if self.pwc2 is None:
             return None, x_low
-        made = self.pwc2(x_low)
-        return (None, made) if self.makes_all else (made, x_low)
+        pwc2_out = self.pwc2(x_low)
+        return (None, pwc2_out) if self.makes_all else (pwc2_out, x_low)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Earlier deploy forms kept both squeezes once more as one convolution.
+        # Earlier deploy forms also saved both squeezes as one convolution.
         for name in ('merged.weight', 'merged.bias'):
             state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -143,7 +143,7 @@ class DeployedCRU(ChannelUnit):
 
 
 def check_foldable(cru: CRU) -> None:
-    """Raise ValueError unless the modules of ``cru`` are the ones that it was built with, without hooks."""
+    """Raise ValueError unless the modules of ``cru`` are those it was built with, without hooks."""
     reason = obstacle(cru, *PARTS)
     if reason is not None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""BN in eval mode as what it is, an affine map, folded into the convolution in front of it; BN's running statistics."""
+"""Folding of an eval-mode BN, which is an affine map, into the convolution before it; BN's running statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return scale and shift (C) that a BN applies in eval mode, with gradients.
 
     Raises:
-        ValueError: A norm that is no BN with running statistics.
+        ValueError: A norm other than a BN with running statistics.
     """
     bn, mean, variance = _with_statistics(norm)
     scale = torch.rsqrt(variance + bn.eps) * (1 if bn.weight is None else bn.weight)
@@ -27,10 +27,10 @@ def fold_norm(conv: nn.Conv2d, norm: nn.Module | None) -> nn.Conv2d: ...
 @overload
 def fold_norm(conv: None, norm: nn.Module | None) -> None: ...
 def fold_norm(conv: nn.Conv2d | None, norm: nn.Module | None) -> nn.Conv2d | None:
-    """Return one convolution for ``conv`` and the BN behind it; ``conv`` itself where there is no norm.
+    """Return one convolution for ``conv`` and the BN behind it; ``conv`` itself if there is no norm.
 
     Raises:
-        ValueError: A norm that is no BN with running statistics.
+        ValueError: A norm other than a BN with running statistics.
     """
     if conv is None or norm is None:
         return conv
@@ -45,7 +45,7 @@ def _with_statistics(norm: nn.Module) -> tuple[_BatchNorm, Tensor, Tensor]:
 
 
 def is_affine(norm: nn.Module | None) -> bool:
-    """Whether ``norm`` is an affine map in its present mode, or there is none."""
+    """Return whether ``norm`` is None, or an affine map in its present mode."""
     return norm is None or (isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None)
 
 
@@ -58,7 +58,7 @@ def folded(weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> tuple
 
 
 def with_identity(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the 1x1 convolution that makes cat(conv(x), x) of x."""
+    """Return weight and bias of the 1x1 convolution that maps x to cat(conv(x), x)."""
     channels = weight.shape[1]
     identity = torch.eye(channels, dtype=weight.dtype, device=weight.device).view(channels, channels, 1, 1)
     bias = weight.new_zeros(len(weight)) if bias is None else bias
@@ -66,12 +66,12 @@ def with_identity(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Do to the running statistics what a call of ``norm`` in training does.
+    """Update the running statistics as a call of ``norm`` in training does.
 
     Args:
-        norm: In training, or without running statistics.
-        mean, variance: (C), of the batch; the variance is the biased one.
-        count: Of values per channel.
+        norm: Unchanged in eval mode or without running statistics.
+        mean, variance: (C), of the batch; the biased variance.
+        count: Number of values per channel.
     """
     if not norm.training or norm.running_mean is None or norm.running_var is None:
         return

@@ -1,11 +1,11 @@
 """The one place where kernels and rearranged forms replace the modules of a layer.
 
-A layer's ``forward`` calls its modules, one equation after the other. Here is what
-may run in its stead: ``replaced_by(function)`` asks ``function(layer, x)`` first,
-once a call, and the modules are called where it returns None.
+A layer's ``forward`` calls its modules, one equation after the other.
+``replaced_by(function)`` first tries ``function(layer, x)``, once a call; if it
+returns None, ``forward`` runs.
 
-A module is replaced only where that cannot be noticed (:func:`intact`), by what was
-built for its input (:func:`mmscconv.ops.choose_backend`, :func:`mmscconv.ops.fits`).
+A module is replaced only if nobody can notice (:func:`intact`) and a kernel is built
+for its input (:func:`mmscconv.ops.choose_backend`, :func:`mmscconv.ops.fits`).
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ L = TypeVar('L', bound=Unit)
 def replaced_by(
     function: Callable[[L, Tensor], Tensor | None],
 ) -> Callable[[Callable[[L, Tensor], Tensor]], Callable[[L, Tensor], Tensor]]:
-    """Decorate a unit's ``forward``, which is its definition for (N, C, H, W), with what may run in its stead.
+    """Decorate a unit's ``forward``, its definition for (N, C, H, W), with a ``function`` that may run instead.
 
-    The input is checked and an unbatched one, (C, H, W), gets its batch axis here.
+    The wrapper checks the input, and adds the batch axis to an unbatched one, (C, H, W).
     """
 
     def decorate(forward: Callable[[L, Tensor], Tensor]) -> Callable[[L, Tensor], Tensor]:
@@ -81,14 +81,14 @@ def sru(layer: SRU, x: Tensor) -> Tensor | None:
 
 
 def sru_arguments(layer: SRU, dtype: torch.dtype) -> SRUArguments:
-    """Return the arguments of :func:`mmscconv.ops.sru` besides an input of ``dtype``."""
+    """Return the arguments of :func:`mmscconv.ops.sru` that follow an input of ``dtype``."""
     gn = layer.gn
     scale, shift = identities.affine(gn.weight, gn.bias, gn.eps, dtype)
     return scale, shift, gn.num_groups, gn.eps, layer.logit_threshold, layer.gate == 'hard'
 
 
 def cru(layer: CRU, x: Tensor) -> Tensor | None:
-    """CRU with its squeezes as one convolution, and from GWC to fuse by as few kernels as there are."""
+    """CRU with its squeezes as one convolution, and as few kernels as possible from GWC to fuse."""
     backend = ops.choose_backend(x, layer.backend)
     if backend == 'plain' or not x.numel():
         return None
@@ -96,7 +96,7 @@ def cru(layer: CRU, x: Tensor) -> Tensor | None:
 
 
 def sru_then_cru(layer: CRU, before: SRU, x: Tensor) -> Tensor | None:
-    """``layer(before(x))``, of which X^w is not kept for backward."""
+    """``layer(before(x))`` without keeping X^w for backward."""
     backend = ops.choose_backend(x, layer.backend)
     if backend == 'plain' or not x.numel() or not undisturbed(before, layer):
         return None
@@ -112,7 +112,7 @@ def sru_then_cru(layer: CRU, before: SRU, x: Tensor) -> Tensor | None:
 
 
 def _squeezed(layer: ChannelUnit, x: Tensor) -> Branches:
-    """Return the squeezed branches before their norms, both by one grouped convolution where they are alike."""
+    """Return the squeezed branches before their norms, by one grouped convolution if both squeezes are alike."""
     if not layer.squeezes_alike or not intact(layer, 'squeeze_up', 'squeeze_low', 'pool'):
         return layer.squeeze(x)
     return side_by_side(cast('nn.Conv2d', layer.squeeze_up), cast('nn.Conv2d', layer.squeeze_low), x)
@@ -121,8 +121,8 @@ def _squeezed(layer: ChannelUnit, x: Tensor) -> Branches:
 def side_by_side(up: nn.Conv2d, low: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``up`` of the first and ``low`` of the second half of ``x`` by one convolution in two groups."""
     bias = None if up.bias is None or low.bias is None else torch.cat((up.bias, low.bias))
-    first, second = F.conv2d(x, torch.cat((up.weight, low.weight)), bias, groups=2).split(len(up.weight), dim=1)
-    return first, second
+    x_up, x_low = F.conv2d(x, torch.cat((up.weight, low.weight)), bias, groups=2).split(len(up.weight), dim=1)
+    return x_up, x_low
 
 
 def _one_kernel_squeezes(layer: CRU, before: SRU, x: Tensor, backend: str) -> bool:
@@ -156,15 +156,15 @@ def squeeze_reconstructed(
         x: (N, C, H, W).
         before: The SRU.
         up, low: Weight and bias of the squeezes.
-        pool: Of X_low; the kernel does it where it is a plain one and no gradients are recorded.
+        pool: Of X_low; the kernel does a plain pool, unless gradients are recorded.
     """
     size = (1, 1) if torch.is_grad_enabled() or not pool.is_plain else pool.stride
-    # A plain pool leaves a constant as it is; others have windows with nothing in them.
-    early = low[1] if pool.is_plain else None
-    x_up, x_low = ops.sru_squeeze(x, sru_arguments(before, x.dtype), up[0], low[0], (up[1], early), size)
+    # A plain pool does not change a constant bias; other pools have empty windows, which give 0.
+    kernel_bias = low[1] if pool.is_plain else None
+    x_up, x_low = ops.sru_squeeze(x, sru_arguments(before, x.dtype), up[0], low[0], (up[1], kernel_bias), size)
     if size != pool.stride or not pool.is_plain:
         x_low = pool(x_low)
-    return x_up, x_low if low[1] is None or early is not None else x_low + low[1].view(-1, 1, 1)
+    return x_up, x_low if low[1] is None or kernel_bias is not None else x_low + low[1].view(-1, 1, 1)
 
 
 def _transformed(layer: CRU, branches: Branches, backend: str) -> Tensor:
@@ -177,14 +177,14 @@ def _transformed(layer: CRU, branches: Branches, backend: str) -> Tensor:
             return _transformed_by_kernel(layer, x_up, x_low)
         if _one_kernel_norms(layer, x_up, x_low):
             return _normed_by_kernel(layer, x_up, x_low)
-    made, low = layer.transform_low(x_low)
-    first, second = layer.transform_up(x_up)
-    again = functools.partial(_transformed_up_again(layer), x_up)
-    return ops.fuse(first, low, second, made, output_is_kept=layer.output_is_kept, again=again, backend=backend)
+    pwc2_out, low = layer.transform_low(x_low)
+    y1, y1_addend = layer.transform_up(x_up)
+    again = functools.partial(_transform_up_again(layer), x_up)
+    return ops.fuse(y1, low, y1_addend, pwc2_out, output_is_kept=layer.output_is_kept, again=again, backend=backend)
 
 
-def _transformed_up_again(layer: CRU) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-    """Return ``layer.transform_up``, which leaves running statistics as they are."""
+def _transform_up_again(layer: CRU) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+    """Return ``layer.transform_up`` without updates of running statistics."""
 
     def again(x_up: Tensor) -> tuple[Tensor, Tensor | None]:
         with statistics_kept(layer):
@@ -194,7 +194,7 @@ def _transformed_up_again(layer: CRU) -> Callable[[Tensor], tuple[Tensor, Tensor
 
 
 def _one_kernel_transforms(layer: CRU, x_up: Tensor, x_low: Tensor) -> bool:
-    """Whether one kernel does GWC, PWC1, PWC2, norms in eval mode and fuse."""
+    """Return whether one kernel can do GWC, PWC1, PWC2, norms in eval mode and fuse."""
     gwc, pwc1, pwc2 = layer.gwc, layer.pwc1, layer.pwc2
     if gwc is None or pwc1 is None or pwc2 is None or layer.gwc_window is None:
         return False
@@ -214,13 +214,13 @@ def _transformed_by_kernel(layer: CRU, x_up: Tensor, x_low: Tensor) -> Tensor:
     pwc1 = folded(cast('nn.Conv2d', layer.pwc1).weight, None, layer.norm1)[0]
     pwc2, bias2 = pwc2_conv.weight, pwc2_conv.bias
     if layer.norm2 is not None:
-        # X_low is then no longer the part of Y2 that costs nothing, so PWC2 makes all of it.
+        # The norm also changes the X_low part of Y2: PWC2 has to compute all of Y2.
         pwc2, bias2 = folded(*with_identity(pwc2, bias2), layer.norm2)
     return ops.transform_fuse(x_up, up, x_low, (gwc, pwc1, pwc2), window, (bias1, bias2))
 
 
 def _one_kernel_norms(layer: CRU, x_up: Tensor, x_low: Tensor) -> bool:
-    """Whether one kernel does ``norm1`` and ``norm2`` with the batch's statistics, and fuse."""
+    """Return whether one kernel can do ``norm1`` and ``norm2`` with the batch's statistics, and fuse."""
     norms = layer.norm1, layer.norm2
     if layer.pwc2 is None or not intact(layer, 'norm1', 'norm2', 'pwc2'):
         return False
@@ -233,9 +233,9 @@ def _one_kernel_norms(layer: CRU, x_up: Tensor, x_low: Tensor) -> bool:
 def _normed_by_kernel(layer: CRU, x_up: Tensor, x_low: Tensor) -> Tensor:
     norms = cast('nn.BatchNorm2d', layer.norm1), cast('nn.BatchNorm2d', layer.norm2)
     pwc1, gwc, pwc2 = (cast('nn.Conv2d', conv) for conv in (layer.pwc1, layer.gwc, layer.pwc2))
-    second, first = pwc1(layer.pool(x_up)), gwc(x_up)  # the pool first, as in transform_up
+    pwc1_out, gwc_out = pwc1(layer.pool(x_up)), gwc(x_up)  # the pool first, as in transform_up
     settings = ((norm.weight, norm.bias, norm.eps) for norm in norms)
-    y, mean, variance = ops.norm_fuse(first + second, pwc2(x_low), x_low, *settings)
+    y, mean, variance = ops.norm_fuse(gwc_out + pwc1_out, pwc2(x_low), x_low, *settings)
     for norm, mu, v in zip(norms, mean, variance, strict=True):
         update_statistics(norm, mu, v, y[:, 0].numel())
     return y
@@ -247,9 +247,9 @@ def deployed(layer: DeployedCRU, x: Tensor) -> Tensor | None:
     if backend == 'plain' or not x.numel() or not 0 < layer.channels.alpha < 1:
         return None
     x_up, x_low = cast('tuple[Tensor, Tensor]', _squeezed(layer, x))
-    made, low = layer.transform_low(x_low)
-    first, second = layer.transform_up(x_up)
-    y = ops.fuse(first, low, second, made, layer.scale, layer.shift, overwrite=True, backend=backend)
+    pwc2_out, low = layer.transform_low(x_low)
+    y1, y1_addend = layer.transform_up(x_up)
+    y = ops.fuse(y1, low, y1_addend, pwc2_out, layer.scale, layer.shift, overwrite=True, backend=backend)
     return F.relu(y, inplace=True) if layer.relu else y
 
 

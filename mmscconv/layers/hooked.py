@@ -1,4 +1,4 @@
-"""Whether somebody watches or changes the computation of a module, which then has to be called as it is."""
+"""Detection of hooks, parametrizations and replaced forwards; a module with one has to be called as it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FORWARD_HOOKS = ('_forward_pre_hooks', '_forward_hooks')
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether ``module`` has a hook of any kind, a parametrization, or a forward of this one instance.
+    """Return whether ``module`` has a hook of any kind, a parametrization, or a ``forward`` set on the instance.
 
     Pruning and the older forms of weight norm and spectral norm are forward
     pre-hooks; mmengine's ``efficient_conv_bn_eval`` and wrappers such as
@@ -23,10 +23,10 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether the forward of this one instance was replaced."""
+    """Return whether ``forward`` was set on this instance."""
     return 'forward' in module.__dict__
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether a call of ``module`` also calls a forward hook, of its own or one of all modules."""
+    """Return whether a call of ``module`` also calls a forward hook, its own or a global one."""
     return any(getattr(module, hooks) or getattr(torch_module, f'_global{hooks}') for hooks in FORWARD_HOOKS)

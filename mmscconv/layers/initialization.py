@@ -1,4 +1,4 @@
-"""Initializers of mmengine that meet a layer in the place of one convolution."""
+"""mmengine's initializers, applied to a layer that replaces one convolution."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from torch.nn.modules.batchnorm import _NormBase
 
 MODULE = 'mmengine.model.weight_init'
 ABSOLUTE = ('NormalInit', 'TruncNormalInit', 'UniformInit', 'ConstantInit')
-CONV_NAMES = ('Conv2d', '_ConvNd')  # by which mmengine finds an nn.Conv2d: its class and its base
+CONV_NAMES = ('Conv2d', '_ConvNd')  # class and base class: mmengine finds an nn.Conv2d by these names
 
 
 def apply_as_to_one(layer: nn.Module, function: Callable[[nn.Module], Any], multiplies: bool) -> bool:
-    """Apply ``function`` to ``layer`` as to one convolution if mmengine's initializers call it; return whether it was.
+    """Apply an initializer of mmengine to ``layer`` as to one convolution; return whether this was done.
 
-    mmengine initializes by ``module.apply(init)`` whatever is called ``Conv2d``. Two
-    cases are meant for the convolution that ``layer`` stands in for, and would break
-    what it has inside:
+    mmengine initializes everything called ``Conv2d`` by ``module.apply(init)``. Two
+    cases are meant for the convolution that ``layer`` replaces, and would break the
+    modules inside:
 
     * A fixed scale, such as the ``Normal(layer='Conv2d', std=0.01)`` of most heads of
-      mmdet. Where the output is a product of several weights (``multiplies``), it is
-      0.01^3 times too small, and does not train.
-    * An override of one layer by its name, as heads have for their prediction layers,
-      which sets all weights and biases inside of it, those of norms too: a bias of
-      -4.6 for rare objects closes the SRU's gate for good.
+      mmdet: an output that is a product of several weights (``multiplies``) would be
+      0.01^3 times too small, and not train.
+    * An override of one layer by its name, as heads have for their prediction layers.
+      It sets all weights and biases inside, those of norms too: a bias of -4.6 for
+      rare objects closes the SRU's gate for good.
 
-    In both, the bias of ``layer`` is set as that of an ``nn.Conv2d`` would be, and
-    what is inside keeps its own initialization; norms that the first case names get
-    their values. All else, such as Kaiming and Xavier, whose scale follows from
-    each weight's shape, is left to the caller.
+    In both, the bias of ``layer`` is set like an ``nn.Conv2d``'s, and the modules
+    inside keep their own initialization, except norms that the first case names.
+    Everything else, such as Kaiming and Xavier, whose scale follows from each
+    weight's shape, is left to the caller.
 
     Args:
-        layer: Whose ``apply`` was called.
-        function: What it was called with.
-        multiplies: Whether its output is a product of several convolutions' weights,
-            without norms between them.
+        layer: The layer whose ``apply`` was called.
+        function: The argument of ``apply``.
+        multiplies: Whether the layer's output is a product of several convolutions'
+            weights, without norms between them.
     """
     initializer = _initializer(function)
     if initializer is None:
@@ -59,8 +59,8 @@ def apply_as_to_one(layer: nn.Module, function: Callable[[nn.Module], Any], mult
 
 
 def _initializer(function: Callable[..., Any]) -> Any:
-    """Return the initializer of mmengine of which ``function`` is the inner ``init``, or None."""
-    # Told by its names: nothing here imports mmengine.
+    """Return mmengine's initializer whose inner ``init`` is ``function``, or None."""
+    # Recognized by names: the layers do not import mmengine.
     if getattr(function, '__module__', None) != MODULE or not inspect.isfunction(function):
         return None
     found = inspect.getclosurevars(function).nonlocals.get('self')

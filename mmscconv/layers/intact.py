@@ -1,4 +1,4 @@
-"""Whether a kernel may do a module's work without anybody noticing that the module was not called."""
+"""Checks that a kernel may do a module's work: nobody can notice that the module is not called."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Built = dict[str, tuple[Any, ...]]
 M = TypeVar('M', bound=type[nn.Module])
 _PLAIN = (nn.Parameter, Tensor)
 
-# Subclasses are left out: quantization, adapters and parametrizations are such, and compute something else.
+# Exact classes: quantization, adapters and parametrizations are subclasses that compute something else.
 _KNOWN: set[type[nn.Module]] = {
     nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, GroupNorm, AlignedAvgPool2d
 }  # fmt: skip
-# As kept in the module's own dictionary, where a look-up is cheap, also of what it lacks.
+# Keys of the module's own dictionary, where look-ups are cheap, even of missing keys.
 _SETTINGS = (
     'kernel_size',
     'stride',
@@ -38,39 +38,39 @@ _SETTINGS = (
 
 
 def replaceable(cls: M) -> M:
-    """Class decorator: objects of exactly this class compute what kernels compute."""
+    """Class decorator: kernels may do the work of objects of exactly this class."""
     _KNOWN.add(cls)
     return cls
 
 
 def of_known_class(module: nn.Module) -> bool:
-    """Whether the class of ``module`` is exactly one whose work kernels can do."""
+    """Return whether kernels can do the work of exactly the class of ``module``."""
     return type(module) in _KNOWN
 
 
 def undisturbed(*modules: nn.Module | None) -> bool:
-    """Whether calling ``modules`` runs their class's own forward and nothing else: no hook, no forward put over it."""
+    """Return whether calls of ``modules`` run their classes' own forward alone, without hooks or replaced forwards."""
     return not torch_module._has_any_global_hook() and all(m is None or _disturbance(m) is None for m in modules)
 
 
 def _disturbance(module: nn.Module) -> str | None:
-    """Return how a call of ``module`` would do more or something else than its class's own forward, or None."""
+    """Return why a call of ``module`` may not run its class's own forward alone, or None."""
     if type(module) not in _KNOWN:
         return f'it is a {type(module).__name__}'
     return 'it has hooks, or a forward of its own' if is_hooked(module) else None
 
 
 def built(layer: nn.Module, names: Iterable[str]) -> Built:
-    """Return how the modules of ``layer`` with these names are built, for :func:`intact` to compare with later."""
+    """Return settings and weight shapes of the modules of ``layer`` with these names, for :func:`intact`."""
     return {name: _geometry(layer._modules.get(name)) for name in names}
 
 
 def intact(layer: Any, *names: str) -> bool:
-    """Whether these modules of ``layer`` are undisturbed and as ``layer.built`` says, with plain tensors as weights.
+    """Return whether these modules of ``layer`` are undisturbed and as in ``layer.built``, with plain tensor weights.
 
-    Somebody may have changed a stride or dilation, put another module in, pruned
-    channels or parametrized a weight since the layer was made; kernels know the
-    layer's own settings alone.
+    A stride or dilation may have been changed, a module replaced, channels pruned or a
+    weight parametrized since the layer was built; kernels read the layer's own settings
+    alone.
     """
     reason = obstacle(layer, *names)
     if reason is not None and not torch.compiler.is_compiling():
@@ -93,7 +93,7 @@ def obstacle(layer: Any, *names: str) -> str | None:
 
 
 def _geometry(module: nn.Module | None) -> tuple[Any, ...]:
-    """Return settings, and names and shapes of the weights; a tensor of another class has no shape."""
+    """Return settings, and names and shapes of the weights; for tensor subclasses, the class."""
     if module is None:
         return ()
     settings = module.__dict__

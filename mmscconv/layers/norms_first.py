@@ -1,4 +1,4 @@
-"""An order of children in which nobody takes a norm for that of the convolution registered before it."""
+"""An order of children that keeps others from pairing a norm with the wrong convolution."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class NormsFirst(nn.Module):
     """A mixin for modules whose BN is not applied to the output of the convolution registered before it.
 
-    mmcv's ``fuse_conv_bn`` walks ``named_children()`` and folds each BN into the
-    last convolution it met before, which is an error or other numbers in silence
-    where the module's forward pairs them differently. With the norms in front it
+    mmcv's ``fuse_conv_bn`` walks ``named_children()`` and folds each BN into the last
+    convolution before it. Where the module's forward pairs them differently, that
+    raises or silently gives other numbers. With the norms in front ``fuse_conv_bn``
     finds no pair. Parameters and state dict keep their order, which optimizer states need.
     """
 

@@ -1,4 +1,4 @@
-"""Computing once more in backward what is cheaper to compute than to keep."""
+"""Recomputation in backward of results that are cheaper to compute than to keep."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ T = TypeVar('T')
 
 
 def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module | None) -> T:
-    """Run ``function(x)``; backward recomputes its intermediate results, which are not kept.
+    """Run ``function(x)``; backward recomputes its intermediate results.
 
-    Backward sees the weights and buffers of ``modules`` as they were, whatever stands in
-    the modules then, and changes none: the first computation alone updates running
-    statistics. Without gradients this is a plain call. So it is where a graph is made,
-    as under torch.compile, whose own partitioner decides what to keep, and inside of
-    torch.func's transforms, which do not take the hooks that recomputing needs.
+    Backward uses the weights and buffers that ``modules`` had in forward, and changes
+    none: forward alone updates running statistics. This is a plain call
+
+    * without gradients;
+    * in graphs, as under torch.compile, whose own partitioner decides what to keep;
+    * inside torch.func's transforms, which refuse the hooks that recomputing needs.
 
     Raises:
-        RuntimeError: In backward, where ``x`` or a weight was changed in place since.
+        RuntimeError: In backward, if ``x`` or a weight was changed in place since.
     """
     if not torch.is_grad_enabled() or ops.becoming_graph() or ops.transformed():
         return function(x)
@@ -36,7 +37,7 @@ def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module |
     strides, layout = x.stride(), ops.layout_of(x)
 
     def run(x: Tensor) -> T:
-        # Hooks for saved tensors may hand back x in another layout, for which other kernels would run.
+        # Saved-tensor hooks may return x in another layout, for which other kernels would run.
         return function(x if x.stride() == strides else x.contiguous(memory_format=layout))
 
     return checkpoint(
@@ -54,10 +55,10 @@ def statistics_kept(module: nn.Module) -> AbstractContextManager[None]:
 
 
 class _AsBefore(AbstractContextManager[None]):
-    """A context in which this thread's operations see the tensors that ``modules`` had when it was made.
+    """A context in which this thread's operations see the tensors that ``modules`` had when it was created.
 
-    It can be entered again, as a second backward pass over one graph does, and
-    changes no module, which other threads may be using.
+    It can be entered again, as a second backward pass over one graph does. It changes
+    no module: other threads may be using them.
     """
 
     def __init__(self, x: Tensor | None, modules: list[nn.Module]) -> None:
@@ -73,36 +74,36 @@ class _AsBefore(AbstractContextManager[None]):
         if any(t._version != version for t, version in self.versions):
             raise RuntimeError(
                 'a variable needed for gradient computation has been modified by an inplace operation: the input or a '
-                'weight of a layer whose inside is computed again in backward'
+                'weight of a layer that backward recomputes'
             )
-        others: list[tuple[Tensor | None, Tensor]] = [
+        pairs: list[tuple[Tensor | None, Tensor]] = [
             (m._parameters.get(name), p) for m, name, p in self.parameters if m._parameters.get(name) is not p
         ]
-        now = [(m, name, m._buffers.get(name)) for m, name, _ in self.buffers]
-        others += [(b, old.clone()) for (_, _, b), (_, _, old) in zip(now, self.buffers, strict=True)]
-        mode: AbstractContextManager[Any] = _Replacing(others) if others else nullcontext()
-        self.entered.stack = [*getattr(self.entered, 'stack', []), (mode, now)]
+        current = [(m, name, m._buffers.get(name)) for m, name, _ in self.buffers]
+        pairs += [(b, old.clone()) for (_, _, b), (_, _, old) in zip(current, self.buffers, strict=True)]
+        mode: AbstractContextManager[Any] = _Replacing(pairs) if pairs else nullcontext()
+        self.entered.stack = [*getattr(self.entered, 'stack', []), (mode, current)]
         mode.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         mode, buffers = self.entered.stack.pop()
         mode.__exit__(*error)
         for module, name, buffer in buffers:
-            # A module may have assigned what an operation returned, as torch's spectral norm does.
+            # A module may have assigned a result to its buffer, as torch's spectral norm does.
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer
 
 
 class _Replacing(TorchFunctionMode):
-    """Hands each operation the second tensor of a pair in place of the first."""
+    """Passes each operation the second tensor of a pair instead of the first."""
 
     def __init__(self, pairs: list[tuple[Tensor | None, Tensor]]) -> None:
         super().__init__()
-        self.pairs = pairs  # keeps the first ones, whose ids other tensors would get
-        self.others = {id(now): other for now, other in pairs if now is not None}
+        self.pairs = pairs  # keeps the current tensors alive: other tensors could get their ids
+        self.replacements = {id(current): old for current, old in pairs if current is not None}
 
     def __torch_function__(
         self, function: Callable[..., Any], _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args, kwargs = tree_map(lambda a: self.others.get(id(a), a), (args, kwargs or {}))
+        args, kwargs = tree_map(lambda a: self.replacements.get(id(a), a), (args, kwargs or {}))
         return function(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""SCConv: SRU and CRU in the place of a convolution (CVPR 2023, sections 2 and 3.2).
+"""SCConv: SRU and CRU as a replacement for a convolution (CVPR 2023, sections 2 and 3.2).
 
 Not to be confused with the self-calibrated convolution of SCNet (CVPR 2020),
 which goes by the same short name.
@@ -40,7 +40,7 @@ class SCConv(Conv2dLike):
         in_channels, out_channels, kernel_size, stride, padding, dilation: As
             ``nn.Conv2d``'s.
         groups: Must be 1, SCConv is dense; the paper's g is ``gwc_groups``.
-        bias: Add one bias per output channel behind everything else.
+        bias: Add one bias per output channel at the end.
         padding_mode: Must be ``'zeros'``.
         device, dtype: Of all parameters and buffers.
         alpha, squeeze_ratio, gwc_groups, low_squeeze, inner_norm: Of
@@ -49,12 +49,12 @@ class SCConv(Conv2dLike):
         arrangement: One of the table's first column.
         backend: ``'plain'``, ``'native'`` or ``'triton'``
             (:mod:`mmscconv.ops.backend`); None for the fastest that runs.
-        recompute: Keep nothing of the layer's inside for backward and compute it
-            again there: the memory of a convolution for the time of another forward.
+        recompute: Recompute the layer's intermediate results in backward: the memory
+            of a convolution for the time of another forward.
 
     Shape:
         Input (N, in_channels, H, W) or (in_channels, H, W); output as
-        ``nn.Conv2d``'s, in the dtype that the convolutions give.
+        ``nn.Conv2d``'s, in the output dtype of the convolutions.
 
     Raises:
         ValueError: ``groups`` other than 1, an unknown ``arrangement``, ``'C&S'``
@@ -144,7 +144,7 @@ class SCConv(Conv2dLike):
         if sru is None or self.arrangement == 'S+C':  # 'C' has no SRU
             if sru is None:
                 return cru(x)
-            # A wrapper that hands on attributes is called, too: its class has no joined form.
+            # Asks the class: a wrapper that forwards attributes has to be called itself.
             return cru.after(sru, x) if hasattr(type(cru), 'after') else cru(sru(x))
         if self.pool is None:  # 'C+S'
             return sru(cru(x))
@@ -152,29 +152,28 @@ class SCConv(Conv2dLike):
 
     @property
     def multiplies(self) -> bool:
-        """Whether the output is a product of several convolutions' weights."""
+        """True if the output is a product of several convolutions' weights."""
         return self.arrangement != 'S'
 
     def mark_output_kept(self) -> None:
-        """Say that the layer behind keeps its input for backward and does not change it, as a norm does."""
+        """Declare that the next layer keeps its input for backward and does not change it, as a norm does."""
         if isinstance(self.cru, CRU):
             self.cru.mark_output_kept()
 
     @property
     def ends_in_cru(self) -> bool:
-        """Whether the output is the CRU's."""
+        """True if the output is the CRU's."""
         return self.arrangement in ('S+C', 'C') and self.bias is None
 
     def switch_to_deploy(self, norm: nn.Module | None = None, relu: bool = False) -> None:
-        """Fold the inner norms, and ``norm`` if given, into the layer; for inference only, and for good.
+        """Fold the inner norms, and ``norm`` if given, into the layer: irreversible, for inference only.
 
         Args:
-            norm: The BN behind the layer, which the caller then takes out.
-            relu: Whether to end in the ReLU behind both, which the caller then
-                takes out, too.
+            norm: The BN behind the layer, which the caller then removes.
+            relu: Whether to append the ReLU behind both, which the caller then removes.
 
         Raises:
-            ValueError: A norm that is no BN with running statistics, or a ``norm``
+            ValueError: A norm other than a BN with running statistics, or a ``norm``
                 or ``relu`` where the output is not the CRU's.
         """
         if (norm is not None or relu) and not self.ends_in_cru:
@@ -186,7 +185,7 @@ class SCConv(Conv2dLike):
         self.requires_grad_(False)
 
     def append_relu(self) -> None:
-        """End the deploy form in the ReLU behind it, which the caller then takes out.
+        """Append the ReLU behind the layer to its deploy form; the caller then removes the ReLU.
 
         Raises:
             ValueError: The layer is not in its deploy form, or its output is not the CRU's.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmscconv import equations, ops
 from mmscconv.layers import fused
-from mmscconv.layers.arguments import Device, check_input, check_real, whole
+from mmscconv.layers.arguments import Device, check_input, check_real, checked_integer
 from mmscconv.layers.conv_like import reset
 from mmscconv.layers.group_norm import GroupNorm
 from mmscconv.layers.intact import built, replaceable
@@ -42,8 +42,8 @@ class SRU(OneNode, NoWeight):
         threshold: t of the gate, the paper's 0.5. At 0 or less every position is
             informative, at 1 or more none is.
         gate: ``'soft'`` (default, our reading of Eq. 3) or ``'hard'``. The hard
-            gate passes no gradient to gamma and beta; they are made not to
-            require one, so that DDP does not wait for it.
+            gate passes no gradient to gamma and beta; ``requires_grad`` is False
+            for both, or DDP would wait for one.
         eps: Added to the variance in GN; also the least magnitude of
             sum(gamma), which keeps Eq. 2 finite where gammas cancel (our choice).
         backend: ``'plain'``, ``'native'`` or ``'triton'``
@@ -73,9 +73,9 @@ class SRU(OneNode, NoWeight):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if whole('channels', channels) % 2:
+        if checked_integer('channels', channels) % 2:
             raise ValueError(f'SRU halves its channels: channels must be even, got channels={channels}')
-        whole('num_groups', num_groups)
+        checked_integer('num_groups', num_groups)
         if gate not in GATES:
             raise ValueError(f'gate must be one of {GATES}, got gate={gate!r}')
         check_real('threshold', threshold)
@@ -98,7 +98,7 @@ class SRU(OneNode, NoWeight):
 
     @property
     def logit_threshold(self) -> float:
-        """The threshold on W as one on its logit; infinite where no weight lies on the other side."""
+        """The threshold on W's logit, log(t / (1 - t)); infinite if t lies outside of (0, 1)."""
         if 0 < self.threshold < 1:
             return math.log(self.threshold / (1 - self.threshold))
         return -math.inf if self.threshold <= 0 else math.inf
@@ -126,7 +126,7 @@ class SRU(OneNode, NoWeight):
         check_input(type(self).__name__, x, self.channels)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Earlier deploy forms kept the affine, which is now computed from gn.
+        # Earlier deploy forms saved the affine, which is now computed from gn.
         for name in ('scale', 'shift'):
             state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)

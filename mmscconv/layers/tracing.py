@@ -1,4 +1,4 @@
-"""Graphs of whole models: a layer is one node for torch.fx, and torch.jit.script is refused in words."""
+"""Graphs of whole models: torch.fx sees a layer as one node, and torch.jit.script raises a clear error."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from mmscconv.layers.hooked import has_forward_hooks
 class OneNode(nn.Module):
     """A mixin for layers whose forward starts with ``if isinstance(x, Proxy): return self.node(x)``.
 
-    torch.fx then treats the layer as it treats ``nn.Conv2d``: as one ``call_module``
-    node, at whose place the layer itself runs, checks of its input and choice of
-    kernels included.
+    torch.fx then treats the layer like ``nn.Conv2d``: as one ``call_module`` node,
+    which runs the layer itself, input checks and choice of kernels included.
     """
 
     def node(self, x: Proxy) -> Any:
@@ -28,19 +27,19 @@ class OneNode(nn.Module):
         """
         name = type(self).__name__
         if has_forward_hooks(self):
-            # The trace calls them with proxies, and the graph, which calls the layer, a second time.
+            # The trace calls the hooks with proxies; the graph, which calls the layer, calls them again.
             raise TraceError(f'{name} has a forward hook, which the traced graph would call twice: add it afterwards')
         path_of_module = getattr(x.tracer, 'path_of_module', None)
         path = path_of_module(self) if path_of_module is not None else ''
         if not path:
             raise TraceError(
-                f'{name} is one node of a graph and cannot be the whole of it: '
+                f'{name} is one node of a graph and cannot be traced alone: '
                 f'trace the model that contains it, or nn.Sequential(layer)'
             )
         return x.tracer.create_proxy('call_module', path, (x,), {})
 
     def __prepare_scriptable__(self) -> NoReturn:
-        # torch.jit.script calls this for the module that it is given and for all modules inside.
+        # torch.jit.script calls this for its module and all modules inside.
         raise NotImplementedError(
             f'{type(self).__name__} cannot be compiled by torch.jit.script: use torch.jit.trace(model, example), '
             'torch.export.export(model, (example,)), or tools/export.py for an ONNX or .pt2 file'

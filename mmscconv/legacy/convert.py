@@ -26,16 +26,16 @@ FORMS = ('legacy', 'paper')
 
 @dataclass(frozen=True)
 class FoundLayer:
-    """An unofficial ScConv in a state dict, with the settings that its shapes tell.
+    """An unofficial ScConv in a state dict, with the settings that follow from its shapes.
 
     Args:
-        prefix: What its keys begin with: ``''``, or a name that ends with a dot.
+        prefix: Start of its keys: ``''``, or a name that ends with a dot.
         channels: C, of input and output.
         kernel_size: Of the GWC; odd.
         alpha: Share of the upper branch.
-        squeeze_ratio: Where several give these shapes, one that divides both branches.
+        squeeze_ratio: If several give these shapes, one that divides both branches.
         gwc_groups: Groups of the GWC.
-        torch_gn: Whether the norm is ``nn.GroupNorm``, or that module's own.
+        torch_gn: True for ``nn.GroupNorm``, False for that module's own norm.
     """
 
     prefix: str
@@ -50,7 +50,7 @@ class FoundLayer:
         """Return the settings of the layer that takes the converted weights, as for ``conv_cfg``.
 
         Raises:
-            ValueError: ``num_groups``, which no weight tells, is impossible for these channels.
+            ValueError: ``num_groups``, which no weight records, is impossible for these channels.
         """
         if num_groups < 1 or ((self.torch_gn or form == 'paper') and self.channels % num_groups):
             raise ValueError(
@@ -74,7 +74,7 @@ def convert_weights(
     ``state_dict``, not copied.
 
     ===============  =============================================================
-    form             what the result is for
+    form             use of the result
     ===============  =============================================================
     ``'legacy'``     :class:`mmscconv.LegacySCConv`, which gives the same numbers
     ``'paper'``      :class:`mmscconv.SCConv`: the same weights, OTHER numbers. Its
@@ -89,8 +89,8 @@ def convert_weights(
         drop_gwc_bias: With ``'paper'``, leave out biases of the GWC that are not zero.
 
     Raises:
-        ValueError: No such layer; one whose keys are incomplete or whose shapes do
-            not fit together, named; a name that is taken; a bias that would be lost.
+        ValueError: No such layer; a layer, named, with missing keys or shapes that do
+            not match; a name that is taken; a bias that would be lost.
     """
     if form not in FORMS:
         raise ValueError(f'form must be one of {FORMS}, got form={form!r}')
@@ -104,7 +104,7 @@ def convert_weights(
             converted[key] = value
             continue
         if renamed[key] in state_dict:
-            raise ValueError(f'{key} would become {renamed[key]}, which is there already')
+            raise ValueError(f'{key} would become {renamed[key]}, which exists already')
         if form == 'paper' and key.endswith('CRU.GWC.bias'):
             if value.any() and not drop_gwc_bias:
                 raise ValueError(
@@ -140,7 +140,7 @@ def find_layers(state_dict: Mapping[str, Any], prefix: str = '') -> list[FoundLa
 def _layer(state_dict: Mapping[str, Any], prefix: str) -> FoundLayer:
     missing = [name for name in NAMES if prefix + name not in state_dict]
     if missing:
-        raise ValueError(f'the layer {prefix!r} is incomplete, not there: {", ".join(prefix + n for n in missing)}')
+        raise ValueError(f'the layer {prefix!r} is incomplete, missing: {", ".join(prefix + n for n in missing)}')
     units = (f'{prefix}SRU.', f'{prefix}CRU.')
     unknown = [key for key in state_dict if key.startswith(units) and key.removeprefix(prefix) not in NAMES]
     if unknown:
@@ -186,7 +186,7 @@ def _layer(state_dict: Mapping[str, Any], prefix: str) -> FoundLayer:
 
 
 def settings_table(layers: Sequence[FoundLayer], num_groups: int = NUM_GROUPS, form: str = 'legacy') -> str:
-    """Return a line for each layer, and below them the setting for configs that takes their converted weights.
+    """Return a table of the layers, and below it the ``conv_cfg`` settings that take their converted weights.
 
     Raises:
         ValueError: ``num_groups`` is impossible for one of the layers.

@@ -1,4 +1,4 @@
-"""What the popular unofficial ScConv module computes, for checkpoints that were trained with it.
+"""The arithmetic of the popular unofficial ScConv module, for checkpoints trained with it.
 
 Written from a description of that module. :class:`mmscconv.SCConv` follows the paper; here
 
@@ -7,7 +7,7 @@ Written from a description of that module. :class:`mmscconv.SCConv` follows the 
 * the GWC is biased;
 * the gate compares W itself with the threshold, in at least fp32: where fp32
   rounds W to 0.5 it differs from SCConv, which decides on the logit;
-* GN may be that module's own: divided by the unbiased standard deviation plus 1e-10.
+* GN may be that module's own, which divides by the unbiased standard deviation plus 1e-10.
 
 ``mmscconv.convert_weights`` renames that module's weights for these layers.
 """
@@ -33,17 +33,18 @@ class LegacySRU(SRU):
         channels: C; even.
         num_groups: That module's ``group_num``.
         threshold: That module's ``gate_treshold``.
-        torch_gn: Whether it used ``nn.GroupNorm``, or its own norm, where a group is
-            C*H*W / num_groups values in a row and ``num_groups`` need not divide C.
+        torch_gn: True for ``nn.GroupNorm``, False for that module's own norm, whose
+            groups are C*H*W / num_groups successive values; ``num_groups`` need not
+            divide C then.
         device, dtype: Of the weights.
 
     Shape:
         Input and output: (N, C, H, W) or (C, H, W).
 
     Raises:
-        ValueError: What :class:`SRU` refuses; ``num_groups`` that does not divide C
-            (with ``torch_gn=False``: the values of an input), or leaves one value per
-            group, which has no unbiased deviation.
+        ValueError: Arguments that :class:`SRU` refuses; ``num_groups`` that does not
+            divide C (with ``torch_gn=False``: the number of values of an input), or
+            leaves one value per group, which has no unbiased deviation.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class LegacyCRU(CRU):
         As CRU's.
 
     Raises:
-        ValueError: What CRU refuses, and an ``alpha`` that leaves one branch.
+        ValueError: Arguments that CRU refuses, and an ``alpha`` that leaves one branch.
     """
 
     def __init__(
@@ -157,16 +158,16 @@ class LegacySCConv(Conv2dLike):
 
     That module itself is stride 1 with as many output as input channels and "same"
     padding (``padding=kernel_size // 2`` here); strides, dilation and other channel
-    counts are SCConv's, for which it has no counterpart. It is no :class:`SCConv`,
-    whose ops and deploy form compute the paper's softmax: it always runs the plain
-    operations, and ``switch_to_deploy`` of a model leaves it and the norm behind it
-    as they are.
+    counts are SCConv's, for which that module has no counterpart. This class does not
+    subclass :class:`SCConv`, whose ops and deploy form compute the paper's softmax: it
+    always runs the plain operations, and ``switch_to_deploy`` of a model changes
+    neither it nor the norm behind it.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation: As
             ``nn.Conv2d``'s.
         groups: Must be 1; that module's ``group_size`` is ``gwc_groups``.
-        bias: Add one bias per output channel behind everything else.
+        bias: Add one bias per output channel at the end.
         padding_mode: Must be ``'zeros'``.
         device, dtype: Of all parameters and buffers.
         alpha, squeeze_ratio: That module's ``alpha`` and ``squeeze_radio``.
@@ -179,7 +180,7 @@ class LegacySCConv(Conv2dLike):
         Input (N, in_channels, H, W) or (in_channels, H, W); output as ``nn.Conv2d``'s.
 
     Raises:
-        ValueError: What the two units refuse, and ``groups`` other than 1.
+        ValueError: Arguments that the two units refuse, and ``groups`` other than 1.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class LegacySCConv(Conv2dLike):
 
     @property
     def multiplies(self) -> bool:
-        """Whether the output is a product of several convolutions' weights."""
+        """True: the output is a product of several convolutions' weights."""
         return True
 
     def transform(self, x: Tensor) -> Tensor:

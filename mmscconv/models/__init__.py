@@ -1,13 +1,13 @@
 """The OpenMMLab side: importing this module registers the conv layers, the backbones and ReplaceConv.
 
-Configs name it in ``custom_imports``; the hooks that they name besides come with it.
+Configs name this module in ``custom_imports``; it registers the package's hooks, too.
 Everything is registered in mmengine's root registry, where mmdet and mmpretrain both
 find it by its plain name.
 """
 
 import mmscconv.datasets
 import mmscconv.hooks
-import mmscconv.optim  # noqa: F401, whoever sets custom_imports anew names this module alone
+import mmscconv.optim  # noqa: F401, configs that set custom_imports anew name this module alone
 from mmscconv.models.cifar import (
     CIFARBottleneckResNet,
     CIFARDenseNet,

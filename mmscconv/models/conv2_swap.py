@@ -1,4 +1,4 @@
-"""Puts another layer in the place of one convolution of a block."""
+"""Replacement of one convolution of a block by another layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmscconv.replace.like import arguments_like
 def build_replacement(conv_cfg: dict[str, Any], conv: nn.Conv2d) -> nn.Module:
     """Build the layer of ``conv_cfg`` with the window and channels of ``conv``.
 
-    Dense also where ``conv`` is grouped: the paper's counts for ResNeXt-29 need
+    The layer is dense even if ``conv`` is grouped: the paper's counts for ResNeXt-29 need
     it. ``conv_cfg`` may set ``bias``; otherwise ``conv`` decides.
     """
     arguments, window = arguments_like(conv)
@@ -23,11 +23,11 @@ def build_replacement(conv_cfg: dict[str, Any], conv: nn.Conv2d) -> nn.Module:
 
 
 def replace_conv2(block: Block, conv_cfg: dict[str, Any]) -> None:
-    """Replace ``block.conv2``, and fit what follows to a layer that gives fewer channels.
+    """Replace ``block.conv2``, and adapt the block to a layer that gives fewer channels.
 
     A layer may declare with ``ends_normalized`` that the block's ``norm2`` has to
-    go, and with its ``out_channels`` that the 1x1 behind it gets fewer channels
-    than the replaced convolution gave (SlimConv, k = 4/3).
+    be removed, and with its ``out_channels`` that the 1x1 behind it gets fewer
+    channels than the replaced convolution gave (SlimConv, k = 4/3).
 
     Args:
         block: A BasicBlock or Bottleneck of mmdet's or mmpretrain's ResNet.
@@ -54,7 +54,7 @@ def replace_conv2(block: Block, conv_cfg: dict[str, Any]) -> None:
 
 
 class Conv2Replaced(AnyResNet):
-    """For a ResNet of mmdet or mmpretrain: its stages are built plain, then each conv2 is replaced.
+    """A mixin for ResNets of mmdet and mmpretrain: builds plain stages, then replaces each conv2.
 
     ``conv2_cfg`` (None: stay plain) has to be set before ``super().__init__``,
     which builds the stages.

@@ -17,9 +17,9 @@ from mmscconv.models.deploy import switch_to_deploy
 class ConvResNet(ResNet):
     """mmdet's ResNet-18/34/50/101/152 whose conv2 is the layer of ``conv_cfg``.
 
-    Bottleneck: the 3x3. BasicBlock: the second 3x3 only, which is what the
-    paper's counts for ResNet-56 prove. The norm behind it stays, unless the layer
-    says otherwise. Works as backbone in mmdet and mmpretrain, with the same
+    Bottleneck: the 3x3. BasicBlock: the second 3x3 only, as the paper's counts
+    for ResNet-56 prove. The norm behind it stays, unless the layer declares
+    ``ends_normalized``. Works as backbone in mmdet and mmpretrain, with the same
     state-dict keys in both.
 
     Args:
@@ -42,7 +42,7 @@ class ConvResNet(ResNet):
             the layer refuses.
     """
 
-    # What the messages call the argument and the layer; SCConvResNet has its own names.
+    # The argument's name in messages; SCConvResNet has its own.
     stage_option = 'stage_with_conv'
 
     def __init__(
@@ -57,7 +57,7 @@ class ConvResNet(ResNet):
         super().__init__(depth, num_stages=num_stages, **kwargs)
 
     def replace_in_stages(self, conv2_cfg: dict[str, Any] | None, stages: Sequence[bool], num_stages: int) -> None:
-        """Remember what to replace and where: mmdet's ``__init__`` builds the stages and needs it before."""
+        """Set the replacement and its stages, which mmdet's ``__init__`` needs when it builds the stages."""
         if len(stages) < num_stages:
             raise ValueError(
                 f'{self.stage_option} needs one entry for each of the {num_stages} stages, got {tuple(stages)}'
@@ -66,7 +66,7 @@ class ConvResNet(ResNet):
         self.stage_with_conv = tuple(stages)
 
     def make_res_layer(self, **kwargs: Any) -> nn.Sequential:
-        """Build a stage of plain blocks, then put the layer in the place of each conv2."""
+        """Build a stage of plain blocks, then replace each conv2 by the layer."""
         stage = len(self.res_layers)
         conv2_cfg = self.conv2_cfg if self.stage_with_conv[stage] else None
         if conv2_cfg is None:

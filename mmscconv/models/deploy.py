@@ -33,14 +33,14 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
     Every SCConv folds its inner norms. In ResNets of mmdet and mmpretrain, those of
     this package among them, in ``ConvModule`` and in ``nn.Sequential``, each BN is folded into the
     convolution or SCConv in front of it, and in their Bottlenecks the ReLU behind an SCConv, too
-    (:class:`DeployedBottleneck`). Everything else stays as it is. The
-    result equals the model in eval mode up to rounding; it cannot be trained or
-    turned back, and takes a training checkpoint only before.
+    (:class:`DeployedBottleneck`). Everything else stays unchanged. The result
+    equals the model in eval mode up to rounding. One way: load training checkpoints
+    first; the result cannot be trained.
 
-    A norm stays where folding could change numbers or hide what somebody watches:
-    subclasses of convolutions and norms, hooks, parametrizations, pruning, a
-    ``forward`` set on an instance (as mmengine's ``efficient_conv_bn_eval`` does), and
-    convolutions or weights that stand in several places.
+    A norm stays where folding could change numbers or bypass an observer: subclasses
+    of convolutions and norms, hooks, parametrizations, pruning, a ``forward`` set on an
+    instance (as mmengine's ``efficient_conv_bn_eval`` does), and convolutions or weights
+    that stand in several places.
     """
     model.eval()
     fixed = _Fixed(model)
@@ -59,7 +59,7 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
 
 
 class DeployedBottleneck(nn.Module):
-    """A Bottleneck of mmdet or mmpretrain whose SCConv does the ReLU behind it; the state-dict keys stay.
+    """A Bottleneck of mmdet or mmpretrain whose SCConv includes the ReLU behind it; the state-dict keys stay.
 
     Args:
         block: One that :meth:`takes` accepts, its norms folded.
@@ -73,14 +73,14 @@ class DeployedBottleneck(nn.Module):
 
     @staticmethod
     def takes(block: nn.Module) -> bool:
-        """Whether ``block`` does what this one does, besides the ReLU."""
+        """Return whether this class can take over the work of ``block``."""
         known = (mmdet_resnet.Bottleneck.forward, mmpretrain_resnet.Bottleneck.forward)
         if type(block).forward not in known or getattr(block, 'with_plugins', False):
             return False
         conv = block.conv2
         if type(conv) is not SCConv or not isinstance(conv.cru, DeployedCRU) or not conv.ends_in_cru:
             return False
-        # conv1, conv3 and downsample are called as before; all else is not, and conv2's output changes.
+        # Only conv1, conv3 and downsample are called as before: no other child may have hooks.
         called = {id(child) for child in (block.conv1, block.conv3, block.downsample)}
         if is_hooked(block) or any(is_hooked(child) for child in block.children() if id(child) not in called):
             return False
@@ -93,17 +93,17 @@ class DeployedBottleneck(nn.Module):
 
 
 class _Fixed:
-    """The modules of a model into which no norm can be folded, and the norms that cannot be."""
+    """The convolutions and norms of a model that cannot be folded."""
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
         self.shared = shared_parameters(model)
         self.places = Counter(id(child) for module in modules for child in module._modules.values())
-        # A forward of the instance may be a graph that was traced: it calls the modules that it once found.
+        # A forward set on an instance may be a traced graph, which calls the modules that it found then.
         self.traced = {id(inside) for module in modules if has_own_forward(module) for inside in module.modules()}
 
     def holds(self, parent: nn.Module, conv_name: str, norm_name: str) -> bool:
-        """Whether these two children of ``parent`` have to stay as they are."""
+        """Return whether these two children of ``parent`` have to stay unchanged."""
         conv, norm = parent._modules.get(conv_name), parent._modules.get(norm_name)
         if conv is None or norm is None or id(parent) in self.traced or is_hooked(conv) or is_hooked(norm):
             return True
@@ -111,7 +111,7 @@ class _Fixed:
 
 
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:
-    """Return the names of children of which the second, a norm, takes the first's output and nothing else does."""
+    """Return pairs of children's names: the second, a norm, is the only one to take the first's output."""
     forward = type(module).forward
     if isinstance(module, nn.Sequential):
         return list(pairwise(module._modules)) if forward is nn.Sequential.forward else []

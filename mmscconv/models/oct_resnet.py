@@ -42,12 +42,12 @@ class OctaveUnit(nn.Module):
 
 
 class OctBottleneck(nn.Module):
-    """The octave form of a plain bottleneck ``block``, of whose convolutions it takes the channels and strides.
+    """The octave form of a plain bottleneck ``block``, with the channels and strides of its convolutions.
 
     Args:
         block: mmdet's or mmpretrain's ``Bottleneck``.
         norm_cfg: Of the norms.
-        alpha_in, alpha_out: Share of low channels in the input, and in all else.
+        alpha_in, alpha_out: Share of low channels in the input, and in all other maps.
 
     Shape:
         A pair (high, low or None) to a pair; low has half of high's resolution.
@@ -71,7 +71,7 @@ class OctBottleneck(nn.Module):
 
 
 class OctStage(nn.Sequential):
-    """Blocks in a row; a single map may enter, and leaves where there is no low one."""
+    """Blocks in a row; takes a single map or a pair, and returns a single map if there is no low one."""
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
         high, low = super().forward(x if isinstance(x, tuple) else (x, None))
@@ -79,7 +79,7 @@ class OctStage(nn.Sequential):
 
 
 class OctaveStages(AnyResNet):
-    """For a ResNet of mmdet or mmpretrain: makes each stage octave.
+    """A mixin for ResNets of mmdet and mmpretrain: makes each stage octave.
 
     Args:
         depth: 50, 101 or 152.
@@ -122,7 +122,7 @@ class OctaveStages(AnyResNet):
 
 @MODELS.register_module()
 class OctResNet(OctaveStages, ResNet):
-    """mmdet's ResNet in octaves, for ImageNet; its ``norm_eval=True`` is to be switched off for training.
+    """mmdet's ResNet in octaves, for ImageNet; set ``norm_eval=False`` for training.
 
     Shape:
         (N, 3, H, W) to a tuple with (N, 2048, H / 32, W / 32).

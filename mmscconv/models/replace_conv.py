@@ -23,34 +23,34 @@ def build_with_replaced_convs(
 ) -> nn.Module:
     """Build ``model``, replace its convolutions, and return that model itself.
 
-    It is done while the model is built and not by a hook, because mmengine's
-    Runner builds the optimizer before the first hook is called. Training,
-    testing, inference and checkpoints see the plain model with other layers;
-    ``init_weights`` and pretrained weights for the rest come afterwards, as ever.
+    No hook could do this: mmengine's Runner builds the optimizer before it calls the
+    first hook. Training, testing, inference and checkpoints see the plain model with
+    other layers; ``init_weights`` and pretrained weights for the rest come afterwards,
+    as usual.
 
-    In a config that inherits another one, name that one's type as ``model`` and
-    all its settings stay where they are::
+    In a config that inherits another one, give the inherited model's type as
+    ``model``; its settings stay where they are::
 
         model = dict(
             type='ReplaceConv', model='FasterRCNN', conv_cfg=dict(type='SCConv'), match='backbone.*',
             backbone=dict(frozen_stages=-1, norm_eval=False),
         )
 
-    What mmdet's defaults do to new layers in a backbone: stages that
-    ``frozen_stages`` freezes are skipped, and ``norm_eval=True`` would freeze the
-    statistics of SCConv's inner norms. Leave prediction layers out by ``match``:
-    their heads initialize them by name, new layers included.
+    Mind mmdet's defaults for backbones: stages that ``frozen_stages`` freezes are
+    skipped, and ``norm_eval=True`` would freeze the statistics of SCConv's inner
+    norms. Leave prediction layers out by ``match``: their heads initialize them by
+    name, new layers included.
 
     Args:
         model: Name of the model's type, or its whole config.
         conv_cfg, match, min_kernel, min_channels: Of :func:`mmscconv.replace_conv`.
-        **settings: Of the model where ``model`` is a name.
+        **settings: Of the model, if ``model`` is a name.
 
     Returns:
         The model, an ``nn.Module`` of its own type.
 
     Raises:
-        ValueError: Settings besides a whole config, and what ``replace_conv`` raises.
+        ValueError: Settings besides a whole config, and every error of ``replace_conv``.
     """
     if isinstance(model, str):
         model = dict(type=model, **settings)

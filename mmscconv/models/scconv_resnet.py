@@ -1,4 +1,4 @@
-"""ResNet with SCConv in the place of the convolutions that the paper replaces (section 3.4)."""
+"""ResNet with SCConv instead of the convolutions that the paper replaces (section 3.4)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mmscconv.models.conv_resnet import ConvResNet
 class SCConvResNet(ConvResNet):
     """mmdet's ResNet-18/34/50/101/152 whose conv2 is an SCConv.
 
-    Bottleneck: the 3x3. BasicBlock: the second 3x3 only, which is what the
-    paper's counts for ResNet-56 prove. The norm behind it stays. Works as
-    backbone in mmdet and mmpretrain, with the same state-dict keys in both.
+    Bottleneck: the 3x3. BasicBlock: the second 3x3 only, as the paper's counts
+    for ResNet-56 prove. The norm behind it stays. Works as backbone in mmdet and
+    mmpretrain, with the same state-dict keys in both.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
@@ -52,5 +52,5 @@ class SCConvResNet(ConvResNet):
         self.scconv = dict(scconv or {})
         self.stage_with_scconv = tuple(stage_with_scconv)
         self.replace_in_stages({'type': SCCONV_TYPE, **self.scconv}, stage_with_scconv, num_stages)
-        # Not ConvResNet's: there conv_cfg, which may be among kwargs, has another meaning than mmdet's.
+        # Not ConvResNet's __init__: a conv_cfg among kwargs is mmdet's, with another meaning.
         ResNet.__init__(self, depth, num_stages=num_stages, **kwargs)

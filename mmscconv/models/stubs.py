@@ -1,4 +1,4 @@
-"""Annotations for what this package uses of OpenMMLab's ResNets, which have none of their own."""
+"""Type annotations for the parts of OpenMMLab's ResNets that this package uses; OpenMMLab has none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 if TYPE_CHECKING:
     from mmdet.models.backbones import ResNet as AnyResNet
 else:
-    # The base of classes that are mixed into a ResNet of mmdet or of mmpretrain, and call its methods by super().
+    # The base of mixins for ResNets of mmdet and mmpretrain, whose methods they call by super().
     AnyResNet = object
 
 
@@ -22,7 +22,7 @@ class Block(Protocol):
 
 
 class PlainBottleneck(Protocol):
-    """A Bottleneck as it is built."""
+    """A newly built Bottleneck."""
 
     conv1: nn.Conv2d
     conv2: nn.Conv2d

@@ -1,4 +1,4 @@
-"""Which implementation of the layers' arithmetic runs: an explicit choice, then MMSCCONV_BACKEND, then what fits.
+"""Choice of the implementation of the layers' arithmetic: an explicit one, MMSCCONV_BACKEND's, or the fastest.
 
 ==========  ==================================================================
 ``plain``   PyTorch operations: runs everywhere, and defines what is correct
@@ -6,9 +6,9 @@
 ``triton``  Triton kernels on CUDA devices
 ==========  ==================================================================
 
-An explicit choice that cannot run raises; the automatic one falls back to
-``plain`` and logs the reason (logger ``mmscconv``, level DEBUG). Observers always
-see ``plain``, whatever was chosen: export and tracing, because a graph has to run
+An explicit choice or MMSCCONV_BACKEND that cannot run raises; the automatic choice
+falls back to ``plain`` and logs the reason (logger ``mmscconv``, level DEBUG).
+Observers always see ``plain``: export and tracing, because a graph has to run
 without this package (:mod:`mmscconv.export.custom_op` brings the kernels along),
 and dispatch modes, which count or record operations and cannot look into a kernel.
 """
@@ -43,14 +43,14 @@ _forced_plain = 0
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend that was chosen by hand cannot run; the message says why."""
+    """An explicitly chosen backend cannot run; the message says why."""
 
 
 def _constant_when_traced(function: F) -> F:
     """Let torch.compile call ``function`` and take its answer as a constant.
 
-    It is what torch.compiler.assume_constant_result does, which imports all of
-    torch._dynamo: one and a half seconds for those who only want a layer.
+    As torch.compiler.assume_constant_result, without its import of torch._dynamo,
+    which takes 1.5 seconds.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # the mark is dynamo's own
     return function
@@ -59,19 +59,19 @@ def _constant_when_traced(function: F) -> F:
 def check_backend(backend: str | None) -> None:
     """Raise ValueError unless ``backend`` is None or one of BACKENDS."""
     if backend is not None and backend not in BACKENDS:
-        raise ValueError(f'backend must be one of {BACKENDS}, or None for the best that runs, got {backend!r}')
+        raise ValueError(f'backend must be one of {BACKENDS}, or None for the fastest that runs, got {backend!r}')
 
 
 def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool = False) -> str:
     """Return the backend for an input like ``x``.
 
     Under torch.compile on the CPU the automatic choice is ``plain``, whose passes
-    inductor fuses as well as the kernels do, unless ``beyond_fusion`` says that
-    the kernels in question do what it cannot fuse.
+    inductor fuses as well as the kernels do; with ``beyond_fusion``, for kernels
+    that do more than inductor can fuse, it stays ``native``.
 
     Raises:
-        BackendUnavailableError: ``explicit`` or MMSCCONV_BACKEND names one that cannot run here.
-        ValueError: MMSCCONV_BACKEND names none.
+        BackendUnavailableError: ``explicit`` or MMSCCONV_BACKEND names a backend that cannot run here.
+        ValueError: MMSCCONV_BACKEND names no backend.
     """
     if _forced_plain or exporting() or observed():
         return 'plain'
@@ -89,12 +89,12 @@ def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool =
     if reason is None:
         return fitting
     if not torch.compiler.is_compiling():
-        _LOGGER.debug('plain PyTorch form in the place of %s kernels: %s', fitting, reason)
+        _LOGGER.debug('plain PyTorch form instead of %s kernels: %s', fitting, reason)
     return 'plain'
 
 
 def runs_on(x: Tensor, backend: str | None, *weights: Tensor) -> bool:
-    """Return whether :func:`mmscconv.ops.scconv` takes an input like ``x``; ``backend`` as chosen by hand, or None."""
+    """Return whether :func:`mmscconv.ops.scconv` takes an input like ``x``; ``backend``: explicit choice, or None."""
     chosen = choose_backend(x, backend, beyond_fusion=True)
     return chosen == 'native' and not torch.is_grad_enabled() and fits(x, *weights)
 
@@ -107,7 +107,7 @@ def fits(x: Tensor, *weights: Tensor) -> bool:
 
 @contextmanager
 def plain_only() -> Iterator[None]:
-    """Let everything inside run on ``plain``: for counting operations, which cannot look into a kernel."""
+    """Run everything inside on ``plain``, for counters of operations, which cannot look into a kernel."""
     global _forced_plain
     _forced_plain += 1
     try:
@@ -128,11 +128,11 @@ def _refusal(backend: str, x: Tensor) -> str | None:
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f'it computes in fp32 and takes fp32, bf16 and fp16, not {x.dtype}'
     if not torch.compiler.is_compiling() and type(x) not in (Tensor, nn.Parameter):
-        # They may own no memory, or do something of their own with every operation.
+        # Subclasses may own no memory, or change every operation.
         return f'it takes no tensor subclasses, got a {type(x).__name__}'
     if transformed():
         mode = 'forward-mode AD' if forward_mode() else 'a transform of torch.func (grad, vmap, jacrev, ...)'
-        return f'{mode} is active, which has to see the operations'
+        return f'{mode} is active and has to see the operations'
     if backend == 'native':
         return _native_unavailable() if x.device.type == 'cpu' else f'it needs a CPU tensor, got one on {x.device}'
     reason = triton_unavailable()
@@ -145,7 +145,7 @@ def _refusal(backend: str, x: Tensor) -> str | None:
 
 @_constant_when_traced
 def triton_unavailable() -> str | None:
-    """Return why Triton's kernels cannot run wherever they are asked to, or None."""
+    """Return why Triton's kernels cannot run on any device, or None."""
     try:
         version = importlib.import_module('triton').__version__  # its distribution has several names
     except ImportError:
@@ -160,13 +160,13 @@ def interpreting() -> bool:
     return os.environ.get('TRITON_INTERPRET') == '1'
 
 
-# Torch 2.4 cannot trace the look-up of a variable that is not set.
+# Torch 2.4 cannot trace the look-up of an unset variable.
 @_constant_when_traced
 def _from_environment() -> str | None:
     return os.environ.get(VARIABLE)
 
 
-# The compiler's call is not traced.
+# torch.compile cannot trace the call of the C compiler.
 @_constant_when_traced
 def _native_unavailable() -> str | None:
     reason = compiled.unavailable()
@@ -182,7 +182,7 @@ def _warn_once(message: str) -> None:
 
 @_constant_when_traced
 def forward_mode() -> bool:
-    """Return whether a level of forward-mode AD is active, also one of torch.func.jvp."""
+    """Return whether a level of forward-mode AD is active, torch.func.jvp's included."""
     return forward_ad._current_level >= 0
 
 
@@ -193,20 +193,20 @@ def transformed() -> bool:
 
 
 def observed() -> bool:
-    """Return whether a TorchDispatchMode sees every operation, as FlopCounterMode or FakeTensorMode; no compiler's."""
+    """Return whether a TorchDispatchMode other than torch.compile's sees every operation, as FlopCounterMode does."""
     return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
 
 
 def becoming_graph() -> bool:
-    """Return whether what runs is traced, exported or compiled."""
+    """Return whether the running code is traced, exported or compiled."""
     return exporting() or torch.compiler.is_compiling()
 
 
-# Called for real while torch.compile traces, which otherwise takes every compilation for an export.
+# A constant for torch.compile, which would otherwise take every compilation for an export.
 @_constant_when_traced
 def exporting() -> bool:
-    """Return whether torch.jit, torch.fx, torch.export or ONNX's exporter is making a graph of what runs."""
-    # torch.fx's own question for its flag logs a warning each time.
+    """Return whether torch.jit, torch.fx, torch.export or ONNX's exporter is making a graph of the running code."""
+    # torch.fx's own function for this flag logs a warning at each call.
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or _symbolic_trace._is_fx_tracing_flag:
         return True
     return getattr(torch.compiler, 'is_exporting', bool)()

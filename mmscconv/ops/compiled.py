@@ -22,19 +22,19 @@ from pathlib import Path
 from mmscconv.ops.prototypes import Argument, Parameter, prototypes
 
 SOURCES = Path(__file__).parent / 'csrc'
-# NaN and infinity keep their meaning: no -ffast-math. gnu11 and not c11, which rules out fused multiply-adds.
+# No -ffast-math: NaN and infinity keep their meaning. Not c11: it rules out fused multiply-adds.
 FLAGS = ('-O3', '-std=gnu11', '-fPIC', '-fno-math-errno', '-fno-trapping-math')
 
 
 @dataclass(frozen=True)
 class Library:
-    """What is compiled together.
+    """A shared library and its sources.
 
     Attributes:
         name: Of the file.
-        sources: Below ``csrc/``, as patterns.
-        flags: To compile with, in order of preference: a compiler may lack OpenMP, or not know the machine it runs on.
-        links_openmp: Whether what runs the loops is the compiler's OpenMP, or among the sources.
+        sources: Patterns below ``csrc/``.
+        flags: Compiler flags in order of preference: a compiler may lack OpenMP, or not know the machine it runs on.
+        links_openmp: Whether the compiler's OpenMP runs the loops; if not, one of the sources does.
     """
 
     name: str
@@ -60,7 +60,7 @@ ONNXRUNTIME_OP = Library(
 
 @functools.cache
 def unavailable() -> str | None:
-    """Return why the kernels cannot run on this machine, or None; compiles them where that is still to be done."""
+    """Return why the kernels cannot run on this machine, or None; compile them at the first call."""
     built = build(KERNELS)
     return built if isinstance(built, str) else None
 
@@ -82,12 +82,12 @@ def build(library: Library) -> Path | str:
             return folder / name
         scratch = Path(tempfile.mkdtemp(dir=folder))
     except OSError as error:
-        return f'{error}: name a folder that can be written in MMSCCONV_CACHE_DIR'
+        return f'{error}: set MMSCCONV_CACHE_DIR to a writable folder'
     try:
         for optional in library.flags:
             message = _compile(compiler, optional, library, scratch / name)
             if message is None:
-                # At once, for several processes may compile at the same time.
+                # Atomic: several processes may compile at the same time.
                 (scratch / name).replace(folder / name)
                 return folder / name
         return f'{compiler} failed: {message}'
@@ -109,13 +109,13 @@ def _compile(compiler: str, optional: Sequence[str], library: Library, file: Pat
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pairs = zip(sources, objects, strict=True)
         messages = list(pool.map(lambda pair: run(*FLAGS, *optional, '-c', pair[0], '-o', pair[1]), pairs))
-    # What is missing shows now and not when the library is loaded.
+    # With -z,defs a missing function fails here, not when the library is loaded.
     link = (*FLAGS, *optional) if library.links_openmp else ('-Wl,-z,defs',)
     return next(filter(None, messages), None) or run('-shared', *link, *objects, '-o', file, '-lm')
 
 
 def cache_folder() -> Path:
-    """Return where compiled kernels are kept: MMSCCONV_CACHE_DIR, or mmscconv in the user's cache folder."""
+    """Return the folder of the compiled kernels: MMSCCONV_CACHE_DIR, or mmscconv in the user's cache folder."""
     chosen = os.environ.get('MMSCCONV_CACHE_DIR')
     if chosen:
         return Path(chosen)
@@ -123,7 +123,7 @@ def cache_folder() -> Path:
 
 
 def _cpu() -> str:
-    """Return what tells machines apart that share a home folder but not their instructions."""
+    """Return the CPU's description: machines that share a home folder may have other instructions."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
@@ -148,9 +148,9 @@ def _library() -> ctypes.CDLL:
 
 
 def call(name: str, *arguments: Argument) -> None:
-    """Call a function of ``csrc/kernels.h``; where a tensor's values lie is passed for the tensor.
+    """Call a function of ``csrc/kernels.h``; for each tensor, the address of its values is passed.
 
-    The caller answers for shapes and strides.
+    The caller is responsible for shapes and strides.
 
     Raises:
         TypeError: Another number of arguments than the function has, or a tensor that does not have the dtype of its

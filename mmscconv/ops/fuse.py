@@ -1,4 +1,4 @@
-"""CRU's fuse (Eq. 7-9): the plain form, and the custom op that the kernels stand behind."""
+"""CRU's fuse (Eq. 7-9): the plain form, and the custom op that runs the kernels."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def fuse(
     Args:
         first, second: (N, C, H, W) each; Y1 is their sum, or ``first`` alone.
         low: (N, l, H, W), X_low.
-        made: (N, C - l, H, W), what PWC2 makes; Y2 is ``cat(made, low)``, or
+        made: (N, C - l, H, W), PWC2's output; Y2 is ``cat(made, low)``, or
             ``low`` alone where l = C.
         scale, shift: (C), fp32, of a norm behind the layer; for inference only.
-        output_is_kept: Whether nobody writes into the result before backward has
-            run: then it is kept for backward in the place of ``first``, which
-            costs nothing where the next layer keeps it anyway, as a norm does.
-        overwrite: Whether the result may take the place of ``first``, which saves
-            its memory; done where no gradients are recorded.
+        output_is_kept: Keep the result for backward instead of ``first``: free if
+            the next layer keeps it anyway, as a norm does. Nobody may write into
+            the result before backward has run.
+        overwrite: Whether the result may overwrite ``first``, which saves its
+            memory; done if no gradients are recorded.
         backend: See :mod:`mmscconv.ops.backend`.
-        again: Returns ``first`` and ``second`` once more, with their graphs; called where ``output_is_kept`` and
-            derivatives of the gradients are asked for, which need both. Tensors among the arguments of a
-            ``functools.partial`` are kept as autograd keeps tensors: under its hooks, and checked for changes.
+        again: Recomputes ``first`` and ``second``, with their graphs. Derivatives of the gradients need both, if
+            ``output_is_kept``. Tensors among the arguments of a ``functools.partial`` are saved as autograd saves
+            tensors: under its hooks, and checked for changes.
 
     Returns:
         (N, C, H, W), in the dtype and layout of ``first``.
@@ -144,7 +144,7 @@ def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Ten
         reference = first if second is None else first + second
         grads = _gradients(grad, reference, ctx.is_output, low, made, beta1, ctx.backend, ctx.two_parts)
     elif ctx.is_output:
-        raise RuntimeError("second derivatives through this fuse need backend='plain': it keeps its output alone")
+        raise RuntimeError("second derivatives through this fuse need backend='plain': it keeps only its output")
     else:
         grads = differentiable_gradients(fuse_plain, (first, low, second, made), (grad,), ctx.needs_input_grad[:4])
     return *grads, None, None, None, None
@@ -170,18 +170,18 @@ register_no_gradient('fuse_backward')
 
 
 def _function_and_tensors(again: Upper) -> tuple[Upper, tuple[Tensor, ...]]:
-    """Return a partial's function and tensors; any other callable, and none."""
+    """Return a partial's function and tensors; for any other callable, itself and no tensors."""
     if not isinstance(again, functools.partial) or again.keywords:
         return again, ()
     return (again.func, again.args) if all(isinstance(t, Tensor) for t in again.args) else (again, ())
 
 
 class _OutputKept(torch.autograd.Function):
-    """The op with its output kept, whose gradients are differentiable: Y1 is then made again from ``again``.
+    """The op with its output kept and differentiable gradients, for which ``again`` recomputes Y1.
 
-    ``again`` ends in tensors equal to ``first`` and ``second``, with graphs of their own back to the same leaves. The
-    gradients of the inputs go to the node's inputs as always; what the gradients themselves depend on through Y1 is
-    reached through the new graph. So each dependence is counted once.
+    ``again`` returns tensors equal to ``first`` and ``second``, with graphs of their own back to the same leaves. The
+    gradients of the inputs go to the node's inputs as always; the gradients' own dependence on Y1 goes through the new
+    graph. So each dependence is counted once.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Backward passes of the ops: derivatives of every order, though the kernels know the first alone.
+"""Backward passes of the ops: derivatives of every order, although the kernels compute the first alone.
 
-A kernel's gradients have no gradients of their own. Where some are asked for (``create_graph=True``), the registered
-backward passes compute theirs by :func:`differentiable_gradients` from the op's plain form.
+A kernel's gradients are not differentiable. If they have to be (``create_graph=True``), the registered backward passes
+compute them by :func:`differentiable_gradients` from the op's plain form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Kernel = Callable[..., Any]
 
 
 def must_be_differentiable() -> bool:
-    """Return whether a backward pass that runs now has to be made of differentiable operations."""
+    """Return whether the running backward pass has to use differentiable operations."""
     return torch.is_grad_enabled() or forward_mode()
 
 
@@ -40,7 +40,7 @@ def differentiable_gradients(
     """
     recorded = torch.is_grad_enabled()
     with torch.enable_grad(), torch.autocast(grads[0].device.type, enabled=False):
-        # One input may be a function of another. Through an alias no gradient reaches that other one.
+        # One input may be a function of another: no gradient flows from its alias to the other.
         aliases = [None if t is None else t.view_as(t) for t in inputs]
         outs = function(*aliases)
         pairs = zip(outs if isinstance(outs, tuple) else (outs,), grads, strict=True)
@@ -67,7 +67,7 @@ def register_kernel(op: str, devices: str | tuple[str, ...], kernel: Kernel) -> 
 
 
 def register_no_gradient(op: str) -> None:
-    """Let backward through ``mmscconv::op``, the backward of another op, raise RuntimeError in place of giving 0."""
+    """Let backward through ``mmscconv::op``, the backward of another op, raise RuntimeError instead of giving 0."""
 
     def backward(ctx: Any, *grads: Tensor | None) -> None:
         raise RuntimeError(

@@ -9,32 +9,32 @@ from torch import Tensor
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """Return the layout that (N, C, H, W) has, or, for a slice or another order of axes, the one it is nearer to."""
+    """Return the memory format of (N, C, H, W), or the closer of the two for slices and permutations."""
     innermost = x.stride(1) == 1 and x.shape[1] > 1
     return torch.channels_last if innermost and x.shape[2] * x.shape[3] > 1 else torch.contiguous_format
 
 
 def as_dense(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """Return ``x`` in ``layout`` without gaps; itself where it is."""
+    """Return ``x`` dense in ``layout``; ``x`` itself if it is."""
     return x.contiguous(memory_format=layout)
 
 
 def as_rows(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """Return ``x`` such that its rows are dense; itself also where it is a slice of channels of a dense tensor.
+    """Return ``x`` with dense rows; ``x`` itself if it is dense or a slice of a dense tensor's channels.
 
-    A row is one position where channels lie last, one channel otherwise; rows
-    follow each other at one distance.
+    A row is one position in channels last, one channel in NCHW; rows follow each
+    other at a constant distance.
     """
     _, c, h, w = x.shape
     if layout is torch.channels_last:
-        sliced = (c == 1 or x.stride(1) == 1) and (1 in (h, w) or x.stride(2) == w * x.stride(3))
+        has_rows = (c == 1 or x.stride(1) == 1) and (1 in (h, w) or x.stride(2) == w * x.stride(3))
     else:
-        sliced = x.stride(3) == 1 and x.stride(2) == w and x.stride(1) == h * w
-    return x if sliced else as_dense(x, layout)
+        has_rows = x.stride(3) == 1 and x.stride(2) == w and x.stride(1) == h * w
+    return x if has_rows else as_dense(x, layout)
 
 
 def row_stride(x: Tensor, layout: torch.memory_format) -> int:
-    """Return the distance between the rows of what :func:`as_rows` returned."""
+    """Return the distance between the rows of a result of :func:`as_rows`."""
     if layout is not torch.channels_last:
         return x.stride(1)
     return x.stride(3) if x.shape[3] > 1 else x.stride(2)  # the stride of an axis of size 1 means nothing

@@ -29,14 +29,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check(op: str, fitting: bool, **tensors: Tensor | None) -> None:
-    """Raise ValueError where ``tensors`` do not fit each other: a kernel would read or write beyond their ends."""
+    """Raise ValueError unless the shapes of ``tensors`` match: a kernel would read or write beyond their ends."""
     if not fitting:
         shapes = ', '.join(f'{name} {tuple(t.shape)}' for name, t in tensors.items() if t is not None)
-        raise ValueError(f'{op}: shapes that do not fit each other: {shapes}')
+        raise ValueError(f'{op}: shapes do not match: {shapes}')
 
 
 def _has(t: Tensor | None, *shape: int) -> bool:
-    """Return whether ``t`` has ``shape``, or is left out."""
+    """Return whether ``t`` has ``shape`` or is None."""
     return t is None or t.shape == shape
 
 
@@ -139,7 +139,7 @@ def sru_squeeze(
     bias_low: Tensor | None,
     pool: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`mmscconv.ops.sru_squeeze.sru_squeeze`; also the groups' means and inverse deviations, (N, groups)."""
+    """See :func:`mmscconv.ops.sru_squeeze.sru_squeeze`; also returns means and inverse deviations, (N, groups)."""
     values = as_dense(x, torch.channels_last)
     n, c, h, w = x.shape
     fitting = _has(scale, c) and _has(shift, c) and c % 2 == c % num_groups == 0 and up.shape[1] + low.shape[1] == c
@@ -195,7 +195,7 @@ def transform_fuse(
     groups: int,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; also beta1, (N, C)."""
+    """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; also returns beta1, (N, C)."""
     _check_transform(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups)
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
@@ -282,7 +282,7 @@ def transform_fuse_backward(
     groups: int,
     window: Sequence[int],
 ) -> tuple[Tensor, ...]:
-    """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; the gradient of what is None is empty."""
+    """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; the gradient of a None is an empty tensor."""
     _check_transform(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups)
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
@@ -324,14 +324,14 @@ def _check_transform(
 
 
 def _centre(up: Tensor | None, low: Tensor, window: Sequence[int]) -> int | None:
-    """Return the tap that does PWC1 as well, or None where PWC1 has an input of its own."""
+    """Return the tap that includes PWC1, or None if PWC1 has an input of its own."""
     if up is not None:
         if up.shape[2:] != low.shape[2:]:
-            raise ValueError(f"the 1x1 convolutions' inputs have the output's size, got {up.shape} and {low.shape}")
+            raise ValueError(f"the 1x1 convolutions' inputs must have one size, got {up.shape} and {low.shape}")
         return None
     centre = centre_of(window)
     if centre is None:
-        raise ValueError(f'no tap of the window {tuple(window)} is at the place of its output: PWC1 needs an input')
+        raise ValueError(f'no tap of the window {tuple(window)} sees the position of the output: PWC1 needs an input')
     return centre
 
 
@@ -348,7 +348,7 @@ def _geometry(
     size: Sequence[int],
     centre: int | None,
 ) -> ctypes.Array[ctypes.c_int64]:
-    """Return the numbers of csrc/transform.h's Geometry; ``channels``: u, l, C2 and what PWC2 makes."""
+    """Return the numbers of csrc/transform.h's Geometry; ``channels``: u, l, C2 and PWC2's output channels."""
     n, _, h, w = x.shape
     numbers = (n, h, w, *channels, groups, *window, *size, -1 if centre is None else centre)
     return (ctypes.c_int64 * len(numbers))(*numbers)

@@ -1,7 +1,7 @@
-"""CRU's fuse behind two batch norms in training, a CPU kernel for fp32 in channels last: neither norm is written.
+"""CRU's fuse behind two batch norms in training, a CPU kernel for fp32 in channels last; norm outputs are not written.
 
 Y1' = a1 * Y1 + c1 with a = weight * rstd and c = bias - a * mean, Y2' alike, and Z = beta1 * Y1' + beta2 * Y2': an
-affine map of Y1 and Y2 whose factors come from sums over the positions. So are both gradients, with
+affine map of Y1 and Y2 whose factors come from sums over the P positions. Both gradients are affine, too, with
 e = beta1 * beta2 * sum(grad * (Y1' - Y2')) and dY1' = beta1 * grad + e / P, dY2' = beta2 * grad - e / P.
 """
 
@@ -29,7 +29,7 @@ from mmscconv.ops.layout import as_dense, empty_channels_last
 def norm_fuse(
     y1: Tensor, made: Tensor, low: Tensor, norm1: tuple[Tensor, Tensor, float], norm2: tuple[Tensor, Tensor, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``fuse(BN(y1), BN(cat(made, low)))`` with the batch's statistics, which are returned as well.
+    """Return ``fuse(BN(y1), BN(cat(made, low)))`` with the batch's statistics, and these statistics.
 
     Only the inputs are kept for backward.
 
@@ -49,7 +49,7 @@ def norm_fuse(
 def norm_fuse_plain(
     y1: Tensor, made: Tensor, low: Tensor, norm1: tuple[Tensor, Tensor, float], norm2: tuple[Tensor, Tensor, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what :func:`norm_fuse` returns, by PyTorch operations."""
+    """Do the work of :func:`norm_fuse` by PyTorch operations."""
     both = y1, torch.cat((made, low), dim=1)
     out = fuse_plain(*(_normed(y, *norm) for y, norm in zip(both, (norm1, norm2), strict=True)))
     doubles = [y.detach().double() for y in both]
@@ -108,17 +108,17 @@ def _backward(grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, *rest: Any) -
     total, *products = native.norm_fuse_sums(grad, y1, made, low).unbind(1)  # (N, C) each
     product = torch.stack(products)
     a, c, mean, rstd = (t.unsqueeze(1) for t in (norms.a, norms.c, norms.mean, norms.rstd))
-    behind = a * product + c * total  # of grad and what the norms give
-    e = norms.beta.prod(dim=0) * (behind[0] - behind[1])
+    normed_product = a * product + c * total  # the sums of grad * Y'
+    e = norms.beta.prod(dim=0) * (normed_product[0] - normed_product[1])
     e = torch.stack((e, -e))
     grad_bias = (norms.beta * total + e).sum(dim=1)
-    of_product = (norms.beta * product + e * norms.sample_means).sum(dim=1)
-    grad_weight = norms.rstd * (of_product - norms.mean * grad_bias)
+    normed_grad_product = (norms.beta * product + e * norms.sample_means).sum(dim=1)  # the sums of dY' * Y
+    grad_weight = norms.rstd * (normed_grad_product - norms.mean * grad_bias)
     # BN's backward: a * (dY' - mean(dY') - xhat * mean(dY' * xhat)), means over the batch.
-    share = 1 / (len(y1) * positions)
-    on_y = (-a * rstd * share * grad_weight.unsqueeze(1)).expand_as(e)
-    constant = a * (e / positions - share * grad_bias.unsqueeze(1)) - on_y * mean
-    factors = torch.stack((a * norms.beta, on_y, constant), dim=2)  # (norm, N, 3, C)
+    per_value = 1 / (len(y1) * positions)
+    y_factor = (-a * rstd * per_value * grad_weight.unsqueeze(1)).expand_as(e)
+    constant = a * (e / positions - per_value * grad_bias.unsqueeze(1)) - y_factor * mean
+    factors = torch.stack((a * norms.beta, y_factor, constant), dim=2)  # (norm, N, 3, C)
     grads = native.norm_fuse_backward(grad, y1, made, low, factors.transpose(0, 1).flatten(1, 2).float().contiguous())
     grad_weight, grad_bias = grad_weight.float(), grad_bias.float()
     return *grads, grad_weight[0].clone(), grad_bias[0].clone(), grad_weight[1].clone(), grad_bias[1].clone()
@@ -141,7 +141,7 @@ def _backward_fake(_: Tensor, y1: Tensor, made: Tensor, low: Tensor, weight1: Te
     return *maps, *(torch.empty_like(weight1, dtype=torch.float32) for _ in range(4))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     y1, made, low, weight1, bias1, ctx.eps1, weight2, bias2, ctx.eps2 = inputs
     statistics = output[1:]
     ctx.mark_non_differentiable(*statistics)
@@ -168,5 +168,5 @@ def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Ten
     return *grads, grad_weight1, grad_bias1, None, grad_weight2, grad_bias2, None
 
 
-torch.library.register_autograd('mmscconv::norm_fuse', _backward_of_forward, setup_context=_keep)
+torch.library.register_autograd('mmscconv::norm_fuse', _backward_of_forward, setup_context=_setup_context)
 register_no_gradient('norm_fuse_backward')

@@ -11,13 +11,13 @@ from torch import Tensor
 from mmscconv.ops.compiled import call, unavailable
 from mmscconv.ops.layout import empty
 
-PANEL = 32  # as csrc/gemm.h has it
+PANEL = 32  # the same as in csrc/gemm.h
 
 
 def can_pack(*weights: Tensor) -> bool:
     """Return whether the functions of this module take ``weights``: fp32 on the CPU, where the kernels run.
 
-    Not tensors of another type, which may have no memory of their own, as FakeTensor.
+    Tensor subclasses (FakeTensor, for example) are refused: they may own no memory.
     """
     fitting = all(type(t) is Tensor and t.device.type == 'cpu' and t.dtype is torch.float32 for t in weights)
     return fitting and unavailable() is None
@@ -31,7 +31,7 @@ def panels_of(channels: int) -> int:
 def packed(weight: Tensor, groups: int = 1) -> Tensor:
     """Return (J, K) or (J, K, 1, 1) weights in the kernels' panels, (panels, K, PANEL).
 
-    Panels are PANEL output channels wide, filled up with zeros, and never hold
+    Panels are PANEL output channels wide, padded with zeros, and never hold
     channels of two groups.
     """
     (rows, depth), strides = weight.shape[:2], weight.stride()[:2]
@@ -43,7 +43,7 @@ def packed(weight: Tensor, groups: int = 1) -> Tensor:
 def fingerprint(weights: Sequence[Tensor]) -> int:
     """Return a 64-bit checksum of fp32 CPU weights: of all bits, their places, shapes and strides.
 
-    The number of threads does not change it. One changed value always does, and any other change but for one in 2^64.
+    The number of threads does not change it. A change of one value always does; another change is missed once in 2^64.
     """
     total = (ctypes.c_int64 * 1)()
     for weight in weights:
@@ -56,7 +56,7 @@ def fingerprint(weights: Sequence[Tensor]) -> int:
 
 
 def packed_transform(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> Tensor:
-    """Return the weights of a CRU's transform, as :func:`transform_rows` has them, in panels."""
+    """Return the rows of :func:`transform_rows` in panels."""
     gwc, pwc1, pwc2 = _inputs(gwc, pwc1, pwc2)
     panels = groups * panels_of(len(gwc) // groups)
     out = empty(panels, _depth(gwc, pwc2, groups, centre), PANEL)
@@ -65,11 +65,11 @@ def packed_transform(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centr
 
 
 def transform_rows(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> Tensor:
-    """Return a row for each output channel: what PWC2, PWC1 and the GWC's taps multiply, one after the other.
+    """Return one row of weights per output channel: those of PWC2, PWC1 and the GWC's taps, one after the other.
 
-    PWC2's part is the identity where X_low itself is Y2. PWC1 is part of the tap
-    ``centre`` where that is given, which then sees all channels. Zeros fill up a row
-    to a multiple of PANEL.
+    PWC2's part is the identity for channels of Y2 that copy X_low. If ``centre`` is
+    given, PWC1 is part of that tap, which then sees all channels. Zeros pad a row to
+    a multiple of PANEL.
     """
     gwc, pwc1, pwc2 = _inputs(gwc, pwc1, pwc2)
     depth = _depth(gwc, pwc2, groups, centre)
@@ -82,7 +82,7 @@ def transform_rows(gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre:
 def weights_of_rows(
     rows: Tensor, gwc: Tensor, pwc1: Tensor, pwc2: Tensor, groups: int, centre: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what of gradients of :func:`transform_rows` belongs to each weight, in its shape; GWC's channels last."""
+    """Split gradients of :func:`transform_rows` into those of each weight, in its shape; GWC's in channels last."""
     grads = empty(*gwc.shape, layout=torch.channels_last), empty(*pwc1.shape), empty(*pwc2.shape)
     numbers = _numbers(gwc, pwc2, groups, centre)
     call('weights_of_rows', rows, rows.shape[1], numbers, torch.get_num_threads(), *grads)
@@ -103,8 +103,9 @@ def _depth(gwc: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> int:
 
 def _numbers(gwc: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> ctypes.Array[ctypes.c_int64]:
     """Return the GWC's strides by output channel, tap and input channel, and C, u, l, made, groups, taps, centre."""
-    c, each, height, width = gwc.shape
+    c, per_group, height, width = gwc.shape
     row, channel, _, tap = gwc.stride()
     made, low = pwc2.shape[:2]
-    numbers = (row, tap, channel, c, groups * each, low, made, groups, height * width, -1 if centre is None else centre)
+    taps, u = height * width, groups * per_group
+    numbers = (row, tap, channel, c, u, low, made, groups, taps, -1 if centre is None else centre)
     return (ctypes.c_int64 * len(numbers))(*numbers)

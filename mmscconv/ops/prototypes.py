@@ -1,4 +1,4 @@
-"""The C functions' parameters, read from ``csrc/kernels.h``, and the check of what is passed for them."""
+"""The C functions' parameters, read from ``csrc/kernels.h``, and the check of their arguments."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Parameter:
     """A parameter of a C function.
 
     Attributes:
-        name: As the header has it.
+        name: As in the header.
         ctype: For ctypes.
-        dtype: Of the values that a pointer points to; None for a number.
+        dtype: Of the values behind a pointer; None for a number.
         nullable: Whether a pointer may be NULL.
     """
 
@@ -38,12 +38,12 @@ class Parameter:
     nullable: bool = False
 
     def address(self, argument: Argument, function: str) -> Argument:
-        """Return what ctypes takes for a pointer: a tensor's address, an array, or None.
+        """Return ctypes' argument for a pointer: a tensor's address, an array, or None.
 
         Raises:
-            TypeError: ``argument`` is nothing of the three, or a tensor that the function cannot read.
+            TypeError: ``argument`` is anything else, or a tensor that the function cannot read.
         """
-        # In the order of the costs: this runs some twenty times a call, in about 0.2 microseconds.
+        # Cheap checks first: this runs some twenty times a call, in about 0.2 microseconds.
         if type(argument) in _WITH_MEMORY:
             assert isinstance(argument, Tensor)  # for mypy
             if argument.dtype is self.dtype and argument.is_cpu and not argument.is_neg():
@@ -90,5 +90,5 @@ def _description(argument: Argument) -> str:
         return repr(argument)
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(argument)
     kind = 'a wrapper of torch.func' if wrapped else f'a {type(argument).__name__}'
-    negated = ', whose negation is still to be done' if argument.is_neg() else ''
+    negated = ' with its negative bit set' if argument.is_neg() else ''
     return f'{kind} of {argument.dtype} on {argument.device}{negated}'

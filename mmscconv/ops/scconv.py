@@ -26,21 +26,21 @@ def scconv(
     weights: Sequence[Tensor] | None = None,
     fingerprint: int = 0,
 ) -> Tensor:
-    """Return what :func:`sru_squeeze` and :func:`transform_fuse` give one after the other, for inference only.
+    """Run :func:`sru_squeeze` and :func:`transform_fuse` one after the other, for inference only.
 
     Args:
         x: (N, C, H, W).
-        arguments: As those of :func:`sru_squeeze`.
+        arguments: As :func:`sru_squeeze`'s.
         squeezes: Both weights from :func:`mmscconv.ops.packing.packed`, and both biases.
         transform: The weights from :func:`mmscconv.ops.packing.packed_transform`, the biases of Y1 and of PWC2, and
             scale and shift (C2) of a norm behind the layer.
-        channels: The upper branch's part of C, u, l, C2, and what PWC2 makes.
-        window: Of the GWC; average pooling by its stride, with windows side by side, is that of X_low and of PWC1.
-        centre: The tap that does PWC1 as well, or None.
-        relu: Whether a ReLU ends it.
-        weights: Those that were packed: of the squeezes of the upper and the lower branch, GWC, PWC1 and PWC2. Where
-            they are given and are no longer what ``fingerprint`` says, they are packed anew for this call: a compiled
-            graph sees changed weights, too.
+        channels: The upper branch's part of C, u, l, C2, and PWC2's output channels.
+        window: Of the GWC; the inputs of PWC1 and of the lower squeeze are average-pooled by its stride, with windows
+            side by side.
+        centre: The tap that includes PWC1, or None.
+        relu: Whether to end in a ReLU.
+        weights: The weights that were packed: upper and lower squeeze, GWC, PWC1 and PWC2. If their checksum is no
+            longer ``fingerprint``, this call packs them anew: a compiled graph sees changed weights, too.
         fingerprint: Of the weights when they were packed, from :func:`mmscconv.ops.packing.fingerprint`.
 
     Returns:

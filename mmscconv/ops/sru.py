@@ -1,4 +1,4 @@
-"""SRU's arithmetic (Eq. 1-4): the plain form, and the custom op that the kernels stand behind."""
+"""SRU's arithmetic (Eq. 1-4): the plain form, and the custom op that runs the kernels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sru(
         x: (N, C, H, W), C even.
         scale, shift: (C), in at least fp32: the affine of GN with Eq. 2's weights folded in.
         num_groups, eps: Of the GN.
-        threshold: Of the logit; infinite where every or no position is informative.
+        threshold: Of the logit; infinite if all or no positions are informative.
         hard: Whether the gate is the hard one.
         backend: See :mod:`mmscconv.ops.backend`.
 

@@ -1,6 +1,6 @@
 """SRU and the two squeezes of the CRU behind it: the plain form, and the CPU op for channels-last fp32.
 
-X^w never leaves the caches. Where :func:`mmscconv.ops.fits` says no, the layers compose the same from other ops.
+X^w never leaves the caches. If :func:`mmscconv.ops.fits` says no, the layers compose the same from other ops.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def sru_squeeze(
     biases: tuple[Tensor | None, Tensor | None] = (None, None),
     pool: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, Tensor]:
-    """Return X_up and X_low, (N, u, H, W) and (N, l, H', W'), of the SRU's output, which backward computes again.
+    """Return X_up and X_low, (N, u, H, W) and (N, l, H', W'), of the SRU's output, which backward recomputes.
 
     Args:
         x: (N, C, H, W).
         arguments: ``scale, shift, num_groups, eps, threshold, hard`` of :func:`mmscconv.ops.sru.sru`.
         up, low: The squeezes' weights, (u, C_up, 1, 1) and (l, C - C_up, 1, 1).
         biases: Of both squeezes, (u) and (l).
-        pool: Height and width of windows over which X^w is averaged for X_low, the last one of a line or column
-            cut off where the image ends; for inference only.
+        pool: Height and width of the windows that average X^w for X_low, the last one of a line or column cut off
+            where the image ends; for inference only.
     """
     if transformed():
         return sru_squeeze_plain(x, arguments, up, low, biases, pool)
@@ -57,7 +57,7 @@ def sru_squeeze_plain(
     biases: tuple[Tensor | None, Tensor | None] = (None, None),
     pool: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, Tensor]:
-    """Return what :func:`sru_squeeze` returns, by PyTorch operations."""
+    """Do the work of :func:`sru_squeeze` by PyTorch operations."""
     y = sru_plain(x, *arguments)
     for_up, for_low = y.split((up.shape[1], low.shape[1]), dim=1)
     if tuple(pool) != (1, 1):
@@ -96,7 +96,7 @@ def _sru_squeeze_backward_fake(_: Tensor, __: Tensor, x: Tensor, scale: Tensor, 
     return empty_channels_last(x.shape, x.device), *(torch.empty_like(t, dtype=torch.float32) for t in weights)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, scale, shift, *ctx.settings, up, low, bias_up, bias_low, ctx.pool = inputs
     _, _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
@@ -130,5 +130,5 @@ def _backward_of_forward(ctx: Any, grad_up: Tensor, grad_low: Tensor, *_: Tensor
     return *grads[:3], None, None, None, None, *grads[3:], None
 
 
-torch.library.register_autograd('mmscconv::sru_squeeze', _backward_of_forward, setup_context=_keep)
+torch.library.register_autograd('mmscconv::sru_squeeze', _backward_of_forward, setup_context=_setup_context)
 register_no_gradient('sru_squeeze_backward')

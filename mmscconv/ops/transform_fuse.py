@@ -1,7 +1,7 @@
 """CRU's transform and fuse (Eq. 5-9) from the squeezed branches on: the CPU op for channels-last fp32.
 
-The outputs of GWC, PWC1 and PWC2 never leave the caches. Where :func:`mmscconv.ops.fits` says no, the layers
-compose the same from other ops.
+The outputs of GWC, PWC1 and PWC2 never leave the caches. If :func:`mmscconv.ops.fits` says no, the layers compose
+the same from other ops.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def transform_fuse(
     window: Window,
     biases: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
-    """Return ``fuse(gwc(x_up), low, pwc1(up), pwc2(low))``, of which only the result is written.
+    """Return ``fuse(gwc(x_up), low, pwc1(up), pwc2(low))`` without writing intermediate results.
 
     Only the inputs are kept for backward.
 
     Args:
         x_up: (N, u, H, W), the GWC's input.
-        up, low: (N, u, H', W') and (N, l, H', W'), the 1x1 convolutions' inputs; ``up`` is None where it is x_up
-            and the window has a ``centre``, which then does PWC1 as well.
+        up, low: (N, u, H', W') and (N, l, H', W'), the 1x1 convolutions' inputs; ``up`` is None if PWC1 reads
+            ``x_up`` itself, which needs a window with a centre tap.
         weights: Of GWC (C, u / groups, ...), PWC1 (C, u, 1, 1) and PWC2 (C - l, l, 1, 1), or
-            (C, l, 1, 1) where PWC2 makes all of Y2.
-        window: Of the GWC; padding below and right is what the size of ``up`` says.
+            (C, l, 1, 1) if PWC2 computes all of Y2.
+        window: Of the GWC; padding below and right follows from H' and W'.
         biases: Of Y1 (C) and of PWC2.
 
     Returns:
@@ -63,10 +63,10 @@ def transform_fuse_plain(
     window: Window,
     biases: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
-    """Return what :func:`transform_fuse` returns, by PyTorch operations."""
+    """Do the work of :func:`transform_fuse` by PyTorch operations."""
     gwc, pwc1, pwc2 = weights
     size, out = x_up.shape[2:], low.shape[2:]
-    if up is None:  # PWC1 reads where the centre does, also outside of the image
+    if up is None:  # PWC1 reads where the centre tap does, also outside of the image
         up = F.pad(x_up, (0, out[1] - size[1], 0, out[0] - size[0]))
     zeros = []
     for axis in (1, 0):  # F.pad starts with the last axis
@@ -110,7 +110,7 @@ def _transform_fuse_backward_fake(_: Tensor, x_up: Tensor, up: Tensor | None, *o
     return *inputs, grad_gwc, *(nothing.new_empty(0 if t is None else t.shape) for t in more)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.groups, ctx.window = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*tensors, output[1])
@@ -134,5 +134,5 @@ def _backward_of_forward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Ten
     return *(None if t is None else grad for grad, t in zip(grads, inputs, strict=True)), None, None
 
 
-torch.library.register_autograd('mmscconv::transform_fuse', _backward_of_forward, setup_context=_keep)
+torch.library.register_autograd('mmscconv::transform_fuse', _backward_of_forward, setup_context=_setup_context)
 register_no_gradient('transform_fuse_backward')

@@ -1,4 +1,4 @@
-"""The window of a convolution: its sizes, which tap sees the output's position, and the pool beside it."""
+"""The window of a convolution: its sizes, its centre tap, and the pool beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Window:
-    """What a convolution is besides its channels and weights; padding is that above and left of the image."""
+    """The settings of a convolution besides its channels; padding: above and left of the image."""
 
     groups: int
     kernel_size: tuple[int, int]
@@ -23,7 +23,7 @@ class Window:
 
     @property
     def centre(self) -> int | None:
-        """The tap that sees the position of its output, None where there is none."""
+        """The tap that sees the position of the output, or None."""
         return centre_of(self.numbers)
 
 
@@ -34,14 +34,14 @@ def window_of(groups: int, numbers: Sequence[int]) -> Window:
 
 
 def centre_of(window: Sequence[int]) -> int | None:
-    """Return the tap that sees the position of its output, as kernel size, stride, padding and dilation have it."""
+    """Return the tap that sees the position of the output, or None; ``window``: :attr:`Window.numbers`."""
     (height, width), stride, padding, dilation = (tuple(window[i : i + 2]) for i in (0, 2, 4, 6))
-    (y, more_y), (x, more_x) = (divmod(p, d) for p, d in zip(padding, dilation, strict=True))
-    if stride != (1, 1) or more_y or more_x or y >= height or x >= width:
+    (y, rest_y), (x, rest_x) = (divmod(p, d) for p, d in zip(padding, dilation, strict=True))
+    if stride != (1, 1) or rest_y or rest_x or y >= height or x >= width:
         return None
     return y * width + x
 
 
 def pooled_size(size: Sequence[int], pool: Sequence[int]) -> tuple[int, int]:
-    """Return H' and W' of H and W behind a pool whose last windows may be cut off."""
+    """Return H' and W' behind a pool whose last windows may be cut off."""
     return -(-size[0] // pool[0]), -(-size[1] // pool[1])

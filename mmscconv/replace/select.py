@@ -1,4 +1,4 @@
-"""Finds the convolutions of a model, and says which of them nothing else can stand in for."""
+"""Selection of a model's convolutions, and the reasons why some cannot be replaced."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REGEX_PREFIX = 're:'
 
 
 class AnyConv(nn.Module):
-    """For annotations alone: what :func:`is_conv` finds on a module of whatever class."""
+    """For annotations alone: a module of any class with the attributes that :func:`is_conv` asks for."""
 
     in_channels: int
     out_channels: int
@@ -44,12 +44,12 @@ class FoundConv:
 def find_convs(model: nn.Module, match: Match, min_kernel: int, min_channels: int) -> tuple[list[FoundConv], str]:
     """Return the selected convolutions and one line that describes all that the model has.
 
-    A convolution is whatever has ``nn.Conv2d``'s attributes, SCConv and deformable
-    convolutions included; what such a layer has inside belongs to it and is not looked at.
+    Every module with ``nn.Conv2d``'s attributes is a convolution, SCConv and deformable
+    convolutions included; the modules inside such a layer are not searched.
 
     Raises:
         ValueError: ``model`` is itself a convolution; a broken regular expression.
-        TypeError: ``match`` is none of the allowed kinds.
+        TypeError: ``match`` is of another kind than allowed.
     """
     if is_conv(model):
         raise ValueError(
@@ -69,7 +69,7 @@ def find_convs(model: nn.Module, match: Match, min_kernel: int, min_channels: in
 
 
 def is_conv(module: nn.Module) -> TypeGuard[AnyConv]:
-    """Whether ``module`` has a convolution's attributes of its own."""
+    """Return whether ``module`` has a convolution's attributes of its own."""
     # mmcv's ConvModule shows its convolution's attributes; conv_cfg tells it apart.
     return all(hasattr(module, name) for name in CONV_ATTRIBUTES) and not hasattr(module, 'conv_cfg')
 

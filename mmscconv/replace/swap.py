@@ -1,6 +1,6 @@
-"""Put SCConv, or any other conv layer, in the place of the convolutions of a finished model.
+"""Replacement of the convolutions of a finished model by SCConv or any other conv layer.
 
-Nothing of the model's code or of its config's type is needed; torch alone is imported.
+Needs neither the model's code nor its config; imports torch alone.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ ConvCfg = Mapping[str, Any] | Callable[..., nn.Module]
 
 @dataclass(frozen=True)
 class Replacement:
-    """What :func:`replace_conv` did.
+    """The result of :func:`replace_conv`.
 
     Args:
         layer: Name of the new layers' type.
-        replaced: Names of the convolutions that were replaced.
-        skipped: Names of those that were selected but stayed, each with the reason.
+        replaced: Names of the replaced convolutions.
+        skipped: Names of selected convolutions that stayed, each with the reason.
     """
 
     layer: str
@@ -45,15 +45,15 @@ def replace_conv(
 
     The new layer gets the old one's channels, kernel size, stride, padding,
     dilation and bias setting, its device, dtype and train/eval mode. It does NOT
-    get its weights: those of SCConv have other shapes, so a pretrained model must
-    be trained again. Build the optimizer afterwards, it must see the new parameters.
+    get its weights: SCConv's have other shapes, so a pretrained model must be
+    trained again. Build the optimizer afterwards: it must see the new parameters.
 
-    Selected are convolutions whose kernel and channels reach the two minima and
-    whose name matches. Of those, only plain, dense ``nn.Conv2d`` can be replaced:
-    grouped, depthwise, transposed and deformable ones, subclasses with their own
-    behaviour, other padding than zeros, hooked, frozen and weight-tied ones stay,
-    as do those whose settings the new layer refuses. A module that stands in
-    several places is replaced by one new module in all of them.
+    Convolutions are selected by their name and by a least kernel size and channel
+    count. Of those, only plain, dense ``nn.Conv2d`` can be replaced: grouped,
+    depthwise, transposed and deformable ones, subclasses with their own behaviour,
+    other padding than zeros, hooked, frozen and weight-tied ones stay, as do those
+    whose settings the new layer refuses. A module that stands in several places is
+    replaced by one new module in all of them.
 
     Args:
         model: Any module that contains convolutions.
@@ -69,12 +69,12 @@ def replace_conv(
         min_channels: Least number of input and of output channels.
 
     Returns:
-        What was replaced, and what was skipped and why; ``print`` shows it line by line.
+        Names of replaced and of skipped convolutions, with reasons; ``print`` shows them line by line.
 
     Raises:
-        ValueError: Nothing is selected or nothing of it can be replaced (the message
-            lists the model's convolutions or the reasons), an unknown ``type``, or a
-            ``model`` that is itself a convolution.
+        ValueError: No convolution is selected, or none of those selected can be
+            replaced (the message lists the model's convolutions or the reasons); an
+            unknown ``type``; a ``model`` that is itself a convolution.
         TypeError: Settings that the new layer does not have, or a ``conv_cfg`` that
             makes no ``nn.Module``. After any error the model is as it was.
     """
@@ -155,7 +155,7 @@ def _put(found: Sequence[FoundConv], new: Mapping[str, nn.Module]) -> None:
 
 
 def _reasons(skipped: Mapping[str, str], most: int | None = None) -> list[str]:
-    """Return one line for each reason, with the names that it holds for, or the first ``most`` of them."""
+    """Return one line for each reason, with the names it applies to, or the first ``most`` of them."""
     names: dict[str, list[str]] = {}
     for name, reason in skipped.items():
         names.setdefault(reason, []).append(name)

@@ -1,8 +1,8 @@
 """GhostConv, the Ghost module of "GhostNet: More Features from Cheap Operations" (CVPR 2020).
 
 The primary convolution is 1x1 whatever the replaced convolution was: that is the
-module's usual setting, and what the SCConv paper's counts for ResNet-56 and
-DenseNet-121 need. Where it is strided, average pooling in front of it is ours.
+module's usual setting, and the SCConv paper's counts for ResNet-56 and
+DenseNet-121 need it. At a stride, the average pooling before it is our choice.
 """
 
 from __future__ import annotations

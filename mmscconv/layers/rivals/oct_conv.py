@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Device, Size2d, numeric_padding, share, window_of
+from mmscconv.layers.arguments import Device, Size2d, floor_product, numeric_padding, window_of
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.no_weight import NoWeight
 
@@ -15,8 +15,8 @@ Octave = tuple[Tensor, Tensor | None]
 
 
 def low_channels(channels: int, alpha: float) -> int:
-    """Return how many of ``channels`` have half the resolution; ValueError outside of [0, channels)."""
-    low = share(alpha, channels)
+    """Return how many of ``channels`` have half the resolution; raise ValueError unless in [0, channels)."""
+    low = floor_product(alpha, channels)
     if not 0 <= low < channels:
         raise ValueError(f'OctConv: alpha={alpha} makes {low} of {channels} channels low; it must leave some high')
     return low
@@ -111,10 +111,10 @@ class OctaveConv2d(NoWeight):
 class OctConv(Conv2dLike):
     """:class:`OctaveConv2d` behind ``nn.Conv2d``'s interface: one resolution outside, two inside.
 
-    The last alpha*C1 channels are halved, convolved as low frequencies, and
-    brought back to the output's size. Any stride or padding is met by average
-    pooling to the output's size first, and a "same" convolution there: the paper
-    pools in place of striding; doing so for other paddings too is ours.
+    The input is first average-pooled to the output's size, for any stride or
+    padding, and convolved there with "same" padding: the paper pools instead of
+    striding; doing so for other paddings too is our choice. The last alpha*C1
+    channels are halved, convolved as low frequencies, and brought back in size.
 
     As many parameters as ``nn.Conv2d``; at alpha = 1/2 and stride 1, 7/16 of its
     work. A network that stays in two resolutions saves more:

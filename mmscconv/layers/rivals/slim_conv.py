@@ -1,9 +1,9 @@
 """SlimConv, "SlimConv: Reducing Channel Redundancy in Convolutional Neural Networks by Weights Flipping" (TIP 2021).
 
-k = 4/3 follows the paper: the layer gives 3/4 of the channels that were asked
-for, and the 1x1 behind it takes them. How k = 1 keeps all of them is inferred
-from the counts that the SCConv paper prints: the second 3x3 widens C/4 to C/2,
-and the attention's squeeze is C/16 instead of C/32.
+k = 4/3 follows the paper: the layer gives 3/4 of the requested channels to the
+1x1 behind it. How k = 1 keeps all channels is inferred from the counts that the
+SCConv paper prints: the second 3x3 widens C/4 to C/2, and the attention's
+squeeze is C/16 instead of C/32.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class SlimConv(Conv2dLike):
     Args:
         in_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             Of :class:`~mmscconv.layers.conv_like.Conv2dLike`.
-        out_channels: C2, of the convolution that is replaced. The attribute of that
-            name is what the layer gives, C2/k.
+        out_channels: C2 of the replaced convolution. The attribute of that name is
+            the layer's own number, C2/k.
         k: 1 or 4/3, the factor by which the output is slimmer than C2.
 
     Attributes:
-        ends_normalized: Whether the norm behind the replaced convolution is to go
+        ends_normalized: Whether to remove the norm behind the replaced convolution
             (at k = 4/3, where the printed counts have none).
 
     Shape:

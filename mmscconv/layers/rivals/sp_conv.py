@@ -1,9 +1,9 @@
 """SPConv, "Split to Be Slim: An Overlooked Redundancy in Vanilla Convolution" (IJCAI 2020).
 
-Choices that its text leaves open are taken so that the SCConv paper's printed
-counts of its SPConv rows come out: a norm on each branch, a bias on the 1x1 of
-the redundant part, average pooling in front of the 1x1s where the layer is
-strided. Where the pooling windows lie for other paddings is ours.
+Choices that its text leaves open follow the counts that the SCConv paper prints
+for SPConv: a norm on each branch, a bias on the 1x1 of the redundant part,
+average pooling in front of the 1x1s where the layer is strided. The place of the
+pooling windows for other paddings is our choice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Device, Size2d, share
+from mmscconv.layers.arguments import Device, Size2d, floor_product
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.norms_first import NormsFirst
 from mmscconv.ops import fuse
@@ -64,7 +64,7 @@ class SPConv(NormsFirst, Conv2dLike):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        self.representative = share(alpha, in_channels)
+        self.representative = floor_product(alpha, in_channels)
         redundant = in_channels - self.representative
         if not 0 < self.representative < in_channels:
             raise ValueError(
@@ -90,7 +90,7 @@ class SPConv(NormsFirst, Conv2dLike):
         x_r, x_c = x.tensor_split((self.representative,), dim=1)
         y1 = self.norm1(self.gwc(x_r) + self.pwc(self.pool(x_r)))
         y2 = self.norm2(self.cheap(self.pool(x_c)))
-        return fuse(y1, y2)  # CRU took this fusion over from SPConv
+        return fuse(y1, y2)  # CRU's fusion is SPConv's
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, alpha={self.alpha}'

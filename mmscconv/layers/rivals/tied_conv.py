@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmscconv.layers.arguments import Device, Size2d
 from mmscconv.layers.conv_like import Conv2dLike, check_dense
 
-CONV = 'conv.'  # the prefix of the inner convolution's keys, which state dicts do not have
+CONV = 'conv.'  # prefix of the inner convolution's keys; state dicts omit it
 
 
 class TiedConv(Conv2dLike):
@@ -22,9 +22,9 @@ class TiedConv(Conv2dLike):
     1/B of the work; B = 1 is ``nn.Conv2d``.
 
     The thin convolution is the child ``conv``, an ``nn.Conv2d`` that is called on
-    all blocks: tools that count work or initialize weights find it there. The layer is
-    no ``nn.Conv2d``: a norm scales each of the C2 channels by its own number and
-    cannot be folded into filters that the blocks share. State dicts have the keys
+    all blocks: tools that count work or initialize weights find it there. The layer
+    does not subclass ``nn.Conv2d``: a norm scales each of the C2 channels by its own
+    factor and cannot be folded into shared filters. State dicts have the keys
     ``weight`` and ``bias``, as ``nn.Conv2d``'s do; ``named_parameters()`` has
     ``conv.weight`` and ``conv.bias``.
 
@@ -68,7 +68,7 @@ class TiedConv(Conv2dLike):
                 f'blocks={blocks}'
             )
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode)
-        del self._parameters['bias']  # the property below, as the inner convolution adds it
+        del self._parameters['bias']  # the inner convolution adds it: see the property below
         self.blocks = blocks
         self.conv = nn.Conv2d(
             in_channels // blocks, out_channels // blocks, *self.inner_window, bias=bias, device=device, dtype=dtype
@@ -88,14 +88,14 @@ class TiedConv(Conv2dLike):
         self.conv.reset_parameters()
 
     def _biased(self, x: Tensor) -> Tensor:
-        # The blocks of channels are one batch for the inner convolution, in whatever memory format.
+        # The inner convolution gets the blocks of channels as one batch, in any memory format.
         y = self.conv(torch.cat(x.chunk(self.blocks, dim=1)))
         return torch.cat(y.unflatten(0, (self.blocks, x.shape[0])).unbind(), dim=1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The inner convolution loads under this layer's prefix, so that errors name the keys of the file.
         self.conv._load_from_state_dict(state_dict, prefix, *args)
-        # torch loads it once more as a child. It then finds its own tensors; what it may have inside moves with it.
+        # torch then loads it once more as a child, with its own tensors; keys of modules inside it get the prefix.
         for name, tensor in chain(self.conv._parameters.items(), self.conv._buffers.items()):
             if tensor is not None:
                 state_dict[f'{prefix}{CONV}{name}'] = tensor

@@ -44,4 +44,4 @@ class CIFARDenseNet(DenseNet):
         if conv_cfg is not None:
             for layer in (layer for stage in self.stages for layer in stage.block):
                 layer.conv2 = build_replacement(conv_cfg, layer.conv2)
-        self._freeze_stages()  # the parent froze the layers that were there then
+        self._freeze_stages()  # the parent froze the replaced layers

@@ -15,12 +15,12 @@ from mmscconv.models.conv2_swap import build_replacement
 class WideBlock(nn.Module):
     """BN, ReLU, 3x3, dropout, BN, ReLU, 3x3, plus the input.
 
-    The stride is in conv2 and the convolutions are biased, shortcut included:
-    the paper's 36.55 M / 5.96 G needs it so.
+    The stride is in conv2 and the convolutions are biased, shortcut included, as
+    the paper's 36.55 M / 5.96 G requires.
 
     Args:
         in_channels, out_channels: Channels of the block's input and output.
-        stride: Of conv2 and of the 1x1 shortcut, which is there where the shape changes.
+        stride: Of conv2 and of the 1x1 shortcut, which exists if the shape changes.
         dropout: Probability between the convolutions.
         conv_cfg: ``type`` and settings of the layer for conv2.
 

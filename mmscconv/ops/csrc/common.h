@@ -1,7 +1,7 @@
-/* What the kernels share. All data is float; sums over positions run in double and in an order that does not
+/* Shared by all kernels. All data is float; sums over positions run in double and in an order that does not
  * depend on the number of threads, so that the same input gives the same bits.
  *
- * A task is one chunk of positions of one sample, with all its channels; `channels_last` tells how they lie. */
+ * A task is one chunk of positions of one sample, with all its channels; `channels_last` tells their layout. */
 #ifndef MMSCCONV_COMMON_H
 #define MMSCCONV_COMMON_H
 
@@ -16,7 +16,7 @@
 #define BLOCK_BYTES (1 << 20)   /* successive passes run over as many samples as the caches hold */
 #define CHUNK_POSITIONS 512     /* NCHW: a run of 2 KiB per channel */
 #define CHUNK_VALUES 16384      /* channels last: 64 KiB */
-#define BLOCK_ROWS 28           /* positions that are worked on while they lie in the first caches: whole tiles of gemm.h */
+#define BLOCK_ROWS 28           /* positions per block that stays in the first caches: whole tiles of gemm.h */
 
 typedef struct {
     int64_t samples, channels, positions;
@@ -54,11 +54,11 @@ static inline double over_chunks(Shape s, const double *parts, int64_t c) {
     return total;
 }
 
-/* exp(-x) as 2^n * 2^r with a polynomial (minimax, 8e-8) for 2^r, |r| <= 1/2: a few ulp, NaN stays NaN, and the
- * compiler can vectorize it, which it cannot do with libm's expf unless NaN is given up. */
+/* exp(-x) as 2^n * 2^r with a polynomial (minimax, 8e-8) for 2^r, |r| <= 1/2: a few ulp, NaN stays NaN. The compiler
+ * can vectorize it; libm's expf only if NaN is given up. */
 static inline float exp_of_minus(float x) {
     const float magic = 12582912.f, log2_e = 1.44269504f; /* 1.5 * 2^23: adding it rounds to an integer */
-    x = x > 80.f ? 80.f : x; /* further out, subnormal intermediates cost more than the rest together */
+    x = x > 80.f ? 80.f : x; /* beyond, subnormal intermediates cost more than everything else */
     x = x < -80.f ? -80.f : x;
     float shifted = magic - x * log2_e;
     float n = shifted - magic;

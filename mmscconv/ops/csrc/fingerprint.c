@@ -1,12 +1,12 @@
-/* A 64-bit checksum over the bits of weights, by which a stale packing is noticed. Every step is a bijection of the state
- * for a given word and of the word for a given state: a change of one value always changes the sum. */
+/* A 64-bit checksum over the bits of weights, to detect a stale packing. Every step is a bijection of the state for a
+ * given word and of the word for a given state: a change of one value always changes the sum. */
 #include "common.h"
 #include "kernels.h"
 
-#define WORDS 8                  /* that are summed up side by side, for chains that do not wait for each other */
+#define WORDS 8                  /* summed side by side, in independent chains */
 #define STRIPE (WORDS * 8)       /* bytes */
-#define BLOCK (256 * STRIPE)     /* bytes: the sum is one of blocks' sums, whatever the number of threads */
-#define FEW_BLOCKS 32            /* done before other threads have started */
+#define BLOCK (256 * STRIPE)     /* bytes: the sum of the blocks' sums does not depend on the number of threads */
+#define FEW_BLOCKS 32            /* done before other threads would have started */
 
 static const uint64_t START = 0x9E3779B97F4A7C15u; /* the golden ratio's bits */
 
@@ -38,8 +38,8 @@ static uint64_t sum_of_block(const char *data, int64_t bytes) {
     return sum;
 }
 
-/* weights: `count` values as they lie; numbers: `amount` more that belong to them, a shape for example; sum: in, the sum
- * of what comes before; out, the sum of all. Returns 0, or 1 without memory. */
+/* weights: `count` values in memory order; numbers: `amount` more that belong to them, a shape for example; sum: in, the
+ * sum of the weights before; out, the sum of all. Returns 0, or 1 without memory. */
 int fingerprint(const float *weights, int64_t count, const int64_t *numbers, int64_t amount, int threads, int64_t *sum) {
     int64_t bytes = count * (int64_t)sizeof(float), blocks = (bytes + BLOCK - 1) / BLOCK;
     uint64_t *sums = malloc(max_of(1, blocks) * sizeof(uint64_t)), total = mixed((uint64_t)*sum, (uint64_t)count);

@@ -6,8 +6,8 @@
 #include "common.h"
 #include "kernels.h"
 
-/* Rows of successive values: of one position where channels lie last, of one channel otherwise. Apart from `low`,
- * which may be a slice, all are dense. */
+/* Rows of successive values: of one position in channels last, of one channel in NCHW. All tensors are dense, except
+ * `low`, which may be a slice. */
 typedef struct {
     const float *data;
     int64_t sample, row; /* strides */
@@ -39,7 +39,7 @@ static inline float y1_of(const float *first, const float *second, int64_t i) {
     return first[i] + (second ? second[i] : 0.f);
 }
 
-/* What is summed over the positions: Y1 - Y2 of Y1's two parts, or the product grad * (reference - Y2). */
+/* A term of the sums over positions: Y1 - Y2 of Y1's two parts, or the product grad * (reference - Y2). */
 static inline float term_of(const float *a, const float *b, const float *y2, int64_t i, const int product) {
     return product ? a[i] * (b[i] - y2[i]) : y1_of(a, b, i) - y2[i];
 }
@@ -111,8 +111,8 @@ static void lerp_chunk(Shape s, Rows first, Rows second, Lower y2, int64_t n, in
     }
 }
 
-/* first, second, out: (N, C, H*W), out may be first; made: (N, C - low_channels, H*W); low: (N, low_channels, H*W) with the strides
- * given; beta1: (N, C). Returns 0, or 1 without memory. */
+/* first, second, out: (N, C, H*W), out may be first; made: (N, C - low_channels, H*W); low: (N, low_channels, H*W) with
+ * the given strides; beta1: (N, C). Returns 0, or 1 without memory. */
 int fuse_forward(const float *first, const float *second, const float *made, const float *low, const float *scale,
                  const float *shift, int64_t samples, int64_t channels, int64_t positions, int channels_last,
                  int64_t low_channels, int64_t low_sample, int64_t low_row, int threads, float *out, float *beta1) {
@@ -145,7 +145,7 @@ int fuse_forward(const float *first, const float *second, const float *made, con
     return 0;
 }
 
-/* grad1 = beta1 * grad + pull, grad2 = beta2 * grad - pull, where pull is what reaches Y1 through its mean. */
+/* grad1 = beta1 * grad + pull, grad2 = beta2 * grad - pull, where pull is Y1's gradient through its mean. */
 static inline void split_run(const float *grad, int64_t from, int64_t to, const float *beta, const float *pull,
                              float *restrict grad1, float *restrict grad2, const int vary) {
 #pragma omp simd
@@ -174,7 +174,7 @@ static void split_chunk(Shape s, Rows grad, int64_t n, int64_t made, int64_t fro
     }
 }
 
-/* reference is Y1, or Z where is_output says so: Z - Y2 = beta1 * (Y1 - Y2). grad, reference, grad1, grad_made and
+/* reference is Y1, or Z if is_output: Z - Y2 = beta1 * (Y1 - Y2). grad, reference, grad1, grad_made and
  * grad_low are dense. pull: (N, C), workspace. */
 int fuse_backward(const float *grad, const float *reference, int is_output, const float *made, const float *low,
                   const float *beta1, int64_t samples, int64_t channels, int64_t positions, int channels_last,

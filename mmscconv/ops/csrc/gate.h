@@ -10,7 +10,7 @@
 
 #define RUN 512        /* NCHW: positions */
 #define CHANNEL_RUN 32 /* channels last */
-#define PAIR_RUN 16    /* of each half: what both have to keep fills the registers */
+#define PAIR_RUN 16    /* of each half: values of both fill the registers */
 
 typedef struct {
     int64_t groups;
@@ -18,7 +18,7 @@ typedef struct {
     int hard;
 } Gate;
 
-/* What one sample's tasks need or give. */
+/* Input and output of one sample's tasks. */
 typedef struct {
     double *sum, *product;             /* [chunks][C] each: a chunk's part of two sums per channel */
     float *mean, *rstd, *slope, *shift; /* [C]: the logit is (x - mean) * slope + shift */
@@ -106,7 +106,7 @@ static inline void spread(Shape s, Gate g, const float *scale, const float *shif
 
 static inline float logit_of(float x, Sample t, int64_t c) { return (x - t.mean[c]) * t.slope[c] + t.shift[c]; }
 
-/* What of a value stays in its own half of the channels, and what goes over to the other one. */
+/* The parts of a value that stay in its own half of the channels, and that cross to the other half. */
 static inline float own_part(float x, float logit, Gate g) {
     float below = g.hard ? 0.f : x * sigmoid_of(logit);
     return logit > g.threshold ? x : below;
@@ -117,8 +117,8 @@ static inline float cross_part(float x, float logit, Gate g) {
     return logit > g.threshold ? 0.f : below;
 }
 
-/* In the runs, `vary` is 1 where successive values belong to successive channels and 0 within one channel: a
- * constant at each call, for the compiler to make two loops of it. */
+/* In the runs, `vary` is 1 if successive values belong to successive channels and 0 within one channel: a constant at
+ * each call, so that the compiler makes two loops. */
 static inline void gate_run(const float *restrict a, const float *restrict b, float *restrict out_a,
                             float *restrict out_b, int64_t length, Sample t, int64_t half, Gate g, const int vary) {
 #pragma omp simd
@@ -146,7 +146,7 @@ static inline float logit_grad(float x, float logit, float upstream, Gate g) {
     return g.hard || logit > g.threshold ? 0.f : w * (1.f - w) * x * upstream;
 }
 
-/* dl and dl * xhat of a run. Apart from their sums in double, which would halve the width of these loops. */
+/* dl and dl * xhat of a run. Their sums in double are separate: they would halve the vector width of this loop. */
 static inline void logit_grads_run(const float *x, const float *own, const float *other, int64_t length, Sample t, Gate g,
                                    float *restrict dl, float *restrict dlx) {
 #pragma omp simd
@@ -156,8 +156,8 @@ static inline void logit_grads_run(const float *x, const float *own, const float
     }
 }
 
-/* Channels last: the sums of dl and of dl * xhat over `rows` positions in `width` channels; in float, for they are
- * at most a chunk's, and the parameters of the channels and the sums stay in registers where the width is a constant. */
+/* Channels last: the sums of dl and of dl * xhat over `rows` positions in `width` channels; in float, as they cover at
+ * most one chunk. If the width is a constant, sums and parameters of the channels stay in registers. */
 static inline __attribute__((always_inline)) void add_logit_grads(const float *x, const float *own, const float *other,
                                                                   int64_t rows, int64_t stride, Sample t, Gate g,
                                                                   double *sum, double *product, const int64_t width) {
@@ -208,7 +208,7 @@ static inline void add_grad_sums_of_half(Shape s, Gate g, const float *x, const 
     }
 }
 
-/* Adds the sums of dl and of dl * xhat per channel to what the caller has set to 0. */
+/* Adds the sums of dl and of dl * xhat per channel to `sum` and `product`, which the caller has set to 0. */
 static inline void add_grad_sums(Shape s, Gate g, const float *x, const float *grad, int64_t first, int64_t last, Sample t,
                           double *sum, double *product) {
     int64_t half = s.channels / 2;
@@ -235,13 +235,13 @@ static inline void finish_grad_sums(Shape s, Gate g, const float *scale, Sample 
     }
 }
 
-/* What reaches a value directly through the gate. */
+/* A value's gradient directly through the gate. */
 static inline float direct_grad(float logit, float own, float other, Gate g) {
     float below = g.hard ? other : sigmoid_of(logit) * (own + other);
     return logit > g.threshold ? own : below;
 }
 
-/* That, and what reaches it through GN. `slope` is scale * rstd. */
+/* A value's gradient through the gate and through GN. `slope` is scale * rstd. */
 static inline float input_grad(float x, float own, float other, Sample t, int64_t c, Gate g) {
     float logit = logit_of(x, t, c), xhat = (x - t.mean[c]) * t.rstd[c];
     float through_own_logit = logit_grad(x, logit, own + other, g) * t.slope[c];
@@ -271,9 +271,9 @@ static inline void grad_chunk(Shape s, Gate g, const float *x, const float *grad
                      at_channel(t, c), half, g, 0);
 }
 
-/* Channels last, both halves of `width` channels over `rows` positions, all of whose rows lie `stride` apart: X^w,
- * the sums of dl and of dl * xhat, [2][half], added to what is there, and what reaches X without the means over the
- * groups, which these sums give: finish_grads takes them off. */
+/* Channels last, both halves of `width` channels over `rows` positions, `stride` apart: writes X^w, adds to the sums of
+ * dl and of dl * xhat, [2][half], and writes X's gradient without the means over the groups. These means follow from the
+ * sums: finish_grads subtracts them. */
 static inline __attribute__((always_inline)) void pair_grads(const float *restrict x, const float *restrict grad,
                                                              int64_t rows, int64_t stride, int64_t half, Sample t,
                                                              Gate g, float *restrict reconstructed,
@@ -324,7 +324,7 @@ static inline void finish_grads(Shape s, const float *restrict x, int64_t rows, 
             out[c] -= t.rstd[c] * (t.mean_dl[c] + (x[c] - t.mean[c]) * t.rstd[c] * t.mean_dlx[c]);
 }
 
-/* Statistics of the samples [n, n + count) and what their gates need. */
+/* Statistics of the samples [n, n + count) and the parameters of their gates. */
 static inline void measure(Shape s, Gate g, const float *x, const float *scale, const float *shift, double eps, int64_t n,
                     int64_t count, int threads, Sample *all, float *mean, float *rstd) {
     int64_t chunks = chunk_count(s), step = chunk_positions(s), values = s.channels * s.positions;

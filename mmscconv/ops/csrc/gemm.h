@@ -1,11 +1,11 @@
 /* Small matrix products for the convolutions inside of the kernels: out[r][j] = sum_k a[r][k] * w[j][k]. The weights
- * come in panels, [panel][depth][PANEL], filled up with zeros: mmscconv/ops/packing.py packs them. */
+ * come in panels, [panel][depth][PANEL], padded with zeros: mmscconv/ops/packing.py packs them. */
 #ifndef MMSCCONV_GEMM_H
 #define MMSCCONV_GEMM_H
 
 #include "common.h"
 
-/* TILE_ROWS x 2 vectors of sums fill the registers of AVX-512 or AVX2, with room for what is read. */
+/* TILE_ROWS x 2 vectors of sums fill the registers of AVX-512 or AVX2, with room for operands. */
 #ifdef __AVX512F__
 #define LANES 16
 #define TILE_ROWS 14
@@ -20,7 +20,7 @@ typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias))
 typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef Vec Sums[TILE_ROWS][2];
 
-/* Without it GCC reads a vector again for each product with it, and the loads are the bound. */
+/* Without this GCC reads a vector again for each product, and loads limit the speed. */
 #ifdef __AVX__
 #define IN_REGISTERS(a, b) __asm__("" : "+v"(a), "+v"(b))
 #else
@@ -29,8 +29,8 @@ typedef Vec Sums[TILE_ROWS][2];
 
 static inline int64_t panels_of(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
-/* sum[r] += sum over k of a[r][k] * b[k], for STEP columns of b or, with one vector, the first half of them. Both
- * strides of a, and b's from k to k. */
+/* sum[r] += sum over k of a[r][k] * b[k], for STEP columns of b or, with one vector, the first half of them. `stride` and
+ * `k_stride` are a's from row to row and from k to k, `b_stride` is b's from k to k. */
 static inline __attribute__((always_inline)) void accumulate(Vec (*sum)[2], const float *a, int64_t stride,
                                                              int64_t k_stride, const float *b, int64_t b_stride,
                                                              int64_t depth, const int rows, const int vectors) {
@@ -100,13 +100,13 @@ static inline __attribute__((always_inline)) void tile(const float *start, const
         body(R);          \
         break;
 
-/* Of `left` rows, those of the next tile: as even as they can be, for a short tile does not fill the pipelines. */
+/* The rows of the next tile, of `left` rows: as even as possible, for a short tile does not fill the pipelines. */
 static inline int64_t next_rows(int64_t left) {
     int64_t tiles = (left + TILE_ROWS - 1) / TILE_ROWS;
     return (left + tiles - 1) / tiles;
 }
 
-/* start: what each row starts from, or NULL for zeros. */
+/* start: the initial value of each row (biases), or NULL for zeros. */
 static __attribute__((noinline)) void gemm(const float *start, const float *a, int64_t stride, int64_t rows,
                                            const float *packed, int64_t depth, int64_t columns, float *out,
                                            int64_t out_stride) {

@@ -1,6 +1,6 @@
 /* The functions that Python and ONNX Runtime's op call, declared once: every source includes this file, so that the
  * compiler compares declaration and definition, and mmscconv/ops/prototypes.py reads the arguments' types and names here.
- * What a function does stands at its definition. All return 0, or 1 where there was no memory for a workspace.
+ * Functions are described at their definitions. All return 0, or 1 without memory for a workspace.
  *
  * A parameter is `[const] TYPE name` or `[const] TYPE *[NULLABLE] name` with float, double, int64_t or int. */
 #ifndef MMSCCONV_KERNELS_H

@@ -1,5 +1,5 @@
-/* CRU's fuse behind two batch norms, channels last: Z = beta1 * BN(Y1) + beta2 * BN(Y2), Y2 = cat(made, low). All that
- * batch norm, softmax and their backward need of the maps are sums over positions; what they then do to them is
+/* CRU's fuse behind two batch norms, channels last: Z = beta1 * BN(Y1) + beta2 * BN(Y2), Y2 = cat(made, low). Batch norm,
+ * softmax and their backward need only sums over positions of the maps, and then map them by
  * Z = p * Y1 + q * Y2 + r, per sample and channel. mmscconv/ops/norm_fuse.py has the arithmetic in between. */
 #include "common.h"
 #include "kernels.h"

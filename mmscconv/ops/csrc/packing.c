@@ -1,18 +1,18 @@
-/* The weights of convolutions in the order in which the kernels read them: rows (J, K) of what each output channel
- * multiplies, and panels of them, [panel][K][PANEL]. */
+/* The weights of convolutions in the order in which the kernels read them: rows (J, K), one per output channel, and
+ * panels of rows, [panel][K][PANEL]. */
 #include "gemm.h"
 #include "kernels.h"
 
-/* Of a CRU's transform. */
+/* The weights of a CRU's transform. */
 typedef struct {
-    const float *gwc;                      /* (C, taps, u / groups), with these strides */
+    const float *gwc;                      /* (C, taps, u / groups), with the strides below */
     int64_t gwc_row, gwc_tap, gwc_channel;
     const float *pwc1, *pwc2;              /* (C, u), (made, l) */
     int64_t channels, u, l, made, groups, taps, centre;
 } Weights;
 
-/* A row of the transform: what PWC2, GWC's taps before the centre, PWC1 with the tap at the centre, and GWC's other
- * taps multiply. Without a centre (-1) all taps come after PWC1. */
+/* A row of the transform: the weights of PWC2, of GWC's taps before the centre, of PWC1 with the tap at the centre, and
+ * of GWC's other taps. Without a centre (-1) all taps come after PWC1. */
 static void fill_row(const Weights *w, int64_t c, float *row) {
     int64_t each = w->u / w->groups, group = c / (w->channels / w->groups);
     const float *gwc = w->gwc + c * w->gwc_row;
@@ -49,7 +49,7 @@ static void to_panel(const float *rows, int64_t row_stride, int64_t k_stride, in
     }
 }
 
-/* (rows, depth) weights with any strides, of `groups` groups that share no panel. */
+/* Packs weights (rows, depth) with any strides; two groups never share a panel. */
 int pack(const float *weights, int64_t row_stride, int64_t k_stride, int64_t rows, int64_t depth, int64_t groups,
          float *out) {
     int64_t each = rows / groups, panels = panels_of(each);
@@ -61,7 +61,7 @@ int pack(const float *weights, int64_t row_stride, int64_t k_stride, int64_t row
     return 0;
 }
 
-/* gwc, pwc1, pwc2: of a CRU; numbers: gwc's three strides, then C to centre as in Weights. out: in panels. Returns 0,
+/* gwc, pwc1, pwc2: a CRU's; numbers: gwc's three strides, then C to centre as in Weights. out: in panels. Returns 0,
  * or 1 without memory. */
 int pack_transform(const float *gwc, const float *pwc1, const float *pwc2, const int64_t *numbers, int threads,
                    float *out) {
@@ -80,7 +80,7 @@ int pack_transform(const float *gwc, const float *pwc1, const float *pwc2, const
     return 0;
 }
 
-/* The same as rows, each filled up with zeros to `pitch`: out (C, pitch). */
+/* The same weights as rows, each padded with zeros to `pitch`: out (C, pitch). */
 int transform_rows(const float *gwc, const float *pwc1, const float *pwc2, const int64_t *numbers, int64_t pitch,
                    int threads, float *out) {
     Weights w = weights_of(gwc, pwc1, pwc2, numbers);
@@ -93,7 +93,7 @@ int transform_rows(const float *gwc, const float *pwc1, const float *pwc2, const
     return 0;
 }
 
-/* What of gradients of transform_rows, (C, pitch), belongs to each weight: gwc (C, taps, u / groups), pwc1, pwc2. */
+/* Splits gradients of transform_rows, (C, pitch), into those of each weight: gwc (C, taps, u / groups), pwc1, pwc2. */
 int weights_of_rows(const float *rows, int64_t pitch, const int64_t *numbers, int threads, float *gwc, float *pwc1,
                     float *pwc2) {
     Weights w = weights_of(NULL, NULL, NULL, numbers);

@@ -5,7 +5,7 @@
 #include "common.h"
 
 /* pooled[i]: the mean of `channels` numbers over the positions of window i, `pool` columns of `rows` lines of an image;
- * the last one may be narrower. */
+ * the last window may be narrower. */
 static inline void pool_lines(const float *lines, int64_t width, int64_t stride, int64_t channels, int64_t rows,
                               int64_t pool, float *pooled) {
     for (int64_t first = 0; first < width; first += pool, pooled += channels) {

@@ -1,5 +1,5 @@
 /* A whole SCConv for inference: the kernels of squeeze.c and transform.c one after the other over as many samples as
- * the caches hold, so that what is squeezed never leaves them. */
+ * the caches hold, so that squeezed maps never leave them. */
 #include "kernels.h"
 #include "pool.h"
 #include "transform.h"
@@ -12,7 +12,7 @@ typedef struct {
     int hard, relu;
 } Layer;
 
-/* As scconv does, of the samples that `all` says. */
+/* scconv for the samples of `all`. */
 static int some_samples(Layer layer, Geometry all, const float *x, int threads, float *out) {
     int64_t u = all.up_channels, l = all.low_channels, positions = all.height * all.width;
     int64_t pool_height = all.stride[0], pool_width = all.stride[1], out_positions = all.out[0] * all.out[1];
@@ -53,8 +53,8 @@ static int some_samples(Layer layer, Geometry all, const float *x, int threads, 
  * transform_fuse has them, and geometry as well, whose stride is the pool of both 1x1 convolutions. out: (N, C2, H',
  * W'). Returns 0, or 1 without memory.
  *
- * Each thread takes samples of its own, and none waits for another after each pass; those that are left, all of them
- * take together. */
+ * Each thread takes samples of its own, without waiting for others after each pass; all threads together take the
+ * remainder. */
 int scconv(const float *x, const float *scale, const float *shift, const float *up, const float *low,
            const float *bias_up, const float *bias_low, const float *packed, const float *bias1, const float *bias2,
            const float *norm_scale, const float *norm_shift, int64_t channels, int64_t groups, double eps,

@@ -5,8 +5,9 @@
 #include "pool.h"
 
 /* SRU and both squeezes: out_up = up * X^w[:cut] + bias_up and out_low = low * pool(X^w[cut:]) + bias_low, (N,
- * squeezed_up, H, W) and (N, squeezed_low, H', W'), with the weights up and low in panels and NULL for no bias. The pool averages windows of pool_height x
- * pool_width, at the ends those positions that there are; 1 and 1 for none. mean and rstd: (N, groups). */
+ * squeezed_up, H, W) and (N, squeezed_low, H', W'), with the weights up and low in panels and NULL for no bias. The pool
+ * averages windows of pool_height x pool_width, cut off where the image ends; 1 and 1 for none. mean and rstd: (N,
+ * groups). */
 int sru_squeeze(const float *x, const float *scale, const float *shift, const float *up, const float *low,
                 const float *bias_up, const float *bias_low, int64_t samples, int64_t channels, int64_t height, int64_t width, int64_t groups, double eps,
                 float threshold, int hard, int64_t cut, int64_t squeezed_up, int64_t squeezed_low, int64_t pool_height,
@@ -45,22 +46,22 @@ int sru_squeeze(const float *x, const float *scale, const float *shift, const fl
     return failed;
 }
 
-/* Both squeezes' weights, transposed and in panels, and what their outputs and X^w have for gradients and values. */
+/* Both squeezes' weights, transposed and in panels, and the gradients of their outputs. */
 typedef struct {
     const float *up, *low, *grad_up, *grad_low;
     int64_t cut, squeezed_up, squeezed_low;
 } Squeezes;
 
-/* The gradient of X^w at `rows` positions from `at` on, counted over all samples. */
+/* The gradient of X^w at `rows` positions from position `at` on, counted over all samples. */
 static void reconstructed_grad(Shape s, Squeezes q, int64_t at, int64_t rows, float *grad) {
     gemm(NULL, q.grad_up + at * q.squeezed_up, q.squeezed_up, rows, q.up, q.squeezed_up, q.cut, grad, s.channels);
     gemm(NULL, q.grad_low + at * q.squeezed_low, q.squeezed_low, rows, q.low, q.squeezed_low, s.channels - q.cut,
          grad + q.cut, s.channels);
 }
 
-/* What sru_squeeze's inputs get of the gradients (N, squeezed_up, H*W) and (N, squeezed_low, H*W) of its outputs. The
- * weights come transposed, (cut, squeezed_up) and (C - cut, squeezed_low), in panels. Positions are cut into
- * PARTS parts, whatever the number of threads: each sums up weight gradients of its own.
+/* The gradients of sru_squeeze's inputs from those of its outputs, (N, squeezed_up, H*W) and (N, squeezed_low, H*W). The
+ * weights come transposed, (cut, squeezed_up) and (C - cut, squeezed_low), in panels. Positions are cut into PARTS
+ * parts, whatever the number of threads: each part sums up weight gradients of its own.
  *
  * grad_x: as x; grad_scale, grad_shift: (C); grad_weight_up: (squeezed_up, cut); grad_weight_low: (squeezed_low,
  * C - cut). Returns 0, or 1 without memory. */

@@ -1,29 +1,29 @@
 /* CRU's transform and fuse in one pass, Eq. 5-9: GWC, PWC1, PWC2, the weighted sum, the norm behind the
- * layer and a ReLU, channels last. Nothing of it but the result is written.
+ * layer and a ReLU, channels last. Only the result is written.
  *
- * The fuse's weights come from means over the positions, and a convolution's mean is the convolution of the means of
- * what each of its taps sees: they are known before the first output is. A tile of outputs is then summed up in
- * registers: Y2, times beta2 / beta1, plus Y1, times beta1. */
+ * The fuse's weights come from means over the positions. A convolution's mean is the convolution of the means of its
+ * taps' inputs, so the weights are known before the first output. A tile of outputs is then summed up in registers:
+ * Y2, times beta2 / beta1, plus Y1, times beta1. */
 #include "kernels.h"
 #include "transform.h"
 
-/* Beyond it one of both weights is 0 next to the other in float, and their ratio stays far from its ends. */
+/* Beyond this difference of means one of the two softmax weights underflows; clamp the difference. */
 #define LARGEST_DIFFERENCE 40.0f
 
-/* What the panels of one sample end in: out = (Y2 * ratio + Y1) * factor + offset, [panels * PANEL] each. */
+/* The final affine map of one sample's panels: out = (Y2 * ratio + Y1) * factor + offset, [panels * PANEL] each. */
 typedef struct {
     float *ratio, *factor, *offset;
 } Ends;
 
-/* What PWC2, PWC1 and the taps of the GWC read for the first row of a tile, and how far the next rows lie. */
+/* Inputs of PWC2, PWC1 and the GWC's taps for the first row of a tile, and the distances to the next rows. */
 typedef struct {
     const float *low, *up, *taps;
     int64_t low_stride, up_stride, tap_stride, tap_down, tap_right; /* from row to row; from tap to tap */
     int64_t before; /* channels of the groups before the one that the taps see */
 } Inputs;
 
-/* sum = Y2 * ratio + Y1 in STEP columns, without biases: one loop over the 2 + taps convolutions, for the compiler
- * then keeps the sums in registers. Where Y2 is X_low itself, `copied` is where it lies. */
+/* sum = Y2 * ratio + Y1 in STEP columns, without biases: one loop over the 2 + taps convolutions, so that the compiler
+ * keeps the sums in registers. For columns of Y2 that copy X_low, `copied` points to X_low's values. */
 static inline __attribute__((always_inline)) void sum_up(Geometry g, Plan p, Inputs in, const float *panel,
                                                          const float *copied, const float *ratio, Vec (*sum)[2],
                                                          const int rows) {
@@ -83,7 +83,7 @@ static __attribute__((noinline)) void output_rows(Geometry g, Plan p, Inputs in,
 
 static const float minus_one[STEP] = {[0 ... STEP - 1] = -1.f};
 
-/* From the means of one sample: the weights of the fuse, with the biases, the norm's scale and shift (each may be NULL). */
+/* Computes the weights of the fuse from the means of one sample; biases, the norm's scale and shift may be NULL. */
 static void finish_panel(Geometry g, Plan p, const float *packed, int64_t index, const float *mean, const float *bias1,
                          const float *bias2, const float *scale, const float *shift, Ends e, float *beta1) {
     const float *panel = packed + index * p.depth * PANEL;
@@ -139,9 +139,9 @@ static void output_band(Geometry g, Plan p, const float *padded, const float *up
     }
 }
 
-/* x: (N, H, W, u), what GWC reads; up: (N, H', W', u) and low: (N, H', W', l), what PWC1 and PWC2 read, all dense, and
- * up NULL where there is a centre; packed: [panels][depth][PANEL], the panels of each group of GWC for themselves,
- * where the last C - made columns of PWC2 copy X_low; bias1, bias2, scale, shift: (C), (made), (C), (C), or NULL;
+/* x: (N, H, W, u), GWC's input; up: (N, H', W', u) and low: (N, H', W', l), the inputs of PWC1 and PWC2, all dense, and
+ * up NULL if there is a centre; packed: [panels][depth][PANEL], separate panels for each group of GWC, where the last
+ * C - made columns of PWC2 copy X_low; bias1, bias2, scale, shift: (C), (made), (C), (C), or NULL;
  * geometry: 8 + 5 * 2 + 1 numbers in Geometry's order; out: (N, H', W', C); beta1: (N, C). Returns 0, or 1 without memory. */
 int transform_fuse(const float *x, const float *up, const float *low, const float *packed, const float *bias1,
                    const float *bias2, const float *scale, const float *shift, const int64_t *geometry, int relu,

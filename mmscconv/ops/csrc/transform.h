@@ -1,4 +1,4 @@
-/* What CRU's transform and its backward share: shapes, the padded image that GWC reads, and means of what it sees. */
+/* Shared by CRU's transform and its backward: shapes, GWC's padded input image, and means of the convolutions' inputs. */
 #ifndef MMSCCONV_TRANSFORM_H
 #define MMSCCONV_TRANSFORM_H
 
@@ -7,10 +7,10 @@
 typedef struct {
     int64_t samples, height, width, up_channels, low_channels, channels, made, groups;
     int64_t kernel[2], stride[2], padding[2], dilation[2], out[2]; /* vertical, horizontal */
-    int64_t centre; /* the tap at whose place PWC1 reads, or -1 where it has an input of its own */
+    int64_t centre; /* the tap that includes PWC1, or -1 if PWC1 has an input of its own */
 } Geometry;
 
-/* Where things lie in a panel of weights and in a row of means: what PWC2, PWC1 and GWC see. At the centre, GWC and
+/* Sizes of a panel of weights and of a row of means of the inputs, in the order PWC2, PWC1, GWC. At the centre, GWC and
  * PWC1 together are one tap that sees all channels. */
 typedef struct {
     int64_t taps, depth, pitch, means;   /* depth: of a panel; pitch: of a row of weights; means: of a row */
@@ -28,7 +28,7 @@ static inline Plan plan_of(Geometry g) {
     return p;
 }
 
-/* The sum of `rows` vectors that lie `stride` apart: in float, for these are at most one line of an image. */
+/* The sum of `rows` vectors that lie `stride` apart: in float, as they are at most one line of an image. */
 static inline Vec sum_of_rows(const float *x, int64_t stride, int64_t rows, int64_t width) {
     Vec even = {0}, odd = {0}; /* two chains of additions */
     int64_t r = 0;
@@ -60,8 +60,8 @@ static inline int64_t first_reaching(Geometry g, int i, int64_t tap, int64_t pos
     return distance <= 0 ? 0 : min_of(g.out[i], (distance + g.stride[i] - 1) / g.stride[i]);
 }
 
-/* Of one sample, the input rows [first, last): copied into their place in the padded image, and added to the sums of
- * what each tap sees, [taps][up_channels]. */
+/* Copies one sample's input rows [first, last) into the padded image, and adds them to the sums of each tap's inputs,
+ * [taps][up_channels]. */
 static inline void take_rows(Geometry g, Plan p, const float *x, int64_t first, int64_t last, float *padded, double *sums) {
     int64_t u = g.up_channels, left = g.padding[1], columns = min_of(g.width, p.padded[1] - left);
     for (int64_t y = first; y < min_of(last, p.padded[0] - g.padding[0]); y++) {
@@ -83,8 +83,8 @@ static inline void take_rows(Geometry g, Plan p, const float *x, int64_t first, 
     }
 }
 
-/* Of `count` samples: the padded images, and the means over the output's positions of what PWC2, PWC1 and each tap
- * see, [count][means]; up NULL where there is a centre; parts: [count * bands][means]. */
+/* Writes `count` samples' padded images, and the means over the output's positions of the inputs of PWC2, PWC1 and each
+ * tap, [count][means]; up NULL if there is a centre; parts: [count * bands][means]. */
 static inline void see(Geometry g, Plan p, const float *x, const float *up, const float *low, int64_t count,
                        int64_t bands, int threads, float *padded, double *parts, float *mean) {
     int64_t positions = g.out[0] * g.out[1], image = p.padded[0] * p.padded[1] * g.up_channels;
@@ -110,7 +110,7 @@ static inline void see(Geometry g, Plan p, const float *x, const float *up, cons
         }
 }
 
-/* Into how many bands of lines an image is cut, whatever the number of threads. */
+/* Number of bands of lines that an image is cut into, whatever the number of threads. */
 static inline int64_t bands_of(Geometry g) {
     return max_of(1, min_of(g.out[0], g.out[0] * g.out[1] * g.channels / CHUNK_VALUES));
 }

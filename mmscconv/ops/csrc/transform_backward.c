@@ -1,22 +1,22 @@
 /* Backward of transform.c, channels last. With e = beta1 * beta2 * sum over positions of grad * (Y1 - Y2), and e' = e
  * over the number of positions, the gradients of Y1 and Y2 are beta1 * grad + e' and beta2 * grad - e'. Neither is
- * written. The products of grad with what PWC2, PWC1 and the taps see are made sample by sample: times beta they are the
- * weights' gradients, and times the weights themselves the sum in e. The inputs' gradients are products of grad with
- * weights that beta has been multiplied into. */
+ * written. The products of grad with the inputs of PWC2, PWC1 and the taps are computed sample by sample: times beta they
+ * are the weights' gradients, and times the weights themselves the sum in e. The inputs' gradients are products of grad
+ * with weights times beta. */
 #include "kernels.h"
 #include "transform.h"
 
-#define TASKS 32             /* at least, where there are samples enough: each part of them sums up gradients of its own */
-#define SEEN_POSITIONS 224   /* whole lines whose columns are laid out for the weights' gradients */
-#define SPREAD_POSITIONS 56  /* whole lines whose products are spread over the inputs' gradients */
+#define TASKS 32             /* at least, if there are enough samples: each part of them sums up gradients of its own */
+#define SEEN_POSITIONS 224   /* in whole lines: columns are laid out for the weights' gradients */
+#define SPREAD_POSITIONS 56  /* in whole lines: products are spread over the inputs' gradients */
 
-/* Where one sample's inputs lie for one group of GWC, whose first channel is `before`. */
+/* One sample's inputs for one group of GWC, whose first channel is `before`. */
 typedef struct {
     const float *low, *up, *padded;
     int64_t before;
 } Seen;
 
-/* Columns that lie side by side in memory, and how far the next line and position are. */
+/* Columns that lie side by side in memory, and the distances to the next line and position. */
 typedef struct {
     const float *from;
     int64_t down, right, length;
@@ -38,7 +38,7 @@ static Run run_at(Geometry g, Plan p, Seen s, int64_t column) {
     return (Run){from, g.stride[0] * p.padded[1] * u, g.stride[1] * u, tap_width(g, p, tap) - column};
 }
 
-/* Lengths for which the compiler makes loops of their own, vectors in place of calls. */
+/* Constant lengths for common cases: the compiler then makes vector loops instead of calls. */
 #define FOR_LENGTH(length, body)   \
     switch (length) {              \
         case 8: body(8); break;    \
@@ -56,7 +56,7 @@ static inline __attribute__((always_inline)) void lay_out(Run r, int64_t lines, 
             memcpy(to, r.from + y * r.down + x * r.right, length * sizeof(float));
 }
 
-/* Of PANEL columns at most, what `lines` lines of positions from `first` on see: [positions][PANEL]. */
+/* Lays out at most PANEL columns of the inputs of `lines` lines of positions from `first` on: [positions][PANEL]. */
 static void lay_out_panel(Geometry g, Plan p, Seen s, int64_t column, int64_t columns, int64_t first, int64_t lines,
                           float *panel) {
     for (int64_t k = 0, length; k < columns; k += length) {
@@ -78,7 +78,7 @@ static inline float sum_of(Vec v) {
     return sum;
 }
 
-/* Of one sample's products in a panel of columns, the first `of_low` of them of PWC2: to += beta * products, and
+/* With one sample's products in a panel of columns, the first `of_low` of which are PWC2's: to += beta * products, and
  * sums = sum over columns of weights * products, PWC2's with the other sign. */
 static void add_scaled(const float *weights, int64_t pitch, const float *products, int64_t of_low, int64_t channels,
                        const float *beta1, float *to, double *sums) {
@@ -97,7 +97,7 @@ static void add_scaled(const float *weights, int64_t pitch, const float *product
 }
 
 /* One panel of columns of one group, over the samples [first, last): adds beta * products to the weights' gradients, and
- * writes what it has of the sums in e, [samples][channels of the group]. */
+ * writes its part of the sums in e, [samples][channels of the group]. */
 static void products_of_panel(Geometry g, Plan p, const float *grad, const float *padded, const float *up,
                               const float *low, const float *weights, const float *beta1, int64_t group, int64_t column,
                               int64_t first, int64_t last, float *panel, float *products, double *sums,
@@ -120,15 +120,15 @@ static void products_of_panel(Geometry g, Plan p, const float *grad, const float
     }
 }
 
-/* The weights that one sample's grad is multiplied with, in panels, and what each position starts from. */
+/* The weights that one sample's grad is multiplied with, in panels, and each position's initial values. */
 typedef struct {
     float *taps, *low;                /* [groups][panels][C / groups][PANEL], columns PWC1 and taps; [panels][made][PANEL] */
     float *taps_start, *low_start;    /* [groups][panels * PANEL]; [panels * PANEL] */
     int64_t tap_columns, low_columns; /* whole panels */
 } Scaled;
 
-/* rows: [channels][pitch], from the first column on; a row is multiplied with factor, start gets the sum of what is
- * multiplied with constant. */
+/* rows: [channels][pitch], from the first column on. Panels get the rows times factor, start gets the sum of the rows
+ * times constant. */
 static void scale_rows(const float *rows, int64_t pitch, int64_t channels, int64_t columns, const float *factor,
                        const float *constant, float sign, float *panels, float *start) {
     for (int64_t k = 0; k < columns; k += PANEL, panels += channels * PANEL) {
@@ -194,14 +194,14 @@ static void input_gradients(Geometry g, Plan p, const float *grad, const float *
     int64_t from = min_of(own, max_of(0, first + g.padding[0] - reach) / g.stride[0]);
     int64_t to = min_of(g.out[0], max_of(own_end, (last - 1 + g.padding[0]) / g.stride[0] + 1));
     memset(grad_x + first * g.width * u, 0, (last - first) * g.width * u * sizeof(float));
-    /* Y2 is what PWC2 makes and X_low itself. */
+    /* Y2 is PWC2's output and X_low itself. */
     gemm(s.low_start, grad + own * width * g.channels, g.channels, (own_end - own) * width, s.low, g.made, l,
          grad_low + own * width * l, l);
     for (int64_t i = own * width; i < own_end * width; i++)
 #pragma omp simd
         for (int64_t c = g.made; c < g.channels; c++)
             grad_low[i * l + c - g.made] += (1.f - beta1[c]) * grad[i * g.channels + c];
-    /* Lines in blocks that do not depend on the bands, for neither may the order of a sum. */
+    /* Blocks of lines do not depend on the bands: the order of a sum must not, either. */
     for (int64_t block = from / lines * lines; block < to; block += lines) {
         int64_t end = min_of(block + lines, g.out[0]);
         for (int64_t i = 0; i < g.groups; i++) {
@@ -239,9 +239,9 @@ static void add_up(Geometry g, const float *grad, int64_t bands, int threads, do
 }
 
 /* grad: (N, H', W', C), dense; x, up, low, bias1, bias2 and geometry: as transform_fuse has them; weights: (C, pitch),
- * its rows before they are packed, filled up with zeros; beta1: its second result. Norm and ReLU: none. grad_x, grad_up
- * (NULL with up), grad_low, grad_bias1, grad_bias2: as the inputs; grad_weights: as the weights, of which those that
- * copy X_low mean nothing. Returns 0, or 1 without memory. */
+ * its rows before they are packed, padded with zeros; beta1: its second result. No norm, no ReLU. grad_x, grad_up (NULL
+ * with up), grad_low, grad_bias1, grad_bias2: as the inputs; grad_weights: as the weights, meaningless for those that
+ * copy X_low. Returns 0, or 1 without memory. */
 int transform_fuse_backward(const float *grad, const float *x, const float *up, const float *low, const float *weights,
                             const float *beta1, const float *bias1, const float *bias2, const int64_t *geometry,
                             int threads, float *grad_x, float *grad_up, float *grad_low, float *grad_weights,
@@ -311,7 +311,7 @@ int transform_fuse_backward(const float *grad, const float *x, const float *up, 
             if (bias1) grad_bias1[c] = (float)of_bias1;
             if (bias2 && c < g.made) grad_bias2[c] = (float)of_bias2;
         }
-        int64_t cuts = (threads + samples - 1) / samples; /* no more than there are threads for: each scales the weights */
+        int64_t cuts = (threads + samples - 1) / samples; /* no more than threads need: each scales the weights */
         cuts = max_of(1, min_of(cuts, min_of(g.height, g.out[0])));
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < samples * cuts; i++) {

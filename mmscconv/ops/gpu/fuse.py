@@ -116,7 +116,7 @@ def _input_grads(
     channels: int, positions: int, made_channels: int, is_output: tl.constexpr, channels_last: tl.constexpr,
     align: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
 ):  # fmt: skip
-    """grad1 = beta1 * grad + pull, grad2 = beta2 * grad - pull, where pull is what reaches Y1 through its mean."""
+    """grad1 = beta1 * grad + pull, grad2 = beta2 * grad - pull, where pull is Y1's gradient through its mean."""
     channels, positions = inner_aligned(channels, positions, channels_last, align)
     made_channels, _ = inner_aligned(made_channels, positions, channels_last, align)
     sample, _, c, p, inside = tile_of(channels, positions, block_c, block_p, True)
@@ -145,13 +145,13 @@ class _Y2(NamedTuple):
 
     @property
     def extents(self) -> tuple[int, int, int]:
-        """The kernels' arguments, and what their loads' alignment depends on."""
+        """Arguments of the kernels, which also limit the alignment of their loads."""
         return self[2:]
 
 
 def _y2_of(low: Tensor, made: Tensor | None, channels: int, layout: torch.memory_format) -> _Y2:
     low, made = as_rows(low, layout), None if made is None else as_dense(made, layout)
-    # Of an axis of size 1, the stride means nothing.
+    # The stride of an axis of size 1 means nothing.
     along_width = 3 if low.shape[3] > 1 else 2
     row = low.stride(along_width if layout is torch.channels_last else 1)
     return _Y2(made, low, channels - low.shape[1], low.stride(0), row)
@@ -175,7 +175,7 @@ def fuse_forward(
     with torch.cuda.device_of(first):
         beta1 = _means(first_, second_, None, y2, layout, REDUCED, sigmoid=True)
         tiles = tiling(n, c, p, layout, MAPPED)
-        out = first_ if overwrite else empty_like_dense(first)  # a program reads all that it writes over before
+        out = first_ if overwrite else empty_like_dense(first)  # a program reads its tile before it writes
         _lerp[tiles.grid](
             first_, second_, y2.made, y2.low, scale, shift, beta1, out, c, p, *y2.extents,
             **tiles.constants(layout, *y2.extents),
@@ -198,7 +198,7 @@ def fuse_backward(
         ) for channels in (y2.made_channels, c - y2.made_channels)
     )  # fmt: skip
     with torch.cuda.device_of(grad):
-        # Half as large as elsewhere: there is an operand more.
+        # Tiles half as large as elsewhere: there is one more operand.
         products = _means(reference_, None, upstream, y2, layout, REDUCED // 2, sigmoid=False)
         tiles = tiling(n, c, p, layout, MAPPED)
         _input_grads[tiles.grid](

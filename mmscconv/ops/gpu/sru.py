@@ -50,7 +50,7 @@ def sru_backward(
         if hard:
             grad_scale, grad_shift, mean_dl, mean_dlx = torch.zeros_like(scale), torch.zeros_like(shift), None, None
         else:
-            # Half as large as elsewhere: there are four operands.
+            # Tiles half as large as elsewhere: there are four operands.
             tiles = tiling(n, c // 2, p, layout, REDUCED // 2)
             sums, products = (empty(x, n, tiles.chunks, c) for _ in range(2))
             grad_sums[tiles.grid](

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from mmscconv.ops.gpu.tiles import inner_aligned, places, sigmoid, tile_of, values_at
 
-FREE = ['channels', 'positions', 'half', 'chunk_positions']  # no variant of a kernel for their values
+FREE = ['channels', 'positions', 'half', 'chunk_positions']  # their values do not select a variant of the kernel
 
 
 @triton.jit(do_not_specialize=FREE)
@@ -36,7 +36,7 @@ def _entries(
     start: int, sample: tl.tensor, group: tl.tensor, channels: int, per_group: tl.constexpr, chunks: int,
     entries: tl.constexpr,
 ):  # fmt: skip
-    """Some of a group's partial results: which there are, their chunks and channels, and where they lie."""
+    """Some of a group's partial results: their mask, chunks, channels and offsets."""
     entry = start + tl.arange(0, entries)
     chunk, c = entry // per_group, group * per_group + entry % per_group
     return chunk < chunks, chunk, c, (sample * chunks + chunk) * channels + c
@@ -58,7 +58,7 @@ def finish_moments(
     channels: int, positions: int, per_group: tl.constexpr, count: float, eps: float, chunk_positions: int,
     entries: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Combine a group's partial moments, relative to the first mean for what a large one would take from the sum."""
+    """Combine a group's partial moments, relative to the first mean: large means would cost the sum its precision."""
     groups = channels // per_group
     sample, group = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
     chunks = tl.cdiv(positions, chunk_positions)
@@ -103,8 +103,8 @@ def _pairs(
 ):  # fmt: skip
     """A tile of the lower half of the channels and their partners.
 
-    Half, channels of the lower half, which of them exist, where (N, C) and (N, chunks, C) begin, where the tile and its
-    partners lie, and the tile's mask.
+    Returns half, channels of the lower half, their mask, the sample's offset in (N, C), the chunk's in (N, chunks, C),
+    the offsets of the tile and of its partners, and the tile's mask.
     """
     half, positions = inner_aligned(half, positions, channels_last, align)
     sample, chunk, c, p, inside = tile_of(half, positions, block_c, block_p, from_end)
@@ -115,7 +115,7 @@ def _pairs(
 
 @triton.jit
 def _split(x: tl.tensor, logit: tl.tensor, threshold: float, hard: tl.constexpr):
-    """What of x stays in its half, and what crosses to the other."""
+    """The part of x that stays in its half, and the part that crosses to the other."""
     below = x if hard else x * sigmoid(logit)
     return tl.where(logit > threshold, x, 0.0 if hard else below), tl.where(logit > threshold, 0.0, below)
 
@@ -202,7 +202,7 @@ def _input_grad(
     shift: tl.tensor, mean_dl: tl.tensor, mean_dlx: tl.tensor, line: tl.tensor, c: tl.tensor, exists: tl.tensor,
     threshold: float, hard: tl.constexpr,
 ):  # fmt: skip
-    """What reaches x directly through the gate, and through GN."""
+    """The gradient of x, directly through the gate and through GN."""
     center, spread, slope, offset = _norm(center_of, spread_of, scale, shift, line + c, c, exists)
     deviation = x - center
     logit = deviation * slope + offset

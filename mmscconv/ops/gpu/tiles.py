@@ -1,13 +1,13 @@
-"""How the Triton kernels share a map: each program has one tile, channels by positions, of one sample.
+"""Tiles of the Triton kernels: each program has one tile, channels by positions, of one sample.
 
 A tile is read at once, without a loop: all its loads are under way together, and
-what a reduction needs twice is still in registers. Sizes are a function of the
-shapes alone, so that nothing is timed at run time and variable image sizes do not
-recompile. They are chosen for an H100:
+values that a reduction needs twice are still in registers. Sizes are a function of
+the shapes alone, so that nothing is timed at run time and variable image sizes do
+not recompile. They are chosen for an H100:
 
-* Along the axis that lies innermost, a tile is as wide as a few cache lines, and
-  of the widths allowed the one that leaves the fewest threads without a value.
-* A thread has 16 values of each operand, 32 where there is but one: two to four
+* Along the innermost axis, a tile is as wide as a few cache lines; of the allowed
+  widths, the one that leaves the fewest threads without a value.
+* A thread has 16 values of each operand, 32 of a single operand: two to four
   loads of 16 bytes in bf16. At 256 threads in flight per operand and more, that is
   above the 20 KB or so per multiprocessor that hide the memory's latency.
 * Reductions take the larger tiles, for partial sums are traffic too: 8 bytes per
@@ -43,16 +43,16 @@ class Tiling(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        """How many tiles cover the positions."""
+        """Number of tiles that cover the positions."""
         return triton.cdiv(self.positions, self.block_p)
 
     @property
     def grid(self) -> tuple[int]:
-        """As many programs as there are tiles."""
+        """One program for each tile."""
         return (self.samples * triton.cdiv(self.channels, self.block_c) * self.chunks,)
 
     def constants(self, layout: torch.memory_format, *strides: int) -> dict[str, Any]:
-        """Return the kernels' constants; ``strides`` are those, apart from the tiled axis, that its rows keep to."""
+        """Return the kernels' constants; ``strides``: further sizes that limit the alignment of loads."""
         channels_last = layout is torch.channels_last
         inner = self.channels if channels_last else self.positions
         return dict(
@@ -80,7 +80,7 @@ def tiling(samples: int, channels: int, positions: int, layout: torch.memory_for
 def width_of(length: int, least: int, most: int) -> int:
     """Return the power of two between ``least`` and ``most`` that wastes little on ``length``: within 1/16 of the best.
 
-    Less than ``least`` where ``length`` is.
+    Less than ``least`` if ``length`` is.
     """
     widths = [2**i for i in range(least.bit_length() - 1, most.bit_length())]
     padded = [triton.cdiv(length, width) * width for width in widths]
@@ -111,7 +111,7 @@ def aligned(value: int, align: tl.constexpr):
 
 @triton.jit
 def inner_aligned(channels: int, positions: int, channels_last: tl.constexpr, align: tl.constexpr):
-    """Return channels and positions, the one that lies innermost as a multiple of ``align``."""
+    """Return channels and positions, the innermost of them as a multiple of ``align``."""
     inner = channels if channels_last else positions
     inner = aligned(inner, align)
     return (inner, positions) if channels_last else (channels, inner)
@@ -123,7 +123,7 @@ def tile_of(
 ):  # fmt: skip
     """Return the program's sample, the number of its chunk among all samples', channels, positions and mask.
 
-    ``from_end``: the last tiles come first, as the last that an earlier pass has read are still in the L2 cache.
+    ``from_end``: the last tiles come first; an earlier pass has left them in the L2 cache.
     """
     program = tl.program_id(0)
     if from_end:
@@ -140,7 +140,7 @@ def tile_of(
 def places(
     sample: tl.tensor, c: tl.tensor, p: tl.tensor, channels: int, positions: int, channels_last: tl.constexpr
 ):  # fmt: skip
-    """Return where the values (block_c, block_p) of a dense (N, channels, positions) lie."""
+    """Return the offsets of values (block_c, block_p) in a dense (N, channels, positions)."""
     row = channels if channels_last else positions
     return sample * channels * positions + distances(c, p, row, channels_last)
 
@@ -149,7 +149,7 @@ def places(
 def distances(c: tl.tensor, p: tl.tensor, row: int, channels_last: tl.constexpr):
     """Return (block_c, block_p) distances from a sample's first value, for rows that are ``row`` apart.
 
-    A row is one position where channels lie last, one channel otherwise.
+    A row is one position in channels last, one channel in NCHW.
     """
     rows, within = (p[None, :], c[:, None]) if channels_last else (c[:, None], p[None, :])
     return rows.to(tl.int64) * row + within

@@ -1,6 +1,6 @@
-/* What the op needs of ONNX Runtime's C interface: functions by their place in its table, which only ever grows, and
- * the struct that describes an op. The places are those of onnxruntime_c_api.h (API version 17, ONNX Runtime 1.17),
- * which the Python package does not bring along; the names are ours. */
+/* The part of ONNX Runtime's C interface that the op needs: functions by their place in its table, which only ever grows,
+ * and the struct that describes an op. The places are those of onnxruntime_c_api.h (API version 17, ONNX Runtime 1.17),
+ * which the Python package does not ship; the names are ours. */
 #ifndef MMSCCONV_INTERFACE_H
 #define MMSCCONV_INTERFACE_H
 
@@ -11,9 +11,9 @@
 enum { FAIL = 1, INVALID_ARGUMENT = 2 };    /* codes of a status */
 enum { FLOAT_TENSOR = 1 };                  /* an element type */
 enum { REQUIRED = 0, OPTIONAL = 1 };        /* inputs */
-enum { DEFAULT_MEMORY = 0, INTEGERS = 2 };  /* where an input lies; the type of an attribute */
+enum { DEFAULT_MEMORY = 0, INTEGERS = 2 };  /* the memory of an input; the type of an attribute */
 
-typedef struct Status Status;         /* NULL where all is well */
+typedef struct Status Status;         /* NULL for success */
 typedef struct Options Options;       /* of a session */
 typedef struct Domain Domain;         /* of ops */
 typedef struct Info Info;             /* of a node that a kernel is made for */
@@ -48,7 +48,7 @@ typedef struct {
     void *places87[1];
     Status *(*input_count)(const Context *context, size_t *out); /* 88 */
     void *places89[1];
-    Status *(*input)(const Context *context, size_t index, const Value **out); /* 90; NULL where it is left out */
+    Status *(*input)(const Context *context, size_t index, const Value **out); /* 90; NULL if it is left out */
     Status *(*output)(Context *context, size_t index, const int64_t *dimensions, size_t count, Value **out);
     void *places92[7];
     void (*free_shape)(TensorShape *shape); /* 99 */
@@ -67,7 +67,7 @@ typedef struct {
 _Static_assert(offsetof(Api, parallel_for) == 274 * sizeof(void *), "a place is missing");
 
 typedef struct {
-    const Api *(*api)(uint32_t version); /* NULL where this ONNX Runtime is older */
+    const Api *(*api)(uint32_t version); /* NULL if this ONNX Runtime is older */
     const char *(*version)(void);
 } ApiBase;
 

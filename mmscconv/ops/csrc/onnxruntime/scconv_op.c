@@ -3,8 +3,8 @@
  * Inputs, float: X (N, H, W, C); scale (C), shift (C); weights of the squeezes and their biases (u), (l); weights of
  * the transform, biases of Y1 (C2) and of PWC2; scale (C2) and shift (C2) of the norm behind. Biases and norm may be
  * left out. Weights lie as mmscconv/ops/packing.py packs them. Output: Y (N, H', W', C2).
- * Attributes: num_groups, eps, threshold, hard of the SRU; channels (the upper branch's part of C, u, l, C2, what PWC2
- * makes); groups and window of the GWC; centre, the tap that does PWC1 as well, or -1; relu; panel. */
+ * Attributes: num_groups, eps, threshold, hard of the SRU; channels (the upper branch's part of C, u, l, C2, PWC2's
+ * output channels); groups and window of the GWC; centre, the tap that includes PWC1, or -1; relu; panel. */
 #include "../kernels.h"
 #include "../transform.h"
 #include "threads.h"
@@ -87,7 +87,7 @@ static void sizes_of(const Kernel *k, Geometry g, int64_t channels, int64_t *siz
     sizes[BIAS2] = c[MADE];
 }
 
-/* Where the values of an input lie, NULL where it is left out, and how many; its dimensions if it has four. */
+/* An input's values (NULL if it is left out), their number, and its dimensions if there are four. */
 static Status *read_input(const Api *api, const Context *context, size_t index, const float **data, size_t *elements,
                           int64_t *dimensions) {
     const Value *value = NULL;
@@ -158,10 +158,10 @@ static Status *read_integers(const Api *api, const Inference *inference, const c
     return status ? status : api->read_attribute(attribute, INTEGERS, to, count * sizeof *to, &written);
 }
 
-static const Api *inferring; /* shapes are inferred without a kernel that could hold it */
+static const Api *inferring; /* shapes are inferred without a kernel, which could hold the API */
 
-/* Without it ONNX Runtime would not see that a block's two branches have the same shape, and would not add them inside
- * of a convolution. */
+/* Without inferred shapes ONNX Runtime would not see that a block's two branches have the same shape, and would not add
+ * them inside of a convolution. */
 static Status *infer_shape(const Op *op, Inference *inference) {
     (void)op;
     const Api *api = inferring;

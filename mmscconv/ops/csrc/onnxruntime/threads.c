@@ -1,5 +1,5 @@
-/* What GCC makes of `#pragma omp parallel for schedule(static)` calls these three functions. They are hidden, so that a
- * real OpenMP in the same process keeps its own. */
+/* The three functions that GCC calls for `#pragma omp parallel for schedule(static)`. They are hidden, so that a real
+ * OpenMP in the same process keeps its own. */
 #define _GNU_SOURCE
 #include "threads.h"
 
@@ -38,7 +38,7 @@ HIDDEN int omp_get_num_threads(void) { return team_size; }
 HIDDEN void GOMP_parallel(void (*body)(void *data), void *data, unsigned threads, unsigned flags) {
     (void)flags;
     Team team = {body, data, (int)threads};
-    if (threads == 1) /* may be inside of another loop, on a thread that has borrowed nothing */
+    if (threads == 1) /* may be nested in another loop, on a thread that has borrowed nothing */
         run(&team, 0);
     else if (!borrowed.status)
         borrowed.status = borrowed.api->parallel_for(borrowed.context, work, threads, 0, &team);
