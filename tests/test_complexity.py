@@ -10,6 +10,7 @@ from torch import nn
 
 pytest.importorskip('mmpretrain')
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmscconv import SCConv
@@ -242,7 +243,7 @@ def test_a_detector_has_rows_for_its_parts(tmp_path):
         parts = [float(rows[name][column].removesuffix('M')) for name in ('backbone', 'neck', 'head')]
         assert sum(parts) == pytest.approx(float(rows[''][column].removesuffix('M')), abs=3e-4)
     head, whole = cfg.model.bbox_head, count_config(cfg, shape=(64, 64))
-    places = sum(-((-64 // s) ** 2) for s in head.anchor_generator.strides)
+    places = sum((64 // s) ** 2 for s in head.anchor_generator.strides)
     c, anchors = head.feat_channels, 3 * len(head.anchor_generator.ratios)
     tower = 9 * (head.in_channels * c + (head.stacked_convs - 1) * c * c)
     by_hand = places * (2 * tower + 9 * c * anchors * (head.num_classes + 4))
@@ -254,7 +255,7 @@ def test_a_detector_has_rows_for_its_parts(tmp_path):
 
 def test_two_stages_are_counted_by_their_backbone():
     cfg = Config.fromfile(CONFIGS / 'retinanet_r50_coco.py')
-    theirs = Config.fromfile('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    theirs = get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
     with pytest.raises(UserError, match='pass --backbone'):
         count_config(theirs, shape=(64, 64))
     ours = count_config(cfg, shape=(64, 64), backbone_alone=True)

@@ -171,7 +171,7 @@ def best_against_best(results: Iterable[Result], dtype: str) -> tuple[str, ...] 
 
 def features() -> str:
     """Return the processor's instructions that decide about these rows, as far as torch can tell."""
-    has = getattr(torch.cpu, 'get_capabilities', dict)()
+    has: dict[str, object] = getattr(torch.cpu, 'get_capabilities', dict)()
     return ', '.join(name for name in FEATURES if has.get(name)) or 'none known'
 
 
