@@ -1,6 +1,7 @@
-# make demo | make test | make lint | make docs; everything is installed into .venv first.
+# make demo | make test | make test-fast | make lint | make docs; everything is installed into .venv first.
 # STACK=official takes OpenMMLab's last releases in place of the onedl forks, in an environment of its own.
-PYTHON ?= python3.11
+# PYTHON=/path/to/python makes the environment; otherwise the newest one that fits (.ci/find-python).
+PYTHON ?=
 STACK ?= onedl
 VENV ?= $(if $(filter official,$(STACK)),.venv-official,.venv)
 BIN := $(VENV)/bin
@@ -11,13 +12,13 @@ onedl := onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmdetection==3.5.1 oned
 official := mmengine==0.10.7 mmcv==2.1.0 mmdet==3.3.0 mmpretrain==1.2.0 'numpy<2'
 $(if $(filter onedl official,$(STACK)),,$(error STACK is onedl or official, not $(STACK)))
 
-.PHONY: setup demo test lint docs clean
+.PHONY: setup demo test test-fast lint docs clean
 
 setup: $(VENV)/ready
 
 # torch first and without isolation: mmcv compiles its ops against it, or silently leaves them out.
 $(VENV)/ready: setup.py Makefile
-	$(PYTHON) -m venv $(VENV)
+	[ -x $(BIN)/python ] || { python=$$(.ci/find-python $(PYTHON)) && $$python -m venv $(VENV); }
 	$(BIN)/pip install -q --upgrade pip 'setuptools<81' wheel ninja packaging
 	@echo 'Installing torch (several GB) ...'
 	$(BIN)/pip install -q $(TORCH)
@@ -40,6 +41,9 @@ demo: setup $(DIGITS)/annotations/val.json
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 --cov
+
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow' tests/layers tests/ops
 
 lint: setup
 	$(BIN)/ruff check .
