@@ -43,7 +43,7 @@ class BuildWithMim(build_py):
         if self.editable_mode:
             return
         target = Path(self.build_lib) / 'mmscconv' / '.mim'
-        # What is left of an earlier build would be shipped, too.
+        # Files of an earlier build would be shipped, too.
         shutil.rmtree(target, ignore_errors=True)
         for folder in ('configs', 'tools'):
             shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns('__pycache__'))

@@ -38,7 +38,7 @@ SCCONV_VALUES = {
     'bias': [False, True],
     'recompute': [False, True],
 }
-# What no layer can be built with, whatever else is given.
+# Values with which no layer can be built, whatever else is given.
 BAD_INTEGER = [0, -1, -(2**40), 2.0, 1.5, '2', None, math.nan, 2**31, 10**30, (), [1]]
 BAD_PAIR = [0, -1, (1, 0), (1, -1), 1.5, (1, 2.0), '3', math.nan, 2**31, (1, 10**30), (1, 2, 3), ()]
 BAD = {
@@ -199,7 +199,7 @@ def array(tensor):
 
 
 class Expected:
-    """What ``layer`` must give for arrays (N, C, H, W), by the reference, from the case's settings and its weights.
+    """The right output of ``layer`` for arrays (N, C, H, W), by the reference, from the case's settings and weights.
 
     ``nearest`` is the least distance of a gate's argument from its threshold, ``largest``
     the largest argument: nearer than rounding, either side is right.

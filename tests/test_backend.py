@@ -1,4 +1,4 @@
-"""Which backend runs, and what happens where it cannot."""
+"""The choice of a backend, and backends that cannot run."""
 
 import subprocess
 import sys
@@ -113,7 +113,7 @@ def test_export_and_counting_see_the_plain_form(monkeypatch):
     calls = used(monkeypatch)
     for strict in (False, True):
         names = {str(n.target) for n in torch.export.export(model, (X,), strict=strict).graph.nodes}
-        # Which of the two it is depends on torch.
+        # It depends on torch which of the two it is.
         assert names & {'aten.group_norm.default', 'aten.native_group_norm.default'}
         assert not any('mmscconv' in name for name in names)
     torch.jit.trace(model, X, check_trace=False)

@@ -1,4 +1,4 @@
-"""What a user sees when the input is bad: one line that names the thing, and no traceback."""
+"""Bad input, as a user sees it: one line that names the thing, and no traceback."""
 
 import json
 import shutil

@@ -100,7 +100,7 @@ def test_whole_network(theirs):
     assert list(ours.load_state_dict(got)) == [[], []]
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
-    # What is not of the module stays as it is, in its place.
+    # Entries of other modules stay as they are, in their places.
     untouched = [key for key in state if 'RU.' not in key]
     assert [key for key in got if 'ru.' not in key] == untouched
     assert all(got[key] is state[key] for key in untouched)

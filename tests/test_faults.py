@@ -1,4 +1,4 @@
-"""What a kill, a damaged file and a full disk do to a training: it goes on exactly, or stops with one line."""
+"""A killed training, a damaged file, a full disk: the training goes on exactly, or stops with one line."""
 
 import errno
 import importlib
@@ -177,7 +177,7 @@ def whole(tmp_path_factory):
     return folders
 
 
-# What the process was about to do, and how often it had been before. A checkpoint takes
+# The call that the process was about to make, and its number. A checkpoint takes
 # four calls of fsync: file and folder, for itself and for last_checkpoint.
 MOMENTS = {
     'an iteration': (Net, 'train_step', 8),

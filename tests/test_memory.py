@@ -1,4 +1,4 @@
-"""What training keeps for backward, and that recomputing changes nothing else."""
+"""Memory that training keeps for backward; recomputing changes nothing else."""
 
 import copy
 import os

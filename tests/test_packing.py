@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(compiled.unavailable() is not None, reason=str(c
 
 
 def row(c, gwc, pwc1, pwc2, groups, centre):
-    """What output channel ``c`` multiplies."""
+    """The inputs and weights of output channel ``c``."""
     of_group = len(gwc) // groups
     each = gwc.shape[1]
     low = pwc2[c, :, 0, 0] if c < len(pwc2) else torch.eye(pwc2.shape[1])[c - len(pwc2)]

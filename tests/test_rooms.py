@@ -1,8 +1,12 @@
-"""Imports go one way, as docs/architecture.md draws it: a room imports rooms before it in this list and itself."""
+"""The rooms of the package: imports go one way, as docs/architecture.md draws it; and its words.
+
+A room imports rooms before it in ROOMS and itself.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 import mmscconv
 
 PACKAGE = Path(mmscconv.__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     'equations',
     'identities',
@@ -69,3 +74,11 @@ def test_imports_go_one_way(room):
     later = set(ROOMS[ROOMS.index(room) + 1 :])
     wrong = {str(f.relative_to(PACKAGE)): sorted(imported(f) & later) for f in files_of(room)}
     assert not {file: rooms for file, rooms in wrong.items() if rooms}
+
+
+def test_no_docstring_or_comment_opens_with_what():
+    """Plain words: a docstring starts with the thing or with a verb."""
+    opening = re.compile(r'("""|# )(What|Which)\b')
+    files = [f for folder in (PACKAGE, ROOT / 'tools', ROOT / 'configs', ROOT / 'tests') for f in folder.rglob('*.py')]
+    found = [f'{f.name}: {line.strip()}' for f in files for line in f.read_text().splitlines() if opening.search(line)]
+    assert not [line for line in found if not line.startswith('test_rooms.py')]

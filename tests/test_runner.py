@@ -1,4 +1,4 @@
-"""What the tools' runner adds to mmengine's, and where --data-root reaches."""
+"""The tools' runner beside mmengine's, and the reach of --data-root."""
 
 import logging
 from types import SimpleNamespace

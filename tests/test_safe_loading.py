@@ -38,7 +38,7 @@ def offline(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch):
-    """What load_safely sets for a process."""
+    """The settings that load_safely makes for a process."""
     from mmengine.runner import CheckpointLoader
 
     monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())

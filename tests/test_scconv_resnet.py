@@ -186,6 +186,6 @@ def test_plain_resnet_weights_fill_all_but_conv2(tmp_path, caplog):
     loaded = {k: v for k, v in model.state_dict().items() if k in weights}
     assert len(loaded) == len([k for k in weights if not k.startswith('fc') and not k.endswith('conv2.weight')])
     assert all(torch.equal(v, weights[k]) for k, v in loaded.items())
-    # What did not match is listed, by name.
+    # Keys that did not match are listed by name.
     assert 'layer1.0.conv2.weight' in caplog.text
     assert 'layer1.0.conv2.cru.gwc.weight' in caplog.text

@@ -71,7 +71,7 @@ def test_low_precision_decides_as_float64(dtype, how, channels):
         out = sru(x)
     assert out.dtype == dtype
     agree = decisions.numpy() == (weights > 0.5)
-    # What fp32 cannot tell from float64 lies on the threshold itself.
+    # Values that fp32 cannot tell from float64 lie on the threshold itself.
     assert agree.mean() > 0.99999
     assert np.abs(weights[~agree] - 0.5).max(initial=0) < 1e-8
     ulp = torch.finfo(dtype).eps

@@ -7,7 +7,7 @@ from importlib import metadata
 
 from conftest import ROOT
 
-# What the remedies for a broken environment name: the stack that the tests run on.
+# The stack that the tests run on, as the remedies for a broken environment name it.
 OFFICIAL = any(d.metadata['Name'] == 'mmengine' for d in metadata.distributions())
 MMCV, MMENGINE = ('mmcv==2.1.0', 'mmengine==0.10.7') if OFFICIAL else ('onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12')
 

@@ -26,7 +26,7 @@ COLOURS = ('tab:blue', 'tab:red')
 
 @dataclass
 class Measured:
-    """What one model made of the image."""
+    """One model's features of the image."""
 
     title: str
     stages: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What configs of classifiers share: the layers of this package, and the hooks that make a training reliable."""
+"""Shared by configs of classifiers: the layers of this package, and the hooks that make a training reliable."""
 
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 

@@ -1,4 +1,4 @@
-"""What configs of detectors share: the layers of this package, and the hooks that make a training reliable."""
+"""Shared by configs of detectors: the layers of this package, and the hooks that make a training reliable."""
 
 _base_ = 'mmdet::_base_/default_runtime.py'
 

@@ -1,4 +1,4 @@
-"""What the RetinaNet configs for COCO and VOC share: a plain ResNet-50 trained from scratch, and the optimizer."""
+"""Shared by the RetinaNet configs for COCO and VOC: a plain ResNet-50 trained from scratch, and the optimizer."""
 
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',

@@ -15,7 +15,7 @@ from mmscconv.layers.deploy import DeployedCRU
 
 @dataclass(frozen=True)
 class Candidate:
-    """What stands in the place of the convolutions.
+    """A layer in place of the convolutions.
 
     Args:
         name: On the command line and in the tables.

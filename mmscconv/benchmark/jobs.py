@@ -17,7 +17,7 @@ MODES = ('forward', 'train')
 
 @dataclass(frozen=True)
 class Setting:
-    """What all candidates of one table share.
+    """The circumstances that all candidates of a table share.
 
     Args:
         runner: One of :data:`mmscconv.benchmark.runners.RUNNERS`.

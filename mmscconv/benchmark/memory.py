@@ -1,4 +1,4 @@
-"""What a training step keeps and needs."""
+"""Memory that a training step keeps for backward, and its peak on a device."""
 
 from __future__ import annotations
 

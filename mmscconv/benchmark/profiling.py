@@ -1,4 +1,4 @@
-"""Which operators a competitor's time goes to."""
+"""A competitor's time by operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs a candidate: eager PyTorch, torch.compile or ONNX Runtime, each also in the deploy form.
+"""The ways to run a candidate: eager PyTorch, torch.compile or ONNX Runtime, each also in the deploy form.
 
 ``onnxruntime-op`` is ONNX Runtime with SCConvs as one op each, which they are in the deploy form alone.
 """

@@ -1,4 +1,4 @@
-"""What is measured: one layer, a backbone, or the model of a config; with random weights on random input."""
+"""Networks to measure: one layer, a backbone, or the model of a config; with random weights on random input."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from mmscconv.errors import UserError, warn
 
-# What mmengine and mmdet read from the top of a config besides the runner's arguments.
+# Keys at the top of a config that mmengine and mmdet read besides the runner's arguments.
 OTHERS = (
     'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'find_unused_parameters',
     'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline',

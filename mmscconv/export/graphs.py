@@ -1,4 +1,4 @@
-"""What of a model goes into the file: tensors in, named tensors out."""
+"""The part of a model that is exported: tensors in, named tensors out."""
 
 from __future__ import annotations
 

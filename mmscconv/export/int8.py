@@ -18,7 +18,7 @@ from mmscconv.errors import UserError
 from mmscconv.export.image_inputs import Item, preprocess
 from mmscconv.export.writing import open_onnx
 
-# What is quantized. The first is the default; docs/export.md has what each costs.
+# Layers to quantize. The first is the default; docs/export.md has the accuracy of each.
 SCOPES = {
     'gate-fp32': 'everything that ONNX Runtime can but the SRUs',
     'all': 'everything that it can',

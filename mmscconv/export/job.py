@@ -31,7 +31,7 @@ IMAGES, IMAGES_INT8 = 4, 500
 
 @dataclass
 class ExportJob:
-    """What to export; :meth:`prepare` refuses what is wrong before the model is built.
+    """An export; :meth:`prepare` refuses bad settings before the model is built.
 
     Attributes:
         cfg: Config of a classifier or a detector.

@@ -1,4 +1,4 @@
-"""What a user of the file has to know, written into it: how to prepare images, and what the classes are."""
+"""Metadata of an exported file: how to prepare images, and the names of the classes."""
 
 from __future__ import annotations
 

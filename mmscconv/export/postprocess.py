@@ -17,7 +17,7 @@ from mmscconv.errors import UserError
 
 
 class PostProcess(nn.Module):
-    """What ``predict_by_feat`` of an anchor head does.
+    """``predict_by_feat`` of an anchor head as a module of tensors.
 
     Args:
         head: mmdet's ``AnchorHead`` with sigmoid scores and a ``DeltaXYWHBBoxCoder``.

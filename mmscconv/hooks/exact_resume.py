@@ -16,7 +16,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, Dataset
 
-# What a DataLoader is made of besides its data set and the order of the batches.
+# A DataLoader's settings besides its data set and the order of the batches.
 _LOADER_SETTINGS = (
     'num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn', 'multiprocessing_context',
     'generator', 'prefetch_factor', 'persistent_workers',

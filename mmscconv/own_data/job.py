@@ -1,4 +1,4 @@
-"""What ``tools/own_dataset.py`` does: read, split, look at and describe a data set, and write its config."""
+"""The steps of ``tools/own_dataset.py``: read, split, look at and describe a data set, and write its config."""
 
 from __future__ import annotations
 

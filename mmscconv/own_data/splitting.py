@@ -1,4 +1,4 @@
-"""Which images train and which validate: as the data set says, or by a seeded draw."""
+"""The split into images that train and images that validate: the data set's own, or a seeded draw."""
 
 from __future__ import annotations
 

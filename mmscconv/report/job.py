@@ -1,4 +1,4 @@
-"""What ``tools/report.py`` does: predict, count, draw, and write the page."""
+"""The steps of ``tools/report.py``: predict, count, draw, and write the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which predictions hit, which are false, what was missed or taken for something else, image by image."""
+"""Predictions matched with the ground truth of each image: found, false, missed, or taken for another class."""
 
 from __future__ import annotations
 

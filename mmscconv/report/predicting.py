@@ -22,7 +22,7 @@ GATE_BATCHES = 8  # of which the gates' shares are measured: each costs a second
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run on the validation set has given.
+    """Results of a run on the validation set.
 
     Args:
         truth: Ground truth as the evaluator of the config has read it, a pycocotools ``COCO``.

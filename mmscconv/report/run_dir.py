@@ -1,4 +1,4 @@
-"""What a training has left in its work dir: config, checkpoint, log."""
+"""A training's work dir: its config, checkpoint and log."""
 
 from __future__ import annotations
 

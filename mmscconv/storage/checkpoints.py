@@ -41,7 +41,7 @@ def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any =
             f'checkpoint holds a {name}, which may run code when loaded: {path} (pass --trusted if you made it)'
         ) from error
     except (AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        # What pickle says of bytes that are none depends on the bytes.
+        # On corrupt bytes pickle may raise almost any exception.
         reason = ' '.join(str(error).split())
         raise UserError(f'checkpoint cannot be read, it is cut short or damaged: {path} ({reason})') from error
     if not isinstance(content, dict):

@@ -189,7 +189,7 @@ def made_plain(layer: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Modul
             module.recompute = False
     layer.to(dtype).to(memory_format=torch.contiguous_format)
     for module in layer.modules():
-        # What a hook of the older spectral_norm and weight_norm has computed is no parameter, and stays behind.
+        # The older spectral_norm and weight_norm compute a tensor in a hook; it is no parameter, and stays behind.
         if isinstance(weight := vars(module).get('weight'), Tensor):
             module.weight = weight.detach().to(dtype)
     return layer

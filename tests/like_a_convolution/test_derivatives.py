@@ -293,7 +293,7 @@ def test_gradient_checkpointing(column, reentrant):
         loss(checkpoint(layer, x, use_reentrant=reentrant)).backward()
         return {'x': x.grad, **{n: w.grad for n, w in weights.items() if w.grad is not None}}
 
-    # Which norms see the second forward is torch's choice: it stops when it has what backward needs.
+    # It is torch's choice which norms see the second forward: it stops when it has all that backward needs.
     check(question, column, with_statistics=False)
 
 
@@ -315,7 +315,7 @@ def test_output_changed_in_place(column):
 
 
 def right_or_refused_by_torch(column, touch):
-    """What backward needs is changed between forward and backward: torch's own error, or the right numbers."""
+    """A tensor that backward needs changes between forward and backward: torch's own error, or the right numbers."""
     layer, truth, x = build(column)
     names = [] if column.deployed else list(weights_of(layer))
     wants = first(

@@ -1,4 +1,4 @@
-"""What the process around a layer sets or does: default dtype and device, fake tensors, modes, threads; odd inputs."""
+"""The process around a layer: default dtype and device, fake tensors, modes, threads; odd inputs."""
 
 import threading
 
@@ -288,7 +288,7 @@ def test_inference_mode_and_no_grad(column):
     with torch.no_grad():
         assert_same({'y': layer(x)}, want)
         assert not layer(x).requires_grad
-    # What inference mode has cached is not in the way of a gradient.
+    # A cache filled in inference mode is not in the way of a gradient.
     x = x.requires_grad_()
     y = layer(x)
     assert_same({'y': y}, want)

@@ -1,4 +1,4 @@
-"""What the tests of the kernels share; TESTED_BACKEND says whose."""
+"""Helpers of the kernels' tests; TESTED_BACKEND says whose kernels."""
 
 import os
 

@@ -44,7 +44,7 @@ def check(shape, groups, threshold=-0.2, hard=False, grad_layout='nchw', scale=1
     got_grads = torch.autograd.grad(out, arguments, upstream)
     want_grads = torch.autograd.grad(want, leaves, upstream.double(), allow_unused=True, materialize_grads=True)
     for got, expected in zip(got_grads, want_grads, strict=True):
-        # What is summed over all positions cancels.
+        # Sums over all positions cancel.
         size = 1.0 if got.dim() == 4 else max(1.0, x.numel() / shape[1] / 10)
         torch.testing.assert_close(got.double(), expected, **tolerance(got.dtype, scale * size))
 
@@ -93,7 +93,7 @@ def test_large_mean(layout):
 
 
 def test_mean_of_a_far_first_value():
-    # What is taken as the origin of the sums may be an outlier.
+    # The origin of the sums may be an outlier.
     x = make((1, 2, 40, 40), mean=1000.0)
     x[..., 0, :] = 0
     ones = torch.ones(2, device=DEVICE)

@@ -14,7 +14,7 @@ from mmscconv.ops import gpu
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """What was compiled instead of being launched: names and PTX."""
+    """Kernels compiled instead of launched: names and PTX."""
     found = []
     run = JITFunction.run
 
