@@ -1,6 +1,6 @@
-"""Looks over the environment: ``python -m mmscconv.doctor``. Exit status 0: nothing is wrong; 1: something is.
+"""Looks over the environment: ``python -m mmscconv.doctor``. Exit status 0: sound; 1: problems.
 
-What is wrong comes with the command that mends it. Nothing is changed and nothing is fetched.
+Each problem comes with the command that mends it. The doctor changes and fetches nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; ``remedy`` is the command that mends a problem, '' where there is none."""
+    """One line of the report; ``remedy`` is the command that mends a problem, '' for a sound part."""
 
     name: str
     value: str
@@ -60,7 +60,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Yield what was found, in the order in which problems have to be mended."""
+    """Yield the lines of the report, in the order in which problems have to be mended."""
     stacks = installed_stacks()
     stack = next(iter(stacks), DEFAULT_STACK)
     yield _python()

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: shown as one line, without a traceback."""
+"""Errors that the user can mend: shown as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def warn(text: str) -> None:
 
 
 def run(main: Callable[[], None]) -> int:
-    """Call ``main``; print what is the user's to mend as one line. Return the exit status."""
+    """Call ``main``; print an error that the user can mend as one line. Return the exit status."""
     logging.raiseExceptions = False  # a log that a full disk cuts short prints no traceback for each line
     try:
         main()

@@ -31,7 +31,7 @@ class ConfigSubject(Subject):
         overrides: Settings for both, as ``--cfg-options`` takes them.
 
     Raises:
-        UserError: One that is missing or wrong, or has no model.
+        UserError: A config is missing or wrong, or has no model.
     """
 
     name = 'config'

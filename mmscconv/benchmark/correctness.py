@@ -1,4 +1,4 @@
-"""Is what will be timed equal to the plain form, on the same input and weights?
+"""Compares a candidate with the plain form on the same input and weights, before it is timed.
 
 SRU's gate decides, and a logit within rounding of the threshold may fall on
 either side: the results are then right and differ by half an element. Hence norms
@@ -67,7 +67,7 @@ def check_network(job: Job, reference: Job, what: str) -> None:
 
 
 def check_layers(job: Job, reference: Job, what: str, kind: type[nn.Module] = SCConv) -> None:
-    """Compare each layer of a ``kind`` by itself: on the input that ``reference`` gives it, under random gradients."""
+    """Compare each layer of a ``kind``, on its input in ``reference`` and under random gradients."""
     layers = {name: module for name, module in job.model.named_modules() if isinstance(module, kind)}
     plain = dict(reference.model.named_modules())
     inputs: dict[str, Tensor] = {}
@@ -95,7 +95,7 @@ def check_layers(job: Job, reference: Job, what: str, kind: type[nn.Module] = SC
 
 
 def with_shut_gates(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` whose SRUs take no position for informative: what rounding decides is gone."""
+    """Return a copy of ``model`` whose SRUs take no position for informative, so that no gate depends on rounding."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, SRU):

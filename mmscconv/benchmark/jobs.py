@@ -49,7 +49,7 @@ class Setting:
 
 
 class Job:
-    """A model with its input: what is timed and what is checked.
+    """A model with its input, to be checked and timed.
 
     A training step is forward, backward under fixed random upstream gradients (for
     a scalar loss: 1) and an update by SGD with momentum. Its learning rate is 0,
@@ -87,7 +87,7 @@ class Job:
             return tuple(tree_leaves(self.network(self.x)))
 
     def run(self) -> None:
-        """Do what is timed: a forward pass, or a whole training step."""
+        """Do the timed work: a forward pass, or a whole training step."""
         if self.optimizer is None:
             self.forward()
             return

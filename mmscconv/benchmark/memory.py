@@ -35,7 +35,7 @@ def saved_activations(forward: Callable[[], object], given: Iterable[Tensor], ke
 
 
 def _is_cast_parameter(tensor: Tensor) -> bool:
-    """Whether a tensor is a parameter's copy in another dtype."""
+    """Whether a tensor is a copy of a parameter in another dtype."""
     made_by = tensor.grad_fn
     if made_by is None or made_by.name() != 'ToCopyBackward0':
         return False

@@ -47,7 +47,7 @@ class Summary:
 
 
 def summarize(competitors: Sequence[Competitor]) -> list[Summary]:
-    """Return what the rounds amount to; the first competitor is the baseline."""
+    """Return medians, quartiles and ratios over the rounds; the first competitor is the baseline."""
     baseline = competitors[0]
     folded = next((c for c in competitors if c.name == baseline.name + DEPLOY), None)
     return [

@@ -77,7 +77,7 @@ def _passes(sru: SRU, x: Tensor, backend: str) -> tuple[Callable[[], object], Ca
 
 
 def table_of(setting: Setting, channels: int) -> Callable[[Sequence[Summary]], Table]:
-    """Return what makes the table of a setting."""
+    """Return the function that makes the table of a setting."""
     size = setting.batch * channels * setting.size[0] * setting.size[1] * DTYPES[setting.dtype].itemsize
 
     def table(summaries: Sequence[Summary]) -> Table:

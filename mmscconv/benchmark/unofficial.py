@@ -1,4 +1,4 @@
-"""A re-composition of what the popular unofficial ScConv module computes, to be measured against.
+"""A re-composition of the popular unofficial ScConv module, as a competitor.
 
 Written for this benchmark from a description of that module; nothing of it is
 copied. It differs from :class:`mmscconv.SCConv`: GN is composed of PyTorch

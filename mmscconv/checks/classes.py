@@ -1,4 +1,4 @@
-"""Class names and their number, which stand in the data set, the annotation file, the model and the checkpoint."""
+"""Class names and their number, compared between data set, annotation file, model and checkpoint."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def classes_of(dataset: Mapping[str, Any]) -> Any:
     metainfo = dataset.get('metainfo')
     classes = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
     if isinstance(classes, str) and Path(classes).is_file():
-        return None  # mmengine reads the names from this file; they are checked once it has
+        return None  # mmengine reads the names from this file; the built data set's names are checked
     if classes is None and isinstance(dataset.get('type'), str):
         from mmdet.registry import DATASETS
 
@@ -95,11 +95,11 @@ def check_heads(model: nn.Module, metainfo: Mapping[str, Any], source: str, clas
     for name, number in _heads(model):
         if number == len(classes):
             continue
-        told = f'{name}.num_classes is {number}, but {source} has {len(classes)} classes {_few(classes)}'
+        found = f'{name}.num_classes is {number}, but {source} has {len(classes)} classes {_few(classes)}'
         if classifies and number > len(classes):
-            warn(f'{told}; the further outputs are never right')
+            warn(f'{found}; the further outputs are never right')
             continue
-        raise UserError(f'{told}: set {name}.num_classes={len(classes)}, or metainfo.classes')
+        raise UserError(f'{found}: set {name}.num_classes={len(classes)}, or metainfo.classes')
 
 
 def _heads(model: nn.Module) -> Iterator[tuple[str, int]]:
@@ -134,7 +134,7 @@ def check_checkpoint_classes(checkpoint: Mapping[str, Any], classes: Sequence[st
     theirs = meta.get('classes', meta.get('CLASSES'))
     if theirs is None or isinstance(theirs, str) or len(theirs) != len(classes) or [*theirs] == [*classes]:
         return
-    told = f'{path} was trained with the classes {_few(theirs)}, the config has {_few(classes)}'
+    found = f'{path} was trained with the classes {_few(theirs)}, the config has {_few(classes)}'
     if must_fit and sorted(theirs) == sorted(classes):
-        raise UserError(f"{told}: set metainfo.classes in the checkpoint's order")
-    warn(f'{told}; each class takes the output at its own place')
+        raise UserError(f"{found}: set metainfo.classes in the checkpoint's order")
+    warn(f'{found}; each class takes the output at its own place')

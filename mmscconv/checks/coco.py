@@ -1,4 +1,4 @@
-"""COCO files: read, mended where only one reading makes sense, refused in one line where none does.
+"""COCO files: read, mended if only one reading makes sense, else refused in one line.
 
 pycocotools and mmdet check little: annotation id 0 means "no match" to the evaluation, a missing ``iscrowd`` is a
 KeyError after the first epoch, and a text never equals a number.
@@ -25,7 +25,7 @@ Mask = NDArray[np.bool_]
 
 # float32, in which boxes reach the network, tells neighbouring whole numbers apart up to here.
 MAX_PIXELS = 2**24
-MAX_AREA = 1e10  # pycocotools leaves larger objects out, without a word
+MAX_AREA = 1e10  # pycocotools silently leaves out larger objects
 MAX_SHOWN = 80  # characters of a value in a message
 MAX_ID = 2**53  # ids pass through float64 in pycocotools
 
@@ -34,7 +34,7 @@ def read_coco(path: str) -> tuple[Entry, list[str]]:
     """Read a COCO file.
 
     Returns:
-        Its content, checked and mended, and one line for each kind of thing that was mended or left out.
+        Its content, checked and mended, and one line for each kind of change or omission.
 
     Raises:
         UserError: Names the file, the entry and the way out.
@@ -135,8 +135,8 @@ def _read_sizes(images: Sequence[Entry], path: str) -> Iterator[str]:
                 image[key] = _whole_number(value)
                 mended += 1
             if not 0 < image[key] <= MAX_PIXELS:
-                told = f'image {_shown(image["id"])} ({image["file_name"]}) has {key} {_shown(value)}'
-                raise UserError(f'{told}, which is no number of pixels: {path}')
+                place = f'image {_shown(image["id"])} ({image["file_name"]}) has {key} {_shown(value)}'
+                raise UserError(f'{place}, which is no number of pixels: {path}')
     _require_ids(images, 'image', path)
     if mended:
         yield f'{mended} widths and heights of images are not whole numbers, but texts or fractions; read as numbers'
@@ -159,8 +159,8 @@ def _require_names(categories: Sequence[Entry], path: str) -> None:
             raise UserError(f'category {_shown(category.get("name"))} has no id: {path}')
         name = category.get('name')
         if not isinstance(name, str) or not name.strip():
-            told = f'the name {_shown(name)}' if 'name' in category else 'no name'
-            raise UserError(f'category {_shown(category["id"])} has {told}: {path} (give it the name of its class)')
+            naming = f'the name {_shown(name)}' if 'name' in category else 'no name'
+            raise UserError(f'category {_shown(category["id"])} has {naming}: {path} (give it the name of its class)')
     _require_ids(categories, 'category', path)
 
 
@@ -183,9 +183,9 @@ def _require_unique(ids: Sequence[Any], what: str, path: str) -> None:
 
 
 def _require_annotations(annotations: Sequence[Entry], path: str) -> None:
-    """Check each annotation by itself."""
+    """Check each annotation without looking at the others."""
     try:
-        # No tuples or arrays per annotation: with millions of objects around, making them wakes the garbage collector.
+        # No tuples or arrays per annotation: with millions of objects, they trigger the garbage collector.
         boxes = [a['bbox'] for a in annotations]
         numbers = set(map(type, chain.from_iterable(boxes))) | {type(a['area']) for a in annotations}
         keys = {type(a['image_id']) for a in annotations} | {type(a['category_id']) for a in annotations}
@@ -283,7 +283,7 @@ def _refuse_other_type(annotation: Entry, key: str, ids: Sequence[Any], path: st
 def _useless(
     annotations: Sequence[Entry], images: Sequence[Entry], unlisted: Mask, path: str, lines: list[str]
 ) -> Mask:
-    """Return the annotations that neither training nor evaluation can use, and add lines about what is left out.
+    """Return the annotations that neither training nor evaluation can use, and add lines about them.
 
     Boxes of less than a pixel, but with a size, stay: mmdet does not train on them, COCO's evaluation counts them.
     """

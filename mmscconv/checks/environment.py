@@ -1,4 +1,4 @@
-"""Is the OpenMMLab stack there, and does mmcv have its compiled ops?"""
+"""Checks that the OpenMMLab stack is installed and that mmcv has its compiled ops."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TORCH = 'pip install torch==2.11.0 torchvision==0.26.0'
 
 
 def check_environment() -> None:
-    """Raise UserError with the mending command if the stack cannot run a detector."""
+    """Raise UserError, with the command that mends it, if the stack cannot run a detector."""
     stack = next(iter(installed_stacks()), DEFAULT_STACK)
     for name in ('torch', 'torchvision', 'mmengine', 'mmcv'):
         _require(name, f'{name} cannot be imported; install the stack: {install_command(stack)}')
@@ -61,7 +61,7 @@ def rebuild_command(stack: str) -> str:
 
 
 def import_module(name: str) -> ModuleType:
-    """Import ``name``; whatever it raises, and a package may raise anything, comes out as ImportError."""
+    """Import ``name``; turn any exception, for a package may raise all kinds, into ImportError."""
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:

@@ -1,4 +1,4 @@
-"""Evaluators of a config: is their ground truth that of the data set?"""
+"""Checks that the evaluators' ground truth is that of the data set."""
 
 from __future__ import annotations
 

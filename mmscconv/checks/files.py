@@ -1,4 +1,4 @@
-"""Checks of a config before anything long starts: do the files that it names exist?"""
+"""Checks that the files that a config names exist."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _init_cfgs(node: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def require_images(names: Sequence[str], folder: str, path: str) -> None:
-    """Raise UserError if files are not in ``folder``: listing folders is cheap where asking for each file is not."""
+    """Raise UserError if files are not in ``folder``: listing folders is cheaper than asking for each file."""
     if '://' in folder:
         return
     listed: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Names the image that cannot be loaded, or that is not the image its annotation describes."""
+"""Checks of image files: names one that cannot be loaded or does not fit its annotation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def truncation(path: str | Path) -> str | None:
                 return None
         return _pillow_complaint(path)
     except OSError:
-        return None  # not a local file, or gone: whoever loads it says so
+        return None  # not a local file, or missing: loading it raises an error
 
 
 def _pillow_complaint(path: str | Path) -> str | None:

@@ -15,7 +15,7 @@ def check_inputs(cfg: Mapping[str, Any], stages: Sequence[str]) -> None:
     """Check folders, classes, annotations and evaluators of ``stages``: ``'train'``, ``'val'`` or ``'test'``.
 
     Raises:
-        UserError: The first thing that cannot be read, or is not what another place says.
+        UserError: The first file that cannot be read, or the first contradiction between two places.
     """
     check_data(cfg, stages)
     check_classes(cfg, stages)

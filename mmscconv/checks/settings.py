@@ -1,4 +1,4 @@
-"""Finds settings that nobody reads: mmengine ignores a misspelt key at the top of a config."""
+"""Finds misspelt keys at the top of a config, which mmengine ignores."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_keys(config: Mapping[str, Any], set_keys: Iterable[str], name: str) ->
         name: Of the config's file.
 
     Raises:
-        UserError: An option is like a known key, but is none.
+        UserError: An option resembles a known key.
     """
     known = known_keys()
     for key in config:
@@ -54,7 +54,7 @@ def check_keys(config: Mapping[str, Any], set_keys: Iterable[str], name: str) ->
 
 def _meant(key: str, known: set[str]) -> str | None:
     """Return the known key that ``key`` is like, None for a known key."""
-    if key in known or key[-1].isdigit():  # a numbered name is one on purpose
+    if key in known or key[-1].isdigit():  # a numbered name is no misspelling
         return None
     likely = [name for name in known if not name.startswith('tta_')]  # test_pipeline is almost tta_pipeline
     return next(iter(difflib.get_close_matches(key, likely, 1, LIKE)), None)

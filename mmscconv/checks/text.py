@@ -1,4 +1,4 @@
-"""Text files as people's tools write them: UTF-8, with or without a byte order mark, or UTF-16 with one."""
+"""Decodes text files of other tools: UTF-8, with or without a byte order mark, or UTF-16 with one."""
 
 from __future__ import annotations
 

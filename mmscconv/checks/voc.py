@@ -26,7 +26,7 @@ from mmscconv.errors import UserError, warn
 SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
 # A line of VOC's list of one class: the image, and whether it shows the class (-1: no, 0: difficult, 1: yes).
 CLASS_LIST = re.compile(r'(\S+)\s+(-1|0|1)')
-UNKNOWN = ('', 'unspecified')  # as programs write a flag that nobody has set
+UNKNOWN = ('', 'unspecified')  # a flag that nobody has set, as labelling tools write it
 
 
 @dataclass
@@ -46,7 +46,7 @@ class VOCFolder:
 
 @dataclass
 class Findings:
-    """Numbers of things that were mended or left out, each with the first example."""
+    """Counts of mended and omitted things, each with the first example."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)

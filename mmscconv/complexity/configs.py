@@ -1,4 +1,4 @@
-"""Counts what a config describes, without its data set."""
+"""Counts the model of a config, without its data set."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from mmscconv import ops
 
 aten = torch.ops.aten
-# Up to here computing takes less time than what fake tensors add to each operation.
+# Up to this size, computing takes less time than fake tensors' overhead for each operation.
 LARGEST_COMPUTED = 224 * 224
 # torch counts a multiply-add as two.
 FLOPS_PER_OPERATION = 2

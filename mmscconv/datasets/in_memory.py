@@ -103,5 +103,5 @@ class ImagesInMemory(Dataset[Any]):
 
 @FUNCTIONS.register_module()
 def keep_batch(batch: dict[str, Any]) -> dict[str, Any]:
-    """Collate nothing: the data set gives whole batches."""
+    """Return the batch unchanged: the data set gives whole batches."""
     return batch

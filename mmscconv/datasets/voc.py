@@ -18,7 +18,7 @@ from mmscconv.datasets.replacing import replaced
 
 @contextmanager
 def mended_files(dataset: XMLDataset) -> Iterator[None]:
-    """Let mmdet's reader see the data set's files as they are read here."""
+    """Let mmdet's reader see the checked and mended files."""
     folder = folder_of(dataset.ann_file, dataset.sub_data_root, vars(dataset))
     trees = SimpleNamespace(parse=lambda path: ElementTree(read_annotation(path, folder)))
     with replaced(xml_style, 'ET', trees), replaced(xml_style, 'list_from_file', image_names):

@@ -1,1 +1,1 @@
-"""The tools' common parts: command line, runner, checkpoints, writing to disk, logs and their summaries."""
+"""The tools' common parts: command line, order of checks, runner, logs and sweep tables."""

@@ -1,4 +1,4 @@
-"""Reads what runs leave behind: their logs."""
+"""Reads the logs of runs."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class CheckedRunner(Runner):
         """Build a dataloader.
 
         Raises:
-            UserError: Its data set is empty, which fails in mmengine without a reason, or
+            UserError: Its data set is empty: mmengine fails without a reason, or
                 keeps a sampler busy for ever.
         """
         try:

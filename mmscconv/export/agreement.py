@@ -1,4 +1,4 @@
-"""Does a file compute what PyTorch computes, on real images of more than one size and batch?
+"""Compares a file with PyTorch on real images of several sizes and batches.
 
 SRU's gate decides, and a logit within rounding of the threshold may fall on either
 side, in two correct programs that add in another order: the result then differs by
@@ -19,7 +19,7 @@ from mmscconv.export.graphs import Graph
 from mmscconv.export.image_inputs import resized
 from mmscconv.foreign_errors import flat_message
 
-# Relative L2 norm of the difference, each output by itself.
+# Relative L2 norm of the difference of each output.
 TOLERANCE = 5e-3
 # Of detections: the share that has a partner of the same class within these distances.
 MATCHED, BOX_DISTANCE, SCORE_DISTANCE = 0.99, 0.5, 5e-3

@@ -23,7 +23,7 @@ OP = 'mmscconv::SCConv'
 
 
 def library() -> Path:
-    """Return the library that has the op, compiled for this machine's processor where that is still to be done.
+    """Return the library with the op, compiled for this machine's processor on first use.
 
     Raises:
         UserError: It cannot be compiled.
@@ -57,7 +57,7 @@ def _fits(layer: SCConv) -> bool:
 
 
 class _Exported(nn.Module):
-    """A CRU that is exported together with the SRU in front; it computes nothing."""
+    """Placeholder for a CRU that is exported together with the SRU in front."""
 
     def __init__(self, cru: DeployedCRU) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to a file that has been checked."""
+"""The steps of ``tools/export.py``: from a config and a checkpoint to a checked file."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class ExportJob:
     weights: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     def run(self) -> list[str]:
-        """Write the file, or files; return what to tell about them.
+        """Write the file or files; return lines about them for the user.
 
         Raises:
-            UserError: Anything wrong with the settings, the data or the result; nothing is left behind then.
+            UserError: The settings, the data or the result are wrong; no file is left behind.
         """
         self.prepare()
         model = self.build()
@@ -92,7 +92,7 @@ class ExportJob:
             file = files.enter_context(kept_if_right(self.out))
             write(written, images, metadata, file)
             found = check(graph, open_file(file), inputs, self.out.name)
-        told = [f'{self.out} ({self.out.stat().st_size / 1e6:.2f} MB)', *told, *self.told_about(graph, found)]
+        told = [f'{self.out} ({self.out.stat().st_size / 1e6:.2f} MB)', *told, *self.lines_about(graph, found)]
         return told + self.quantized(model, self.int8) if self.int8 else told
 
     @property
@@ -101,7 +101,7 @@ class ExportJob:
         return self.out.with_suffix('.so')
 
     def with_custom_op(self, graph: Graph) -> tuple[Graph, list[str]]:
-        """Return what to write in the place of ``graph``, and what to tell of it."""
+        """Return the graph to write instead of ``graph``, and lines about it for the user."""
         network, number = custom_op.with_custom_op(graph.network)
         if not number:
             raise UserError("--custom-op: the model has no SCConv of arrangement='S+C' that the op can compute")
@@ -160,7 +160,7 @@ class ExportJob:
             switch_to_deploy(model)
         return model
 
-    def told_about(self, graph: Graph, found: Sequence[Agreement]) -> list[str]:
+    def lines_about(self, graph: Graph, found: Sequence[Agreement]) -> list[str]:
         """Return the lines about inputs, outputs and the check."""
         reference = "mmdet's own predict" if graph.decoded else 'PyTorch'
         return [

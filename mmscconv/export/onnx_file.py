@@ -37,7 +37,7 @@ def export_onnx(
 ) -> None:
     """Trace ``network``, in eval mode, on ``inputs`` and write it.
 
-    Tracing and not ``dynamo=True``, which takes many times longer, needs onnxscript and is young in
+    Tracing is used: ``dynamo=True`` takes many times longer, needs onnxscript and is young in
     torch 2.4 (docs/export.md).
 
     Raises:

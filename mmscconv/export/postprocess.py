@@ -107,7 +107,7 @@ class PostProcess(nn.Module):
 
 
 class NonMaxSuppression(torch.autograd.Function):
-    """ONNX's operator of this name: NMS of each class of each image by itself.
+    """ONNX's operator of this name: NMS of each class of each image apart.
 
     torchvision's NMS becomes the same operator, but for one image, with classes kept
     apart by shifting their boxes, which costs precision.

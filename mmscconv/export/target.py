@@ -1,4 +1,4 @@
-"""The file to write: checked before anything is computed, and kept only when it is right."""
+"""The file to write: its folder is checked first, and the file is kept only if it is right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes a graph as ONNX or by torch.export, and opens what was written."""
+"""Writes a graph as ONNX or by torch.export, and opens the file again."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mmscconv.foreign_errors import first_line
 from mmscconv.ops.backend import plain_only
 
 METADATA_FILE = 'metadata.json'
-# torch.export takes multiples of it, for classifiers too: the strides of the stages divide it.
+# torch.export allows multiples of this size alone, for classifiers too: the stages' strides divide it.
 STEP = 32
 
 
 def example(graph: Graph, images: Tensor) -> Inputs:
-    """Return what to trace on: two images of a size that no axis of any output becomes 1 at."""
+    """Return example inputs for tracing: two images, large enough that no output axis is 1."""
     least = least_size(graph, images) // STEP
     return resized(images[:1].expand(2, -1, -1, -1), ((least + 3) * STEP, (least + 5) * STEP))[: len(graph.inputs)]
 

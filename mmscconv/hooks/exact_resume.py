@@ -49,7 +49,7 @@ class ExactResume(Hook):
         self._batches: _NumberedBatches | None = None
 
     def before_run(self, runner: Runner) -> None:
-        self._first_seed = runner.seed  # until a checkpoint brings another one
+        self._first_seed = runner.seed  # until a checkpoint is loaded
 
     def before_train(self, runner: Runner) -> None:
         seeds = [runner.seed]
@@ -103,7 +103,7 @@ class _NumberedBatches:
 
     @property
     def sampler(self) -> Any:
-        """Where mmengine sets the epoch."""
+        """The attribute through which mmengine sets the epoch."""
         return self.batch_sampler.sampler
 
 

@@ -15,7 +15,7 @@ from mmscconv.storage.checkpoint_match import differences, optimizer_problem, re
 
 
 class RequireMatchingCheckpoint(Hook):
-    """Refuses a checkpoint that is not of the model, instead of going on with random weights.
+    """Refuses a checkpoint of another model, instead of continuing with random weights.
 
     Args:
         purpose: ``'test'`` and ``'resume'`` need every weight, ``'resume'`` also the

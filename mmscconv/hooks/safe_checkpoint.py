@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, the older one gone only when the newer one is safe."""
+"""Atomic checkpoints: the older file is deleted only after the newer one is safe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AtomicBackend(LocalBackend):
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook``, which a kill or a full disk cannot leave without a good checkpoint.
+    """mmengine's ``CheckpointHook``: at least one good checkpoint survives a kill or a full disk.
 
     - A checkpoint is written under another name and gets its own when it is on the disk,
       ``last_checkpoint`` after it and in the same way.
@@ -110,7 +110,7 @@ class SafeCheckpointHook(CheckpointHook):
 
 
 class _DeletesLater:
-    """A file backend that keeps in mind what it is told to remove until ``delete`` is called."""
+    """A file backend that defers removals until ``delete`` is called."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -125,7 +125,7 @@ class _DeletesLater:
     rmtree = remove  # of a checkpoint that is a folder
 
     def delete(self, kept: Collection[str | None]) -> None:
-        """Remove what has to go, but for those that were ``kept`` or written again under the same name."""
+        """Remove the deferred files, except those in ``kept`` and those written again since."""
         outdated, self._outdated = self._outdated, []
         for path in outdated if is_main_process() else ():
             if path not in kept and self._backend.exists(path):
@@ -133,12 +133,12 @@ class _DeletesLater:
 
 
 def _nothing_counted(key: str, value: Any) -> bool:
-    """Whether a metric says that there was no object: pycocotools writes -1 for that."""
+    """Whether a metric is pycocotools' -1, which means that there was no object."""
     return any(name in key for name in ('AP', 'AR')) and (value == -1 or value != value)
 
 
 def _validation_is_due(runner: Runner) -> bool:
-    """Whether the loop would have validated at the step that it is resumed at."""
+    """Whether the loop validates at the step from which it resumes."""
     loop = runner.train_loop
     if isinstance(loop, IterBasedTrainLoop):
         step, last = loop.iter, loop.max_iters

@@ -1,4 +1,4 @@
-"""Stops a training whose loss is no longer a finite number, and says where that came from."""
+"""Stops a training whose loss is not finite, and names the first layer at fault."""
 
 from __future__ import annotations
 

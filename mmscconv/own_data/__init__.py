@@ -1,4 +1,4 @@
-"""From a folder of annotated images to a config that trains: the rooms behind ``tools/own_dataset.py``.
+"""From a folder of annotated images to a config that trains: the steps behind ``tools/own_dataset.py``.
 
 globox reads the boxes of VOC and YOLO files and converts their coordinates. It was
 chosen over supervision and datumaro (versions 2.9, 0.31 and 1.13 were compared):

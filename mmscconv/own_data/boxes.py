@@ -1,4 +1,4 @@
-"""Boxes that globox has read, brought into their image, or left out with the reason."""
+"""Boxes read by globox: clipped to their image, or left out with the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDING = 0.01  # pixels; six decimals of a YOLO file are this exact in images 
 def read_box(
     parse: Callable[[], BoundingBox], size: Size, account: Account, where: str, crowd: bool = False
 ) -> Box | None:
-    """Return the box that ``parse`` reads, clipped to an image of ``size``; None, and counted, where there is none."""
+    """Return the box that ``parse`` reads, clipped to an image of ``size``; None, and counted, if it is of no use."""
     try:
         found = parse()
     except (AssertionError, OverflowError, ParsingError, TypeError, ValueError):

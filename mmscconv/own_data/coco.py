@@ -28,7 +28,7 @@ def find_coco(folder: Path) -> dict[Path, Content]:
     """Return the files below ``folder`` that have COCO's three lists, with their content.
 
     Raises:
-        UserError: A file that is named as COCO's are and is no JSON.
+        UserError: A file with a name of COCO's is not JSON.
     """
     files = list(walk(folder, ('.json',)))
     if len(files) > MOST_FILES:
@@ -48,10 +48,10 @@ def find_coco(folder: Path) -> dict[Path, Content]:
 
 
 def read_coco_file(file: Path) -> dict[Path, Content]:
-    """Return the content of one file under its name.
+    """Return file name -> content of one file.
 
     Raises:
-        UserError: The file is not JSON, or has not COCO's three lists.
+        UserError: The file is not JSON, or lacks one of COCO's three lists.
     """
     try:
         content = json.loads(file.read_bytes())
@@ -67,7 +67,7 @@ def read_coco(files: Mapping[Path, Content], index: ImageIndex, account: Account
     """Read COCO files; categories are told apart by name, so each file may number them in its own way.
 
     Raises:
-        UserError: Lists that are none, two files of one split, categories without a name
+        UserError: An entry that should be a list is not one, two files of one split, categories without a name
             or with the same one, image ids that stand twice, two images for one name.
     """
     splits: dict[str, list[AnnotatedImage]] = {}
@@ -161,6 +161,6 @@ def _box(label: str, values: Any) -> BoundingBox:
 
 
 def _key(value: Any) -> int | str | None:
-    """Return an id by which '1', 1 and 1.0 are the same; None for what is no id."""
+    """Return an id that is the same for '1', 1 and 1.0; None for other values."""
     number = as_integer(value)
     return number if number is not None else value if isinstance(value, str) and value else None

@@ -1,4 +1,4 @@
-"""Image files of a data set: which there are, which belongs to an annotation, and how large each is once loaded."""
+"""Image files of a data set: the list, the image of an annotation, and sizes once loaded."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from mmscconv.own_data.timing import StepTimes, in_words, time_steps
 from mmscconv.own_data.writing import common_folder, write_splits
 
 SMALLEST_IMAGE = 32  # pixels, from filter_cfg of mmdet's COCO config
-REPORT_SECONDS = 30  # besides predicting: start, counts, drawing
+REPORT_SECONDS = 30  # of report.py besides predicting: start, counts, drawing
 START_SECONDS = 15
 
 
@@ -54,7 +54,7 @@ class OwnDatasetJob:
     seed: int = 0
 
     def run(self, tools: Path) -> Iterator[str]:
-        """Write config, annotations and sheet; yield what to tell the user, the next commands with ``tools`` last.
+        """Write config, annotations and sheet; yield lines for the user, with the next commands of ``tools`` last.
 
         Raises:
             UserError: The data set cannot be used, or the folder is there already; nothing is written then.

@@ -80,7 +80,7 @@ def choose_classes(data: DataSet, wanted: Sequence[str] | None, account: Account
     That order is ``wanted``'s, or the data set's own, or else the alphabet's.
 
     Raises:
-        UserError: A wanted class that the data set has not, or one that is named twice; no object is left.
+        UserError: A wanted class is not in the data set or named twice; no object is left.
     """
     labels = data.labels()
     known = list(data.classes) if data.classes is not None else sorted(labels)

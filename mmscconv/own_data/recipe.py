@@ -145,7 +145,7 @@ def object_sizes(images: Sequence[AnnotatedImage], size: Size) -> np.ndarray[tup
 def anchors(sizes: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[int, int]:
     """Return (levels, scale) of the small network whose anchors reach from small to large objects of a data set."""
     low, high = np.quantile(sizes, (0.05, 0.95))
-    # The smallest anchor is no larger than small objects: one that is misses them, as platelets among blood cells.
+    # A smallest anchor that is larger than small objects misses them, as platelets among blood cells.
     scale = max((s for s in SMALL_SCALES if s * FIRST_STRIDE <= low), default=SMALL_SCALES[0])
     levels = 3
     while levels < MOST_LEVELS and FIRST_STRIDE * 2 ** (levels - 1) * scale * LARGEST_OCTAVE < high:

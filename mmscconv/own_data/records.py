@@ -1,4 +1,4 @@
-"""Annotated images, as every form of data set is read, and the account of what was left out or changed."""
+"""Annotated images, the common form of all data sets, and the account of omissions and changes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class DataSet:
     """A data set as it was read.
 
     Args:
-        found: What was recognised, for the user.
+        found: Description of the recognised form, for the user.
         classes: Names in the order of the data set's own list; None where it has no list.
         splits: Images by split.
     """
@@ -72,7 +72,7 @@ class DataSet:
 
 
 class Account:
-    """Counts what is left out, changed or assumed, by kind, and remembers where each kind was met first."""
+    """Counts omissions, changes and assumptions by kind, with the first place of each kind."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}

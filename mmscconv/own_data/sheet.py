@@ -1,4 +1,4 @@
-"""A picture of a data set: images with their boxes, and how many objects there are of each class and size."""
+"""A picture of a data set: images with their boxes, and numbers of objects by class and size."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ VAL_SHARE = 0.2
 
 
 def split_of(parts: Sequence[str]) -> str:
-    """Return the split that a path's innermost telling part names, such as 'train2017' or 'valid'; '' for none."""
+    """Return the split that a path names, such as 'train2017' or 'valid' in its innermost part; '' if it names none."""
     for part in reversed(parts):
         named = [name for name in NAMES if name in words([part])]
         if len(named) == 1:
@@ -79,7 +79,7 @@ def _once(images: Sequence[AnnotatedImage], account: Account) -> list[AnnotatedI
 
 
 def _disjoint(splits: Splits, account: Account) -> Splits:
-    """Take images that validate or test out of the sets before: what was trained on measures nothing."""
+    """Take images that validate or test out of the earlier sets: training images measure nothing."""
     taken: dict[Path, str] = {}
     result: Splits = {}
     for name in reversed(NAMES):

@@ -1,4 +1,4 @@
-"""How long a training will take here: a few of its steps, timed."""
+"""Estimated time of a training on this machine, from a few timed steps."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _seconds(loader: Any, step: Callable[[Any], Any]) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """Return 'about 12 min', to what an estimate is worth."""
+    """Return a rounded time such as 'about 12 min'."""
     for unit, length in (('d', 86400), ('h', 3600), ('min', 60)):
         if seconds >= 2 * length:
             return f'about {seconds / length:.0f} {unit}'

@@ -1,4 +1,4 @@
-"""Texts and numbers in files that people and other tools have written."""
+"""Texts and numbers in files of unknown origin."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _listed(
             raise UserError(f'{name} is no path: {file} ({value!r:.80})')
         place = _place(value, roots)
         if place is None:
-            if name == 'test':  # Roboflow names one also where it has exported none
+            if name == 'test':  # Roboflow names a test split even if it has exported none
                 continue
             raise UserError(f'{name} is not there: {value!r} (correct the path in {file})')
         if place.is_dir():

@@ -43,7 +43,7 @@ def _count(config: str, classes: int | None) -> Complexity:
 
 
 def compare(row: PaperRow) -> CountedRow | None:
-    """Count the network of ``row``; None where there is none. A config is counted once per process."""
+    """Count the network of ``row``; None if the row has no config. A config is counted once per process."""
     if not row.config:
         return None
     network = _count(row.config, row.classes)

@@ -1,4 +1,4 @@
-"""Measures of what the paper is about: redundant channels, and the gate of SRU. Needs torch alone."""
+"""Measures of the paper's claims: redundancy of channels, and the gate of SRU. Needs torch alone."""
 
 from __future__ import annotations
 

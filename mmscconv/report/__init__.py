@@ -1,1 +1,1 @@
-"""One page on a trained detector: the rooms behind ``tools/report.py``."""
+"""One page on a trained detector: the steps behind ``tools/report.py``."""

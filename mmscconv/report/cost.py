@@ -29,7 +29,7 @@ def parts(model: Any, data_set: Any) -> tuple[list[Part], tuple[int, int]]:
     """Return the counts of backbone, neck, heads and all of it, and the (H, W) for which they hold: the first image's.
 
     Raises:
-        Exception: Whatever a detector raises that cannot run without its data samples, as those with two stages.
+        Exception: Raised by detectors that need data samples to run, as those with two stages.
     """
     model = copy.deepcopy(model).cpu()
     inputs = model.data_preprocessor(pseudo_collate([data_set[0]]), False)['inputs']

@@ -1,4 +1,4 @@
-"""Images with what the detector made of them."""
+"""Images with the detector's boxes drawn."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def coco_eval(data: Predictions, found: Sequence[dict[str, Any]], **params: Any)
 
 
 def _nothing(truth: Any) -> Any:
-    """Return results without a prediction; ``loadRes`` needs one."""
+    """Return a COCO object without predictions; ``loadRes`` needs at least one."""
     results = type(truth)()
     results.dataset = {**truth.dataset, 'annotations': []}
     results.createIndex()
@@ -95,4 +95,4 @@ def _mean(precision: Floats) -> float | None:
 
 
 def _or_none(value: float) -> float | None:
-    return float(value) if value > -1 else None  # -1 is pycocotools' word for "nothing to measure"
+    return float(value) if value > -1 else None  # pycocotools writes -1 if there is nothing to measure

@@ -1,4 +1,4 @@
-"""Figures of the page, as SVG images that stand in it."""
+"""Figures of the page, as embedded SVG images."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ def gate_shares(gates: Mapping[str, float]) -> str:
 
 
 def short(name: str) -> str:
-    """Return a class's name, cut, and with nothing that matplotlib takes for a formula."""
+    """Return a class's name, shortened, without characters that matplotlib reads as a formula."""
     name = name.replace('$', r'\$')
     return name if len(name) <= LONG_NAME else f'{name[: LONG_NAME - 1]}…'

@@ -52,7 +52,7 @@ class ReportJob:
     _left_out: list[str] = field(default_factory=list)
 
     def run(self) -> list[str]:
-        """Write the page, and return what to tell the user.
+        """Write the page, and return lines for the user.
 
         Raises:
             UserError: The checkpoint cannot be judged, or the page cannot be written.
@@ -109,7 +109,7 @@ class ReportJob:
         )
 
     def _made(self, what: str, make: Callable[[], Made]) -> Made | None:
-        """Return what ``make`` returns; where it fails, the page does without, and says why."""
+        """Return ``make()``; if it fails, note the reason on the page and return None."""
         try:
             return make()
         except Exception as error:

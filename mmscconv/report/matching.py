@@ -40,7 +40,7 @@ class Verdicts:
 
 
 def best_threshold(data: Predictions) -> float:
-    """Return the score from which on predictions have the best F1, over all classes, at IoU 0.5; 1 without a hit."""
+    """Return the score threshold with the best F1, over all classes, at IoU 0.5; 1 without a hit."""
     evaluation = coco_eval(data, data.found, iouThrs=np.array([IOU]), **ALL_AREAS)
     scores: list[float] = []
     hits: list[bool] = []

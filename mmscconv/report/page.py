@@ -1,4 +1,4 @@
-"""The page itself: one file, without scripts and without anything from elsewhere."""
+"""The page: one file without scripts and without references to other files."""
 
 from __future__ import annotations
 

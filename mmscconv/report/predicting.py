@@ -1,4 +1,4 @@
-"""Runs a checkpoint on the validation set of its config, by the road of tools/test.py, and keeps what comes out."""
+"""Tests a checkpoint on the validation set of its config, as tools/test.py does, and keeps the predictions."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def predict(cfg: Config, checkpoint: Path, folder: Path, trusted: bool) -> Predi
         metrics = runner.test()
     (evaluator,) = runner.test_evaluator.metrics
     return Predictions(
-        # The evaluator's own copy: what it has mended in the file, the page counts in the same way.
+        # The evaluator's copy, so that the page counts the mended annotations in the same way.
         truth=evaluator._coco_api,
         found=json.loads((folder / 'predictions.bbox.json').read_text()),
         class_ids=list(evaluator.cat_ids),

@@ -27,7 +27,7 @@ def find_checkpoint(work_dir: Path) -> Path:
     """Return the last checkpoint of ``work_dir``, also where the folder has been moved.
 
     Raises:
-        UserError: There is none.
+        UserError: The folder has no checkpoint.
     """
     try:
         named = work_dir / Path((work_dir / LAST).read_text().strip()).name

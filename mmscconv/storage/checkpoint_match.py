@@ -1,4 +1,4 @@
-"""Does a checkpoint fit the model, and if not, why?"""
+"""Compares a checkpoint with the model and its config, and explains differences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METHODS = ('momentum', 'betas', 'alpha', 'rho', 'lr_decay')
 
 
 def differences(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[int, str]:
-    """Return how many of the model's weights the checkpoint does not fill, and what does not match in words."""
+    """Return how many of the model's weights the checkpoint leaves unfilled, and the differences in words."""
     # A TTA model holds the detector as its own attribute 'module'.
     want = {k.removeprefix('module.'): tuple(v.shape) for k, v in model.state_dict().items()}
     have = {k: shape_of(v) for k, v in unwrapped(weights_of(checkpoint, 'of the run')).items()}
@@ -40,7 +40,7 @@ def require_filled(model: nn.Module, checkpoint: Mapping[str, Any], cfg: Mapping
 
 
 def optimizer_problem(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> str | None:
-    """Return why a checkpoint's state cannot be resumed by ``optimizer``, or None; torch finds only a part of it."""
+    """Return why a checkpoint's state cannot be resumed by ``optimizer``, or None; torch finds only some reasons."""
     lacking = lacking_to_resume(checkpoint)
     if lacking:
         return f'it has {lacking}'

@@ -1,4 +1,4 @@
-"""Loads checkpoints without running what is in them."""
+"""Loads checkpoints without running code from them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any
     """Return the weights in a checkpoint's ``content``: under ``state_dict`` or ``model``, or all of it.
 
     Raises:
-        UserError: What stands there is no dict of weights.
+        UserError: The entry is not a dict of weights.
     """
     weights = content.get('state_dict', content.get('model', content))
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
@@ -64,7 +64,7 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write ``content`` at once: whatever happens, ``path`` is whole or as it was.
+    """Write ``content`` atomically: ``path`` is whole, or as it was.
 
     Raises:
         UserError: It cannot be written.
@@ -173,7 +173,7 @@ def last_good_checkpoint(folder: str | Path) -> Path | None:
 
 
 def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], trusted: bool = False) -> Path | None:
-    """Return the newest checkpoint in ``folder`` from which a training can go on, or None if there is none at all.
+    """Return the newest checkpoint in ``folder`` from which a training can resume; None if there are no checkpoints.
 
     That is the one that ``last_checkpoint`` names, if it is good. Each newer one that
     is left out, with the reason, is a line to ``warn``. Checkpoints without an
@@ -202,7 +202,7 @@ def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], truste
 
 
 def require_resumable(path: str | Path, trusted: bool = False) -> None:
-    """Raise UserError if the checkpoint cannot be read or does not hold all that a training goes on from."""
+    """Raise UserError if the checkpoint cannot be read or lacks state that a resumed training needs."""
     content = load_checkpoint(path, trusted)
     lacking = lacking_to_resume(content)
     if lacking:
@@ -211,7 +211,7 @@ def require_resumable(path: str | Path, trusted: bool = False) -> None:
 
 
 def lacking_to_resume(content: Mapping[str, Any]) -> str | None:
-    """Return in words what a training goes on from, besides the weights, that is not in ``content``; None if all is."""
+    """Return, in words, the state besides weights that ``content`` lacks to resume a training; None if it has all."""
     missing = [key for key in ('meta', 'message_hub', 'optimizer') if key not in content]
     if not missing:
         return None

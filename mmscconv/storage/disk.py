@@ -1,4 +1,4 @@
-"""Writing files so that they are whole or not there, and what to say when a disk is full."""
+"""Atomic writing of files, and the error line for a full disk."""
 
 from __future__ import annotations
 
