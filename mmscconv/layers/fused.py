@@ -43,6 +43,9 @@ class Unit(Protocol):
 
 L = TypeVar('L', bound=Unit)
 
+# Channels of a vector. PyTorch's batch norm is slow on maps whose channels do not fill vectors.
+VECTOR = 16
+
 
 def replaced_by(
     function: Callable[[L, Tensor], Tensor | None],
@@ -92,7 +95,7 @@ def cru(layer: CRU, x: Tensor) -> Tensor | None:
     backend = ops.choose_backend(x, layer.backend)
     if backend == 'plain' or not x.numel():
         return None
-    return _transformed(layer, layer.normed(*_squeezed(layer, x)), backend)
+    return _transformed(layer, _normed(layer, _squeezed(layer, x), backend), backend)
 
 
 def sru_then_cru(layer: CRU, before: SRU, x: Tensor) -> Tensor | None:
@@ -101,13 +104,12 @@ def sru_then_cru(layer: CRU, before: SRU, x: Tensor) -> Tensor | None:
     if backend == 'plain' or not x.numel() or not undisturbed(before, layer):
         return None
     if not intact(before, 'gn') or not intact(layer, 'squeeze_up', 'squeeze_low', 'pool'):
-        branches = layer.normed(*_squeezed(layer, before(x)))
+        branches = _normed(layer, _squeezed(layer, before(x)), backend)
     elif _one_kernel_squeezes(layer, before, x, backend):
         branches = _squeezed_by_kernel(layer, before, x)
     else:
-        branches = layer.normed(
-            *recomputed(lambda x: _squeezed(layer, before(x)), x, before, layer.squeeze_up, layer.squeeze_low)
-        )
+        squeezed = recomputed(lambda x: _squeezed(layer, before(x)), x, before, layer.squeeze_up, layer.squeeze_low)
+        branches = _normed(layer, squeezed, backend)
     return _transformed(layer, branches, backend)
 
 
@@ -125,6 +127,28 @@ def side_by_side(up: nn.Conv2d, low: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tens
     return x_up, x_low
 
 
+def _normed(layer: CRU, branches: Branches, backend: str) -> Branches:
+    """Return ``layer.normed(*branches)``; norms of few channels with the batch's statistics by a kernel each."""
+    if backend != 'native' or torch.is_autocast_enabled('cpu') or not intact(layer, 'norm_up', 'norm_low'):
+        return layer.normed(*branches)
+    x_up, x_low = branches
+    return _normed_branch(layer.norm_up, x_up), _normed_branch(layer.norm_low, x_low)
+
+
+def _normed_branch(norm: nn.Module | None, x: Tensor | None) -> Tensor | None:
+    if norm is None or x is None:
+        return x
+    if type(norm) is not nn.BatchNorm2d or norm.weight is None or is_affine(norm):
+        return cast('Tensor', norm(x))
+    channels, count = x.shape[1], x.numel() // x.shape[1]
+    # BN raises for a single value per channel; leave the error to it.
+    if (channels > VECTOR and channels % VECTOR == 0) or count == 1 or not ops.fits(x, norm.weight, norm.bias):
+        return cast('Tensor', norm(x))
+    y, mean, variance = ops.batch_norm(x, norm.weight, norm.bias, norm.eps)
+    update_statistics(norm, mean, variance, count)
+    return y
+
+
 def _one_kernel_squeezes(layer: CRU, before: SRU, x: Tensor, backend: str) -> bool:
     up, low = layer.squeeze_up, layer.squeeze_low
     if {backend, before.backend or backend} != {'native'} or up is None or low is None:
@@ -140,7 +164,7 @@ def _squeezed_by_kernel(layer: CRU, before: SRU, x: Tensor) -> Branches:
     if folds:
         up, low = folded(*up, layer.norm_up), folded(*low, layer.norm_low)
     branches = squeeze_reconstructed(x, before, up, low, layer.pool)
-    return branches if folds else layer.normed(*branches)
+    return branches if folds else _normed(layer, branches, 'native')
 
 
 def squeeze_reconstructed(

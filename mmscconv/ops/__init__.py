@@ -11,6 +11,7 @@ from mmscconv.ops.backend import (
     runs_on,
     transformed,
 )
+from mmscconv.ops.batch_norm import batch_norm
 from mmscconv.ops.fuse import fuse
 from mmscconv.ops.layout import layout_of
 from mmscconv.ops.norm_fuse import norm_fuse
@@ -24,6 +25,7 @@ from mmscconv.ops.window import Window
 __all__ = [
     'BACKENDS',
     'Window',
+    'batch_norm',
     'becoming_graph',
     'can_pack',
     'check_backend',

@@ -354,6 +354,34 @@ def _geometry(
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`mmscconv.ops.batch_norm.batch_norm`."""
+    c = x.shape[1]
+    _check('batch_norm', _has(weight, c) and _has(bias, c), x=x, weight=weight, bias=bias)
+    values = as_dense(x, torch.channels_last)
+    out, (mean, variance) = torch.empty_like(values), empty(2, c, dtype=torch.float64)
+    call(
+        'batch_norm_forward', values, weight.contiguous(), bias.contiguous(), x.numel() // c, c, eps,
+        torch.get_num_threads(), out, mean, variance,
+    )  # fmt: skip
+    return out, mean.clone(), variance.clone()
+
+
+def batch_norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`mmscconv.ops.batch_norm.batch_norm`."""
+    c = x.shape[1]
+    _check('batch_norm', _has(weight, c) and grad.shape == x.shape, grad=grad, x=x, weight=weight)
+    grad, values = (as_dense(t, torch.channels_last) for t in (grad, x))
+    grad_x, (grad_weight, grad_bias) = torch.empty_like(values), empty(2, c, dtype=torch.float64)
+    call(
+        'batch_norm_backward', grad, values, weight.contiguous(), mean.contiguous(), variance.contiguous(),
+        x.numel() // c, c, eps, torch.get_num_threads(), grad_x, grad_weight, grad_bias,
+    )  # fmt: skip
+    return grad_x, grad_weight.float(), grad_bias.float()
+
+
 def check_parts(y1: Tensor, made: Tensor, low: Tensor, *affine: Tensor) -> None:
     """Raise ValueError unless ``made`` and ``low`` together are as large as ``y1``, and all of ``affine`` are (C)."""
     n, c, h, w = y1.shape

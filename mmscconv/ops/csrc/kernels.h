@@ -29,6 +29,13 @@ int fuse_backward(const float *grad, const float *reference, int is_output, cons
                   int64_t low_channels, int64_t low_sample, int64_t low_row, int threads, float *pull, float *grad1,
                   float *grad_made, float *grad_low);
 
+/* batch_norm.c */
+int batch_norm_forward(const float *x, const float *weight, const float *bias, int64_t rows, int64_t channels, double eps,
+                       int threads, float *out, double *mean, double *variance);
+int batch_norm_backward(const float *grad, const float *x, const float *weight, const double *mean,
+                        const double *variance, int64_t rows, int64_t channels, double eps, int threads, float *grad_x,
+                        double *grad_weight, double *grad_bias);
+
 /* norm_fuse.c */
 int norm_fuse_sums(const float *NULLABLE grad, const float *y1, const float *made, const float *low, int64_t samples,
                    int64_t channels, int64_t positions, int64_t low_channels, int threads, double *sums);
