@@ -5,13 +5,13 @@ import logging
 import os
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from helpers.paths import ROOT
+
 SHARED_DATA = ROOT.parent / 'shared' / 'data'
 
 
@@ -111,7 +111,7 @@ def tool(monkeypatch, capsys):
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory):
     """A tiny digits data set."""
-    from tools import run_tool
+    from helpers.running_tools import run_tool
 
     folder = tmp_path_factory.mktemp('digits')
     run_tool('make_digits.py', '--out', folder, '--train', 12, '--val', 4)
@@ -121,7 +121,7 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope='session')
 def digits_run(digits, tmp_path_factory):
     """Work dir of one epoch of the demo on the tiny digits, run from the folder cwd beside it, with home as HOME."""
-    from tools import DIGITS, run_tool
+    from helpers.running_tools import DIGITS, run_tool
 
     folder = tmp_path_factory.mktemp('digits_run')
     for name in ('cwd', 'home'):

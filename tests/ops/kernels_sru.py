@@ -1,8 +1,8 @@
 import pytest
-import reference
 import torch
 from kernel_tools import BACKEND, DEVICE, LAYOUTS, _poisoned, doubled, full_tiles, make, tolerance  # noqa: F401, fixtures
 
+from helpers import reference
 from mmscconv.identities import logit
 from mmscconv.identities import sru as sru_plain
 from mmscconv.ops import sru
