@@ -5,14 +5,13 @@ import logging
 import os
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
 
 from helpers.paths import ROOT
-
-SHARED_DATA = ROOT.parent / 'shared' / 'data'
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +64,30 @@ def instructions(request, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def real_data():
-    """Folder with coco/, VOCdevkit/ and imagenet_mini/ in their standard layouts."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f'real images are not at {SHARED_DATA}')
-    return SHARED_DATA
+def real_data(tmp_path_factory):
+    """Folder with coco/, VOCdevkit/ and imagenet_mini/ in their standard layouts, of images that a dependency ships."""
+    from mmdet.datasets import CocoDataset, VOCDataset
+
+    from helpers.photographs import write_data
+
+    return write_data(
+        tmp_path_factory.mktemp('real_data'), CocoDataset.METAINFO['classes'], VOCDataset.METAINFO['classes']
+    )
+
+
+@pytest.fixture(scope='session')
+def published():
+    """Function from the name of a published data set to its folder; it skips where there is none."""
+    folder = Path(os.environ.get('MMSCCONV_TEST_DATA') or ROOT.parent / 'shared' / 'data')
+
+    def find(name):
+        if not (folder / name).is_dir():
+            pytest.skip(
+                f'{name}/, a published data set, is not in {folder}: MMSCCONV_TEST_DATA names the folder with it'
+            )
+        return folder / name
+
+    return find
 
 
 @pytest.fixture(scope='session')

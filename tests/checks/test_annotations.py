@@ -206,7 +206,8 @@ def test_a_voc_data_set_without_classes_is_left_to_who_builds_it(kind, message, 
         DATASETS.build(dataset)
 
 
-def test_real_coco_and_voc_pass(real_data, warnings):
+@pytest.mark.parametrize('source', ['made', 'published'])
+def test_real_coco_and_voc_pass(source, real_data, published, warnings):
     import mmscconv
     from mmscconv.checks.files import datasets
     from mmscconv.configuration import move_data_root
@@ -214,7 +215,7 @@ def test_real_coco_and_voc_pass(real_data, warnings):
     init_default_scope('mmdet')
     for name, root in (('retinanet_r50_coco', 'coco'), ('retinanet_r50_voc', 'VOCdevkit')):
         cfg = mmscconv.get_config(name)
-        move_data_root(cfg, str(real_data / root))
+        move_data_root(cfg, str(real_data / root if source == 'made' else published(root)))
         check_voc(cfg, ['train', 'val'])
         with annotations_checked():
             for dataset in datasets(cfg.train_dataloader):

@@ -34,19 +34,24 @@ def write_images(folder, objects, size=SIZE):
         Image.fromarray(pixels).save(folder / f'{stem}.png')
 
 
+def write_annotation(folder, file_name, boxes, size):
+    """Write VOC's file of an image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = ''.join(
+        f'<object><name>{label}</name><difficult>0</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>'
+        f'<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>'
+        for label, x1, y1, x2, y2 in boxes
+    )
+    (folder / Path(file_name).with_suffix('.xml')).write_text(
+        f'<annotation><filename>{file_name}</filename><size><width>{size[0]}</width><height>{size[1]}</height>'
+        f'<depth>3</depth></size>{entries}</annotation>'
+    )
+
+
 def write_voc(root, objects, splits=None, size=SIZE):
     write_images(root / 'JPEGImages', objects, size)
-    (root / 'Annotations').mkdir()
     for stem, boxes in objects.items():
-        entries = ''.join(
-            f'<object><name>{label}</name><difficult>0</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>'
-            f'<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>'
-            for label, x1, y1, x2, y2 in boxes
-        )
-        (root / 'Annotations' / f'{stem}.xml').write_text(
-            f'<annotation><filename>{stem}.png</filename><size><width>{size[0]}</width><height>{size[1]}</height>'
-            f'<depth>3</depth></size>{entries}</annotation>'
-        )
+        write_annotation(root / 'Annotations', f'{stem}.png', boxes, size)
     for name, stems in (splits or {}).items():
         path = root / 'ImageSets' / 'Main' / f'{name}.txt'
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +59,14 @@ def write_voc(root, objects, splits=None, size=SIZE):
     return root
 
 
-def coco_content(objects, size=SIZE, categories=CLASSES, first_id=1):
+def coco_content(objects, size=SIZE, categories=CLASSES, first_id=1, suffix='.png'):
+    """Return the content of a COCO file; ``size`` is that of all images, or stem -> size."""
+    sizes = size if isinstance(size, dict) else dict.fromkeys(objects, size)
     numbers = {name: i for i, name in enumerate(categories, 1)}
-    images = [dict(id=i, file_name=f'{stem}.png', width=size[0], height=size[1]) for i, stem in enumerate(objects)]
+    images = [
+        dict(id=i, file_name=f'{stem}{suffix}', width=sizes[stem][0], height=sizes[stem][1])
+        for i, stem in enumerate(objects)
+    ]
     annotations = [
         dict(image_id=i, category_id=numbers[label], bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1))
         for i, boxes in enumerate(objects.values())

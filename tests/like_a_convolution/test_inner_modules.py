@@ -446,7 +446,7 @@ NORM_COLUMNS = [
 def test_other_inner_norms(column, change):
     """Each inner norm is replaced, frozen or changed, as norm_cfg, norm_eval and conversions do."""
     if change == 'SyncBatchNorm' and column.training:
-        pytest.skip('it trains on several GPUs alone')
+        pytest.skip('needs a GPU: SyncBatchNorm trains there alone')
 
     def put(layer):
         for place in norms(column.layer):

@@ -27,6 +27,7 @@ from helpers.annotated import (
     write_voc,
     write_yolo,
 )  # fmt: skip
+from helpers.photographs import COCO_IMAGES, VOC_IMAGES
 from mmscconv.errors import UserError
 from mmscconv.own_data.reading import choose_classes, read_data_set
 from mmscconv.own_data.recipe import choose_recipe
@@ -138,9 +139,9 @@ def voc_as(data, objects_of):
     return result
 
 
-def test_bccd_in_three_forms(real_data, tmp_path):
+def test_bccd_in_three_forms(published, tmp_path):
     """The published VOC folder, and the same boxes written as COCO and as YOLO, box by box."""
-    source = real_data / 'bccd' / 'BCCD'
+    source = published('bccd') / 'BCCD'
     boxes = voc_as(source, [])
     lists = {name: (source / 'ImageSets' / 'Main' / f'{name}.txt').read_text().split() for name in ('trainval', 'test')}
     splits = {'train': lists['trainval'], 'val': lists['test']}
@@ -522,14 +523,26 @@ def test_the_twin_has_the_same_data(own_config, coco, tool, tmp_path):
 
 
 @pytest.mark.parametrize('source', ['VOCdevkit', 'coco'])
-def test_real_data_sets_pass_through(source, real_data, tool, tmp_path):
-    status, _, err = tool('own_dataset', real_data / source, '--out', tmp_path / 'out', '--size', '64x48')
+def test_published_data_sets_pass_through(source, published, tool, tmp_path):
+    status, _, err = tool('own_dataset', published(source), '--out', tmp_path / 'out', '--size', '64x48')
     assert status == 0, err
     train = json.loads((tmp_path / 'out' / 'train.json').read_text())
     val = json.loads((tmp_path / 'out' / 'val.json').read_text())
     assert (len(train['images']), len(val['images'])) == {'VOCdevkit': (97, 52), 'coco': (128, 64)}[source]
     assert train['categories'] == val['categories']
     assert len(train['categories']) == {'VOCdevkit': 19, 'coco': 80}[source]
+
+
+@pytest.mark.parametrize('source', ['VOCdevkit', 'coco'])
+def test_real_images_pass_through(source, real_data, tool, tmp_path):
+    status, _, err = tool('own_dataset', real_data / source, '--out', tmp_path / 'out', '--size', '64x48')
+    assert status == 0, err
+    want = list({'VOCdevkit': VOC_IMAGES, 'coco': COCO_IMAGES}[source].values())
+    for split, count in (('train', want[0] + sum(want[2:])), ('val', want[1])):
+        content = json.loads((tmp_path / 'out' / f'{split}.json').read_text())
+        assert len(content['images']) == count
+        # Three digits in each image, none of them lost, clipped or merged.
+        assert len(content['annotations']) == 3 * count
 
 
 @pytest.mark.parametrize('backbone', ['r50', 'r101'])

@@ -1,4 +1,4 @@
-"""Every tool as a subprocess, on real images where the data are at hand."""
+"""Every tool as a subprocess, on real images."""
 
 import json
 import pickle
