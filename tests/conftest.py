@@ -63,6 +63,14 @@ def instructions(request, tmp_path_factory):
         cache.cache_clear()
 
 
+@pytest.fixture
+def called(monkeypatch):
+    """Names of the C functions that the ops call, those that pack weights left out."""
+    from helpers.spies import kernels_called
+
+    return kernels_called(monkeypatch)
+
+
 @pytest.fixture(scope='session')
 def real_data(tmp_path_factory):
     """Folder with coco/, VOCdevkit/ and imagenet_mini/ in their standard layouts, of images that a dependency ships."""

@@ -17,14 +17,6 @@ from mmscconv.errors import UserError
 
 
 @pytest.fixture
-def warnings(monkeypatch):
-    lines = []
-    for module in ('checks.voc', 'datasets.coco'):
-        monkeypatch.setattr(f'mmscconv.{module}.warn', lines.append)
-    return lines
-
-
-@pytest.fixture
 def coco(tmp_path):
     """A file with two images and three annotations, and the function that builds mmdet's data set of it."""
     (tmp_path / 'images').mkdir()

@@ -12,13 +12,6 @@ from mmscconv.errors import UserError
 PETS = ('cat', 'dog', 'fish')
 
 
-@pytest.fixture
-def warnings(monkeypatch):
-    lines = []
-    monkeypatch.setattr('mmscconv.checks.classes.warn', lines.append)
-    return lines
-
-
 def loader(classes, kind='CocoDataset', wrapped=False, **settings):
     metainfo = {} if classes is None else dict(metainfo=dict(classes=classes))
     dataset = dict(type=kind, data_root='data', ann_file='a.json', **metainfo, **settings)

@@ -18,11 +18,9 @@ CLASSES = ('cat', 'dog', 'fish')
 
 
 @pytest.fixture
-def told(monkeypatch):
-    lines = []
-    monkeypatch.setattr('mmscconv.datasets.coco.warn', lines.append)
+def told(warnings):
     init_default_scope('mmdet')
-    return lines
+    return warnings
 
 
 def content():

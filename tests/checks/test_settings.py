@@ -7,13 +7,6 @@ from mmscconv.checks.settings import check_keys
 from mmscconv.errors import UserError
 
 
-@pytest.fixture
-def warnings(monkeypatch):
-    lines = []
-    monkeypatch.setattr('mmscconv.checks.settings.warn', lines.append)
-    return lines
-
-
 @pytest.mark.parametrize(
     ('wrong', 'right'),
     [('optm_wrapper', 'optim_wrapper'), ('train_dataloder', 'train_dataloader'), ('custom_hook', 'custom_hooks')],

@@ -23,11 +23,9 @@ SOUND = SIZE + thing()
 
 
 @pytest.fixture
-def told(monkeypatch):
-    lines = []
-    monkeypatch.setattr('mmscconv.checks.voc.warn', lines.append)
+def told(warnings):
     init_default_scope('mmdet')
-    return lines
+    return warnings
 
 
 @pytest.fixture

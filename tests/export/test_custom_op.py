@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.trained import relative, trained
 from mmscconv import SCConv
 from mmscconv.errors import UserError
 from mmscconv.export import custom_op
@@ -37,20 +38,6 @@ SETTINGS = [
     {'threshold': 0.0},
     {'bias': True},
 ]
-
-
-def trained(model):
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.2)
-            m.running_var.uniform_(0.3, 3)
-        if isinstance(m, nn.BatchNorm2d | nn.GroupNorm):
-            nn.init.uniform_(m.weight, 0.3, 2.0)
-            nn.init.normal_(m.bias, 0, 0.3)
-        if isinstance(m, SCConv) and m.bias is not None:
-            nn.init.normal_(m.bias)
-    model.eval()
-    return model
 
 
 def layer(channels=(16, 24), norm=True, **settings):
@@ -91,7 +78,7 @@ def test_layer(norm, settings, tmp_path):
             wanted = model.double()(x.double())
         got = run(session, x)
         assert got.shape == wanted.shape
-        assert ((got - wanted).norm() / wanted.norm()).item() < 1e-5
+        assert relative(got, wanted) < 1e-5
 
 
 @pytest.mark.parametrize('channels', [(64, 64), (34, 66), (128, 40)], ids=str)
@@ -102,7 +89,7 @@ def test_channels_that_fill_panels_and_that_do_not(channels, tmp_path):
     with torch.no_grad():
         wanted = model.double()(x.double())
     got = run(session_of(tmp_path / 'm.onnx'), x)
-    assert ((got - wanted).norm() / wanted.norm()).item() < 1e-5
+    assert relative(got, wanted) < 1e-5
 
 
 def test_empty_batch(tmp_path):
@@ -158,7 +145,7 @@ def test_what_the_op_cannot_compute_keeps_its_plain_form(tmp_path):
     with torch.no_grad():
         wanted = model.double()(x.double())
     got = run(session_of(tmp_path / 'm.onnx'), x)
-    assert ((got - wanted).norm() / wanted.norm()).item() < 1e-4
+    assert relative(got, wanted) < 1e-4
 
 
 def test_training_form_has_no_node():

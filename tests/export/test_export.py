@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData
 import mmscconv.datasets
 import mmscconv.models  # noqa: F401
 from helpers.paths import ROOT
+from helpers.trained import relative
 from mmscconv.errors import UserError
 from mmscconv.export import job as jobs
 from mmscconv.export.agreement import matched
@@ -71,10 +72,6 @@ def classifier(tmp_path_factory, digits):
 
 def run_session(file, **inputs):
     return list(map(torch.from_numpy, open_session(file).run(None, {k: v.numpy() for k, v in inputs.items()})))
-
-
-def relative(got, want):
-    return ((got - want).norm() / want.norm()).item()
 
 
 def test_detector_runs_at_other_batches_and_sizes_and_can_be_decoded(detector, digits, tool, tmp_path):

@@ -72,7 +72,7 @@ class ReferenceScConv(nn.Module):
         return self.CRU(self.SRU(x))
 
 
-def trained(module, seed=0):
+def fill(module, seed=0):
     """Give every parameter and statistic a value that training might."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

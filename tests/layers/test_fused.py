@@ -10,20 +10,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
+from helpers.doubled import Doubled, DoubledNorm
 from mmscconv import CRU, SRU, SCConv
-from mmscconv.ops import native
 
 CL = torch.channels_last
 INNER = ('sru.gn', 'cru.squeeze_up', 'cru.squeeze_low', 'cru.gwc', 'cru.pwc1', 'cru.pwc2', 'cru.pool')
 CONVOLUTIONS = [name for name in INNER if name not in ('sru.gn', 'cru.pool')]
-
-
-@pytest.fixture
-def called(monkeypatch):
-    """Names of the kernels that run."""
-    names, call = [], native.call
-    monkeypatch.setattr(native, 'call', lambda name, *arguments: (names.append(name), call(name, *arguments)))
-    return names
 
 
 def images(layout=CL):
@@ -60,16 +52,6 @@ def test_nothing_in_the_way(form, called):
     with torch.no_grad():
         layer(images())
     assert of_layers(called) == KERNELS[form]
-
-
-class Doubled(nn.Conv2d):
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-class DoubledNorm(nn.GroupNorm):
-    def forward(self, x):
-        return 2 * super().forward(x)
 
 
 class DoubledPool(nn.Module):

@@ -12,7 +12,6 @@ from torch import nn
 from helpers import reference
 from mmscconv import CRU, SRU, SCConv
 from mmscconv.layers.scconv import ARRANGEMENTS
-from mmscconv.ops import native
 
 
 def test_equals_reference():
@@ -221,10 +220,8 @@ def test_layers_need_torch_alone():
 )
 @pytest.mark.parametrize('output_is_kept', [False, True], ids=['', 'output-kept'])
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
-def test_gradients_of_the_kernels_in_channels_last(settings, output_is_kept, training, monkeypatch):
+def test_gradients_of_the_kernels_in_channels_last(settings, output_is_kept, training, called):
     """Where one kernel does SRU and squeezes, one GWC to fuse where its output is kept, and backward computes again."""
-    called, call = [], native.call
-    monkeypatch.setattr(native, 'call', lambda name, *arguments: (called.append(name), call(name, *arguments)))
     settings = {'kernel_size': 3, 'padding': 1, **settings}
     conv = SCConv(24, 24, backend='native', **settings).train(training)
     conv.cru.output_is_kept = output_is_kept

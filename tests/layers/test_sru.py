@@ -6,7 +6,7 @@ from helpers import reference
 from mmscconv import SRU
 
 
-def trained(sru, negative=False):
+def spread(sru, negative=False):
     """Give gamma and beta values that training might: spread, some gammas negative if asked."""
     torch.nn.init.uniform_(sru.gn.weight, -0.5 if negative else 0.2, 2.0)
     torch.nn.init.uniform_(sru.gn.bias, -0.5, 0.5)
@@ -35,7 +35,7 @@ def test_by_hand():
 @pytest.mark.parametrize('shape', [(2, 8, 5, 7), (1, 2, 1, 1), (3, 6, 1, 4), (1, 48, 3, 3)], ids=str)
 @pytest.mark.parametrize('negative', [False, True], ids=['positive', 'mixed-gammas'])
 def test_equals_reference(gate, threshold, shape, negative):
-    sru = trained(SRU(shape[1], 4, threshold, gate), negative).double()
+    sru = spread(SRU(shape[1], 4, threshold, gate), negative).double()
     x = torch.randn(shape, dtype=torch.float64) + 0.3
     torch.testing.assert_close(sru(x), torch.from_numpy(reference.of_sru(sru, x)), rtol=1e-10, atol=1e-12)
 
@@ -53,7 +53,7 @@ def test_thresholds_beyond_the_sigmoid():
 @pytest.mark.parametrize('how', ['weights', 'autocast'])
 @pytest.mark.parametrize('channels', [64, 512])
 def test_low_precision_decides_as_float64(dtype, how, channels):
-    sru = trained(SRU(channels))
+    sru = spread(SRU(channels))
     x = torch.randn(2, channels, 14, 14).to(dtype)
     if how == 'weights':
         sru = sru.to(dtype)
@@ -72,14 +72,14 @@ def test_low_precision_decides_as_float64(dtype, how, channels):
 
 
 def test_autocast_keeps_fp32_input_exact():
-    sru, x = trained(SRU(32)), torch.randn(1, 32, 6, 6)
+    sru, x = spread(SRU(32)), torch.randn(1, 32, 6, 6)
     want = sru(x)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert torch.equal(sru(x), want)
 
 
 def test_gradcheck():
-    sru = trained(SRU(4, num_groups=2)).double()
+    sru = spread(SRU(4, num_groups=2)).double()
     x = torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True)
     params = dict(sru.named_parameters())
 
@@ -120,7 +120,7 @@ def test_groups_fall_back_to_gcd(channels, groups):
 
 
 def test_layouts_agree():
-    sru, x = trained(SRU(8, 4)), torch.randn(2, 16, 6, 10)
+    sru, x = spread(SRU(8, 4)), torch.randn(2, 16, 6, 10)
     want = sru(x[:, ::2, :, 1:8].contiguous())
     torch.testing.assert_close(sru(x[:, ::2, :, 1:8]), want)
     torch.testing.assert_close(sru(x[:, ::2, :, 1:8].contiguous(memory_format=torch.channels_last)), want)

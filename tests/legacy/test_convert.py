@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 import mmscconv.models  # noqa: F401, registers the layers
-from helpers.unofficial_reference import ReferenceScConv, trained
+from helpers.unofficial_reference import ReferenceScConv, fill
 from mmscconv import LegacySCConv, SCConv, convert_weights, replace_conv
 from mmscconv.complexity.counting import count
 from mmscconv.legacy.convert import NAMES, find_layers, settings_table
@@ -40,7 +40,7 @@ def converted(theirs, num_groups=4, threshold=0.5):
     ids=str,
 )  # fmt: skip
 def test_legacy_layer_gives_the_same_numbers(settings, channels, torch_gn):
-    theirs = trained(ReferenceScConv(channels, torch_gn=torch_gn, **settings))
+    theirs = fill(ReferenceScConv(channels, torch_gn=torch_gn, **settings))
     layer = converted(theirs, settings.get('group_num', 4), settings.get('threshold', 0.5))
     x = torch.randn(2, channels, 6, 5) + 0.2
     want = theirs(x)
@@ -51,7 +51,7 @@ def test_legacy_layer_gives_the_same_numbers(settings, channels, torch_gn):
 
 def test_gate_sides_with_a_weight_that_fp32_rounds_to_the_threshold():
     # 512 channels and small gammas bring W so near to 0.5 that most of it is 0.5 in fp32.
-    theirs = trained(ReferenceScConv(512))
+    theirs = fill(ReferenceScConv(512))
     with torch.no_grad():
         theirs.SRU.gn.weight[:-1].mul_(1e-8)
     layer, x = converted(theirs), torch.randn(1, 512, 4, 4)
@@ -61,7 +61,7 @@ def test_gate_sides_with_a_weight_that_fp32_rounds_to_the_threshold():
 
 
 def test_own_norm_takes_groups_that_do_not_divide_the_channels():
-    theirs = trained(ReferenceScConv(24, group_num=16, torch_gn=False)).double()
+    theirs = fill(ReferenceScConv(24, group_num=16, torch_gn=False)).double()
     layer, x = converted(theirs, 16), torch.randn(2, 24, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(layer(x), theirs(x), rtol=1e-12, atol=1e-13)
     with pytest.raises(ValueError, match='24 x 3 x 3 values cannot be normalized in num_groups=16 groups'):
@@ -90,7 +90,7 @@ def our_net(**settings):
 
 @pytest.fixture
 def theirs():
-    return trained(Net(ReferenceScConv)).eval()
+    return fill(Net(ReferenceScConv)).eval()
 
 
 def test_whole_network(theirs):
@@ -227,7 +227,7 @@ def test_conv2d_contract():
 
 @pytest.mark.parametrize('torch_gn', [True, False])
 def test_every_parameter_gets_a_gradient(torch_gn):
-    layer = trained(LegacySCConv(8, 8, 3, padding=1, bias=True, torch_gn=torch_gn))
+    layer = fill(LegacySCConv(8, 8, 3, padding=1, bias=True, torch_gn=torch_gn))
     layer(torch.randn(2, 8, 6, 6)).square().sum().backward()
     for name, p in layer.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0, name
@@ -246,7 +246,7 @@ def test_data_parallel_training_waits_for_no_parameter(tmp_path):
 @pytest.mark.parametrize('torch_gn', [True, False])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_follows_fp32(dtype, torch_gn):
-    layer = trained(LegacySCConv(64, 64, 3, padding=1, torch_gn=torch_gn))
+    layer = fill(LegacySCConv(64, 64, 3, padding=1, torch_gn=torch_gn))
     x = torch.randn(2, 64, 8, 8)
     want, refined = layer(x), layer.sru(x)
     bound = 8 * torch.finfo(dtype).eps * want.abs().max()
@@ -272,7 +272,7 @@ def test_export_has_a_batch_of_any_size():
 
 @pytest.mark.parametrize('torch_gn', [True, False])
 def test_deploy_form_is_exact(torch_gn):
-    model = trained(our_net(torch_gn=torch_gn)).eval()
+    model = fill(our_net(torch_gn=torch_gn)).eval()
     x = torch.randn(2, 3, 16, 16)
     want = model(x)
     before = str(model)
@@ -281,7 +281,7 @@ def test_deploy_form_is_exact(torch_gn):
     assert str(deployed) == before
     # A neighbour that can be folded still is.
     both = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), *model.stage1).double()
-    want = trained(both).eval()(x := x.double())
+    want = fill(both).eval()(x := x.double())
     assert isinstance(switch_to_deploy(both)[1], nn.Identity)
     torch.testing.assert_close(both(x), want)
 
@@ -332,7 +332,7 @@ def test_tool_converts_a_checkpoint_as_it_was_saved(tool, theirs, tmp_path):
 
 
 def test_tool_says_what_the_paper_form_is(tool, tmp_path):
-    torch.save(trained(ReferenceScConv(16, torch_gn=False)).state_dict(), tmp_path / 'in.pth')
+    torch.save(fill(ReferenceScConv(16, torch_gn=False)).state_dict(), tmp_path / 'in.pth')
     args = ('convert_weights', tmp_path / 'in.pth', tmp_path / 'out.pth', '--form', 'paper')
     status, _, err = tool(*args)
     assert status == 2 and 'drop_gwc_bias=True, --drop-gwc-bias' in err

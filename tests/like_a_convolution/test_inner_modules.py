@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 
+from helpers.doubled import Doubled, DoubledNorm
 from like_a_convolution.columns import (
     Column,
     accept,
@@ -49,13 +50,6 @@ def convolutions(name):
 
 def norms(name):
     return [n for n, m in made(name).named_modules() if type(m) is nn.BatchNorm2d]
-
-
-class Doubled(nn.Conv2d):
-    """A subclass with its own forward, as fake quantization or weight standardization has it."""
-
-    def forward(self, x):
-        return 2 * super().forward(x)
 
 
 class DoubledWeight(nn.Conv2d):
@@ -350,11 +344,6 @@ def test_parametrized_norm_of_the_sru(column):
         return dict(zip(['y', 'x', 'weight', 'bias'], [y, *torch.autograd.grad(y.sin().sum(), wrt)], strict=True))
 
     check(question, column, after=after)
-
-
-class DoubledNorm(nn.GroupNorm):
-    def forward(self, x):
-        return 2 * super().forward(x)
 
 
 @columns([c for c in ROADS if c.layer in ('S+C', 'C+S', 'C&S', 'S', 'deploy')])

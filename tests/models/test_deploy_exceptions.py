@@ -15,16 +15,12 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from helpers.conv_layers import layers
+from helpers.doubled import Doubled
 from helpers.trained import relative
 from mmscconv import SCConv
 from mmscconv.models import switch_to_deploy
 
 C = 32
-
-
-class Doubled(nn.Conv2d):
-    def forward(self, x):
-        return 2 * super().forward(x)
 
 
 class DoubledNorm(nn.BatchNorm2d):

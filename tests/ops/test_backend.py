@@ -10,7 +10,7 @@ from torch import nn
 
 from mmscconv import SRU, SCConv, ops
 from mmscconv.complexity.counting import count
-from mmscconv.ops import compiled, native
+from mmscconv.ops import compiled
 from mmscconv.ops.backend import choose_backend
 
 X = torch.randn(2, 8, 5, 5)
@@ -28,14 +28,6 @@ def broken_compiler(monkeypatch):
         cache.cache_clear()
 
 
-def used(monkeypatch):
-    """Names of the kernels' functions that get called."""
-    calls = []
-    call = native.call
-    monkeypatch.setattr(native, 'call', lambda name, *arguments: (calls.append(name), call(name, *arguments)))
-    return calls
-
-
 def test_order_of_choice(monkeypatch):
     assert choose_backend(X) == 'native'
     monkeypatch.setenv('MMSCCONV_BACKEND', 'plain')
@@ -45,12 +37,11 @@ def test_order_of_choice(monkeypatch):
     assert choose_backend(X) == 'native'
 
 
-def test_layers_pass_it_on(monkeypatch):
-    calls = used(monkeypatch)
+def test_layers_pass_it_on(called):
     SCConv(8, 8, 3, padding=1, backend='plain')(X)
-    assert calls == []
+    assert called == []
     SCConv(8, 8, 3, padding=1)(X)
-    assert calls == ['sru_forward', 'fuse_forward']
+    assert called == ['sru_forward', 'fuse_forward']
 
 
 def test_unknown_names(monkeypatch):
@@ -108,9 +99,8 @@ def test_compiled_once_and_kept(tmp_path):
     assert list(tmp_path.iterdir()) == list(files[0])  # nothing is left beside it
 
 
-def test_export_and_counting_see_the_plain_form(monkeypatch):
+def test_export_and_counting_see_the_plain_form(called):
     model = SCConv(8, 8, 3, padding=1, backend='native').eval()
-    calls = used(monkeypatch)
     for strict in (False, True):
         names = {str(n.target) for n in torch.export.export(model, (X,), strict=strict).graph.nodes}
         # Which of the two it is depends on torch.
@@ -118,7 +108,7 @@ def test_export_and_counting_see_the_plain_form(monkeypatch):
         assert not any('mmscconv' in name for name in names)
     torch.jit.trace(model, X, check_trace=False)
     count(nn.Sequential(nn.Conv2d(3, 8, 1), model), (8, 8))
-    assert calls == []
+    assert called == []
 
 
 @pytest.mark.parametrize('backend', ['native', None])

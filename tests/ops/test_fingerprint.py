@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.spies import kernels_called
 from mmscconv import ops
 from mmscconv.ops import compiled, packing
 from mmscconv.ops.gradients import FOR_INFERENCE
@@ -149,9 +150,8 @@ def test_changed_weights_are_seen(backend):
 
 
 def test_unchanged_weights_are_not_packed_again(monkeypatch):
-    layer, x, called = Layer(), torch.randn(2, 16, 5, 7).contiguous(memory_format=CL), []
-    call = packing.call
-    monkeypatch.setattr(packing, 'call', lambda name, *arguments: (called.append(name), call(name, *arguments)))
+    layer, x = Layer(), torch.randn(2, 16, 5, 7).contiguous(memory_format=CL)
+    called = kernels_called(monkeypatch, packing)
     with torch.no_grad():
         layer(x)
         assert set(called) == {'fingerprint'}

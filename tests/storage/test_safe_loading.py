@@ -167,11 +167,11 @@ def test_a_checkpoint_s_config_is_not_run(digits_run, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def trained(digits_run):
+def checkpoint(digits_run):
     return load_checkpoint(digits_run / 'epoch_1.pth')
 
 
-def load_into(purpose, trained, changes, settings=(), optimizer=torch.optim.AdamW):
+def load_into(purpose, checkpoint, changes, settings=(), optimizer=torch.optim.AdamW):
     """Let the tools' hook look at the digits checkpoint, changed, for a model with other settings."""
     import mmscconv.models
 
@@ -184,7 +184,7 @@ def load_into(purpose, trained, changes, settings=(), optimizer=torch.optim.Adam
     runner = SimpleNamespace(model=model, cfg=cfg, optim_wrapper=None)
     if purpose == 'resume':
         runner.optim_wrapper = SimpleNamespace(optimizer=optimizer(model.parameters()))
-    RequireMatchingCheckpoint(purpose).after_load_checkpoint(runner, changes({**trained}))
+    RequireMatchingCheckpoint(purpose).after_load_checkpoint(runner, changes({**checkpoint}))
 
 
 def renamed(old, new):
@@ -220,25 +220,25 @@ WRONG = {
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_a_wrong_checkpoint_is_told_with_its_cause(case, trained):
+def test_a_wrong_checkpoint_is_told_with_its_cause(case, checkpoint):
     purpose, changes, settings, message = WRONG[case]
     with pytest.raises(UserError, match=message) as error:
-        load_into(purpose, trained, changes, settings)
+        load_into(purpose, checkpoint, changes, settings)
     assert '\n' not in str(error.value) and 'a.pth' in str(error.value)
 
 
-def test_the_state_of_another_optimizer(trained):
-    load_into('resume', trained, same)
+def test_the_state_of_another_optimizer(checkpoint):
+    load_into('resume', checkpoint, same)
     with pytest.raises(UserError, match='its optimizer is another one than SGD, by momentum, betas'):
-        load_into('resume', trained, same, optimizer=torch.optim.SGD)
+        load_into('resume', checkpoint, same, optimizer=torch.optim.SGD)
 
 
-def test_a_start_from_other_classes_is_a_warning(trained, monkeypatch):
+def test_a_start_from_other_classes_is_a_warning(checkpoint, monkeypatch):
     lines = []
     monkeypatch.setattr('mmscconv.hooks.matching_checkpoint.warn', lines.append)
-    load_into('start', trained, same)
+    load_into('start', checkpoint, same)
     assert not lines
-    load_into('start', trained, same, {'model.bbox_head.num_classes': 3})
+    load_into('start', checkpoint, same, {'model.bbox_head.num_classes': 3})
     assert 'fills a part of the model only: a.pth: 2 of another shape, first bbox_head.retina_cls.weight' in lines[0]
 
 
