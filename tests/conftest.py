@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from helpers.apart import CHANNEL, Apart
 from helpers.paths import ROOT
 
 
@@ -102,6 +103,12 @@ def published():
 def root():
     """The repository's root folder."""
     return ROOT
+
+
+def pytest_configure(config):
+    """Let tests with the mark apart run in processes of their own, unless this is one."""
+    if CHANNEL not in os.environ:
+        config.pluginmanager.register(Apart())
 
 
 def pytest_collection_modifyitems(items):

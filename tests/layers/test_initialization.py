@@ -246,6 +246,7 @@ def head_loss(road, digits, root, iterations=35):
     return losses[0], mean(losses[-6:])
 
 
+@pytest.mark.slow
 def test_a_retinanet_with_an_scconv_head_trains_like_the_plain_one(digits, root):
     start, plain = head_loss('plain', digits, root)
     assert plain < 0.65 * start

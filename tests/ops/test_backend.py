@@ -11,7 +11,7 @@ from torch import nn
 from mmscconv import SRU, SCConv, ops
 from mmscconv.complexity.counting import count
 from mmscconv.ops import compiled
-from mmscconv.ops.backend import choose_backend
+from mmscconv.ops.backend import choose_backend, triton_unavailable
 
 X = torch.randn(2, 8, 5, 5)
 
@@ -88,6 +88,7 @@ def test_versions_of_triton(version, reason, monkeypatch):
         SRU(8, backend='triton')(X)
 
 
+@pytest.mark.slow
 def test_compiled_once_and_kept(tmp_path):
     code = 'from mmscconv.ops import compiled; assert compiled.unavailable() is None'
     environment = {'MMSCCONV_CACHE_DIR': str(tmp_path), 'PATH': '/usr/bin:/bin', 'HOME': str(tmp_path)}
@@ -167,3 +168,10 @@ def test_weights_of_another_dtype_than_the_input_raise(deployed, dtype):
         pytest.raises(ValueError, match=f'CRU has weights of {dtype} and got an input of torch.float32'),
     ):
         conv.to(dtype)(x)
+
+
+@pytest.mark.skipif(triton_unavailable() is not None, reason=str(triton_unavailable()))
+def test_interpreted_backend_is_refused_without_the_variable(monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    with pytest.raises(RuntimeError, match='TRITON_INTERPRET=1'):
+        choose_backend(torch.zeros(1, 2, 1, 1), 'triton')

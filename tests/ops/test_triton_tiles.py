@@ -1,10 +1,16 @@
+"""The tiles of Triton's kernels cover each map once, and what the kernels share is right at its ends."""
+
 import itertools
 
+import pytest
 import torch
+
+pytest.importorskip('triton', reason='Triton is not installed')
+
 import triton
 import triton.language as tl
-from kernel_tools import DEVICE
 
+from helpers.kernels import TRITON, device_of
 from mmscconv.ops.gpu.tiles import (
     LEAST,
     MAPPED,
@@ -16,6 +22,8 @@ from mmscconv.ops.gpu.tiles import (
     tiling,
     width_of,
 )
+
+pytestmark = TRITON
 
 
 def test_tiles_cover_the_map_and_fill_the_card():
@@ -49,12 +57,16 @@ def _numbers(out, first, channels, positions, channels_last: tl.constexpr, x, y)
 
 
 def test_places_beyond_32_bits_and_sigmoid_at_its_ends():
-    c, p = torch.arange(4, device=DEVICE)[:, None], torch.arange(8, device=DEVICE)
-    ends = torch.tensor([-1000.0, 0.0, 1000.0, float('nan')], device=DEVICE)
+    device = device_of('triton')
+    c, p = torch.arange(4, device=device)[:, None], torch.arange(8, device=device)
+    ends = torch.tensor([-1000.0, 0.0, 1000.0, float('nan')], device=device)
     for channels_last, (first, channels, positions) in itertools.product(
         (False, True), ((2**18, 100, 3001), (1, 2**30, 8), (1, 4, 2**30))
     ):
-        out, y = torch.empty(4, 8, dtype=torch.int64, device=DEVICE), torch.empty(4, device=DEVICE)
+        out, y = (
+            torch.empty(4, 8, dtype=torch.int64, device=device),
+            torch.empty(4, device=device),
+        )
         _numbers[(1,)](out, first, channels, positions, channels_last, ends, y)
         inside = p * channels + c if channels_last else c * positions + p
         assert torch.equal(out, first * channels * positions + inside)

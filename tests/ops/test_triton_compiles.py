@@ -5,16 +5,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+pytest.importorskip('triton', reason='Triton is not installed')
+
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from mmscconv.ops import gpu
 
+# In a process of its own: for all that comes after, the driver is one of an H100.
+pytestmark = [pytest.mark.apart, pytest.mark.slow]
 
-@pytest.fixture
-def compiled(monkeypatch):
-    """What was compiled instead of being launched: names and PTX."""
+
+def compiled_for_an_h100(monkeypatch):
+    """Return a list that gets the name and PTX of each kernel, which is compiled instead of being launched."""
     found = []
     run = JITFunction.run
 
@@ -40,10 +45,12 @@ def compiled(monkeypatch):
     ],
     ids=['aligned', 'odd'],
 )
-def test_compiles(shape, dtype, layout, width, compiled):
+def test_compiles(shape, dtype, layout, width, monkeypatch, tmp_path):
     def map_of(channels):
         return torch.zeros(shape[0], channels, *shape[2:], dtype=dtype).contiguous(memory_format=layout)
 
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    compiled = compiled_for_an_h100(monkeypatch)
     c = shape[1]
     x, low, made, scale = map_of(c), map_of(c // 4), map_of(c - c // 4), torch.zeros(c)
     for hard in (False, True):

@@ -1,23 +1,30 @@
-"""What the tests of the kernels share; TESTED_BACKEND says whose."""
+"""Inputs for the kernels of a backend, and how far from float64 they may be.
 
-import os
+Without a CUDA device, Triton's kernels are interpreted on the CPU, in a process of their own.
+"""
 
 import pytest
 import torch
 
-from mmscconv.ops.gpu import tiles
+from mmscconv.ops.backend import triton_unavailable
 
-BACKEND = os.environ.get('TESTED_BACKEND', 'triton')
-DEVICE = 'cuda' if BACKEND == 'triton' and torch.cuda.is_available() else 'cpu'
+TRITON = [
+    pytest.mark.skipif(triton_unavailable() is not None, reason=str(triton_unavailable())),
+    *([] if torch.cuda.is_available() else [pytest.mark.apart(TRITON_INTERPRET='1')]),
+]
 LAYOUTS = ('nchw', 'channels_last', 'sliced', 'sliced_channels_last', 'strided', 'expanded', 'permuted')
 
 
-def make(shape, layout='nchw', dtype=torch.float32, mean=0.3, std=1.0):
+def device_of(backend):
+    return 'cuda' if backend == 'triton' and torch.cuda.is_available() else 'cpu'
+
+
+def make(backend, shape, layout='nchw', dtype=torch.float32, mean=0.3, std=1.0):
     """Random values in a layout."""
     n, c, h, w = shape
 
     def values(*size):
-        return (torch.randn(size, device=DEVICE) * std + mean).to(dtype)
+        return (torch.randn(size, device=device_of(backend)) * std + mean).to(dtype)
 
     if layout == 'nchw':
         return values(*shape)
@@ -43,20 +50,3 @@ def tolerance(dtype, scale=1.0):
 def doubled(*tensors):
     """Leaves in float64 with the values given."""
     return [None if t is None else t.detach().double().requires_grad_() for t in tensors]
-
-
-@pytest.fixture(autouse=True)
-def _poisoned(monkeypatch):
-    """Fill what is allocated uninitialized with NaN."""
-
-    def poisoning(make):
-        return lambda *args, **kwargs: make(*args, **kwargs).fill_(float('nan'))
-
-    for name in ('empty', 'empty_like'):
-        monkeypatch.setattr(torch, name, poisoning(getattr(torch, name)))
-
-
-@pytest.fixture
-def full_tiles(monkeypatch):
-    """Leave the tiles of small maps as they are for large ones: cut up for no multiprocessor."""
-    monkeypatch.setattr(tiles, 'MULTIPROCESSORS', 0)
