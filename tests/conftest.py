@@ -11,8 +11,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED_DATA = ROOT.parent / 'shared' / 'data'
+from helpers.apart import CHANNEL, Apart
+from helpers.paths import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -64,18 +64,51 @@ def instructions(request, tmp_path_factory):
         cache.cache_clear()
 
 
+@pytest.fixture
+def called(monkeypatch):
+    """Names of the C functions that the ops call, those that pack weights left out."""
+    from helpers.spies import kernels_called
+
+    return kernels_called(monkeypatch)
+
+
 @pytest.fixture(scope='session')
-def real_data():
-    """Folder with coco/, VOCdevkit/ and imagenet_mini/ in their standard layouts."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f'real images are not at {SHARED_DATA}')
-    return SHARED_DATA
+def real_data(tmp_path_factory):
+    """Folder with coco/, VOCdevkit/ and imagenet_mini/ in their standard layouts, of images that a dependency ships."""
+    from mmdet.datasets import CocoDataset, VOCDataset
+
+    from helpers.photographs import write_data
+
+    return write_data(
+        tmp_path_factory.mktemp('real_data'), CocoDataset.METAINFO['classes'], VOCDataset.METAINFO['classes']
+    )
+
+
+@pytest.fixture(scope='session')
+def published():
+    """Function from the name of a published data set to its folder; it skips where there is none."""
+    folder = Path(os.environ.get('MMSCCONV_TEST_DATA') or ROOT.parent / 'shared' / 'data')
+
+    def find(name):
+        if not (folder / name).is_dir():
+            pytest.skip(
+                f'{name}/, a published data set, is not in {folder}: MMSCCONV_TEST_DATA names the folder with it'
+            )
+        return folder / name
+
+    return find
 
 
 @pytest.fixture(scope='session')
 def root():
     """The repository's root folder."""
     return ROOT
+
+
+def pytest_configure(config):
+    """Let tests with the mark apart run in processes of their own, unless this is one."""
+    if CHANNEL not in os.environ:
+        config.pluginmanager.register(Apart())
 
 
 def pytest_collection_modifyitems(items):
@@ -111,7 +144,7 @@ def tool(monkeypatch, capsys):
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory):
     """A tiny digits data set."""
-    from tools import run_tool
+    from helpers.running_tools import run_tool
 
     folder = tmp_path_factory.mktemp('digits')
     run_tool('make_digits.py', '--out', folder, '--train', 12, '--val', 4)
@@ -121,7 +154,7 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope='session')
 def digits_run(digits, tmp_path_factory):
     """Work dir of one epoch of the demo on the tiny digits, run from the folder cwd beside it, with home as HOME."""
-    from tools import DIGITS, run_tool
+    from helpers.running_tools import DIGITS, run_tool
 
     folder = tmp_path_factory.mktemp('digits_run')
     for name in ('cwd', 'home'):

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
+from helpers.configs import build, load, shrink
+from helpers.paths import ROOT
 from mmscconv.configuration import innermost_dataset
 from mmscconv.models import SCConvResNet
 
@@ -25,30 +24,6 @@ TWINS = [
     ('scconv_resnet101_imagenet', 'resnet101_imagenet'),
     ('retinanet_scconv_r18_digits', 'retinanet_r18_digits'),
 ]
-
-
-def load(name):
-    cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
-    init_default_scope(cfg.default_scope)
-    return cfg
-
-
-def build(cfg):
-    # mmpretrain keeps the preprocessor beside the model and joins them in its runner.
-    model = dict(cfg.model, data_preprocessor=cfg.model.get('data_preprocessor') or cfg.data_preprocessor)
-    return MODELS.build(model)
-
-
-def shrink(cfg):
-    """Narrow the network and freeze nothing, keeping everything that the config decides."""
-    cfg.model.backbone.update(base_channels=16, stem_channels=8)
-    widths = [16, 32, 64, 128] if cfg.model.backbone.depth == 18 else [64, 128, 256, 512]
-    if cfg.default_scope == 'mmdet':
-        cfg.model.neck.update(in_channels=widths, out_channels=16)
-        cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
-    else:
-        cfg.model.head.in_channels = widths[-1]
-    return cfg
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)

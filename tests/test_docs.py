@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from annotated import made_objects, write_coco, write_voc, write_yolo
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from test_configs import build
 
+from helpers.annotated import made_objects, write_coco, write_voc, write_yolo
+from helpers.configs import build
+from helpers.paths import ROOT
+from helpers.running_tools import ONE_WORKER
 from mmscconv import SCConv
-from tools import ONE_WORKER
 
 TUTORIALS = ROOT / 'docs' / 'tutorials'
 

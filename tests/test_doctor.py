@@ -11,11 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 
+from helpers.paths import ROOT
+from helpers.running_tools import MMCV
 from mmscconv import doctor, get_config
 from mmscconv.checks import environment
-from tools import MMCV
 
 
 def run_doctor(*command, cwd=ROOT, path=()):

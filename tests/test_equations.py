@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-import reference
 import torch
 
+from helpers import reference
 from mmscconv import equations, identities
 
 DOUBLE = torch.float64

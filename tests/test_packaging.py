@@ -8,12 +8,12 @@ import tarfile
 import zipfile
 
 import pytest
-from annotated import made_objects, write_coco
-from conftest import ROOT
 
+from helpers.annotated import made_objects, write_coco
+from helpers.paths import ROOT
+from helpers.running_tools import MMCV, MMENGINE
 from mmscconv.checks import environment
 from mmscconv.errors import UserError
-from tools import MMCV, MMENGINE
 
 IGNORED = shutil.ignore_patterns(
     '.git', '.venv*', '_build', 'build', 'dist', '*.egg-info', '__pycache__', 'work_dirs', '.*_cache'

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import mmscconv
+from helpers.paths import ROOT
 
 PACKAGE = Path(mmscconv.__file__).parent
-ROOT = Path(__file__).resolve().parents[1]
+
 ROOMS = (
     'equations',
     'identities',

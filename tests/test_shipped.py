@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from mmengine.config import Config
 
 import mmscconv
+from helpers.paths import ROOT
 from mmscconv.errors import UserError
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 
+from helpers.doubled import Doubled, DoubledNorm
 from like_a_convolution.columns import (
     Column,
     accept,
@@ -49,13 +50,6 @@ def convolutions(name):
 
 def norms(name):
     return [n for n, m in made(name).named_modules() if type(m) is nn.BatchNorm2d]
-
-
-class Doubled(nn.Conv2d):
-    """A subclass with its own forward, as fake quantization or weight standardization has it."""
-
-    def forward(self, x):
-        return 2 * super().forward(x)
 
 
 class DoubledWeight(nn.Conv2d):
@@ -352,11 +346,6 @@ def test_parametrized_norm_of_the_sru(column):
     check(question, column, after=after)
 
 
-class DoubledNorm(nn.GroupNorm):
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
 @columns([c for c in ROADS if c.layer in ('S+C', 'C+S', 'C&S', 'S', 'deploy')])
 def test_subclass_of_the_sru_s_norm(column):
     """GN(X) of Eq. 1 is what the module there gives: twice as much moves each weight of Eq. 3 further from 1/2."""
@@ -446,7 +435,7 @@ NORM_COLUMNS = [
 def test_other_inner_norms(column, change):
     """Each inner norm is replaced, frozen or changed, as norm_cfg, norm_eval and conversions do."""
     if change == 'SyncBatchNorm' and column.training:
-        pytest.skip('it trains on several GPUs alone')
+        pytest.skip('needs a GPU: SyncBatchNorm trains there alone')
 
     def put(layer):
         for place in norms(column.layer):

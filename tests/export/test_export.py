@@ -1,0 +1,361 @@
+"""Exported files beside PyTorch: other batches and sizes than they were traced at, and what is refused."""
+
+import importlib.util
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData
+
+import mmscconv.datasets
+import mmscconv.models  # noqa: F401
+from helpers.paths import ROOT
+from helpers.trained import relative
+from mmscconv.errors import UserError
+from mmscconv.export import job as jobs
+from mmscconv.export.agreement import matched
+from mmscconv.export.onnx_file import open_session
+from mmscconv.export.postprocess import PostProcess
+from mmscconv.ops.compiled import ONNXRUNTIME_OP
+from mmscconv.ops.compiled import build as build_library
+
+CONFIGS = ROOT / 'configs'
+DETECTOR = CONFIGS / 'retinanet_scconv_r18_digits.py'
+CLASSIFIER = CONFIGS / 'cifar' / 'scconv_resnet56_cifar10_folder.py'
+SHALLOW = ['--cfg-options', 'model.backbone.depth=8']
+
+pytest.importorskip('onnxruntime', reason="ONNX Runtime is not installed: pip install 'mmscconv[export]'")
+
+
+LIBRARY = build_library(ONNXRUNTIME_OP)
+needs_gcc = pytest.mark.skipif(isinstance(LIBRARY, str), reason=str(LIBRARY))
+
+
+def build(config, path, **backbone):
+    """Return the config's model with weights and statistics that training might give, also written to ``path``."""
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.update(backbone)
+    init_default_scope(cfg.default_scope)
+    settings = dict(cfg.model)
+    settings.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+    model = MODELS.build(settings).eval()
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.1)
+            m.running_var.uniform_(0.5, 1.5)
+    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': list('0123456789')}}}, path)
+    return model
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('detector') / 'detector.pth'
+    return build(DETECTOR, path), path
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory, digits):
+    """A shallow classifier, its checkpoint, and scanned digits as its test data, 32 x 32 in class folders."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('classifier')
+    for label in range(10):
+        (folder / 'test' / str(label)).mkdir(parents=True)
+    for i, path in enumerate(sorted(digits.glob('*/*.png'))):
+        cv2.imwrite(str(folder / 'test' / str(i % 10) / path.name), cv2.resize(cv2.imread(str(path)), (32, 32)))
+    return build(CLASSIFIER, folder / 'classifier.pth', depth=8), folder / 'classifier.pth', folder
+
+
+def run_session(file, **inputs):
+    return list(map(torch.from_numpy, open_session(file).run(None, {k: v.numpy() for k, v in inputs.items()})))
+
+
+def test_detector_runs_at_other_batches_and_sizes_and_can_be_decoded(detector, digits, tool, tmp_path):
+    model, checkpoint = detector
+    status, text, error = tool('export', DETECTOR, checkpoint, '--out', tmp_path / 'd.onnx', '--data-root', digits)
+    assert status == 0, error[-2000:]
+    assert 'outputs: cls_score_0, cls_score_1, cls_score_2, bbox_pred_0, bbox_pred_1, bbox_pred_2' in text
+    assert [p.name for p in tmp_path.iterdir()] == ['d.onnx']
+    for size in ((3, 3, 96, 64), (1, 3, 192, 256)):
+        image = torch.randn(size)
+        got = run_session(tmp_path / 'd.onnx', image=image)
+        with torch.no_grad():
+            features = model.extract_feat(image)
+            want = [level for kind in model.bbox_head(features) for level in kind]
+            assert max(map(relative, got, want)) < 5e-3
+            metas = [dict(img_shape=tuple(size[2:]))] * size[0]
+            cfg = Config(dict(model.test_cfg, score_thr=0.0))
+            decoded = model.bbox_head.predict_by_feat(got[:3], got[3:], batch_img_metas=metas, cfg=cfg)
+            own = model.bbox_head.predict_by_feat(want[:3], want[3:], batch_img_metas=metas, cfg=cfg)
+        assert len(decoded) == size[0]
+        assert all(len(d) == 100 for d in decoded)
+        torch.testing.assert_close(decoded[0].scores, own[0].scores, rtol=0, atol=5e-3)
+
+
+def test_what_the_file_says_is_enough_to_prepare_an_image(detector, digits, tool, tmp_path):
+    _, checkpoint = detector
+    out = tmp_path / 'd.onnx'
+    assert tool('export', DETECTOR, checkpoint, '--out', out, '--data-root', digits, '--deploy')[0] == 0
+    meta = {k: json.loads(v) for k, v in open_session(out).get_modelmeta().custom_metadata_map.items()}
+    assert (meta['task'], meta['form'], meta['classes']) == ('detection', 'deploy', list('0123456789'))
+    model, _ = detector
+    image = cv2.imread(str(next((digits / 'val').glob('*.png'))))[:70, :100]
+    want = model.data_preprocessor(
+        {'inputs': [torch.from_numpy(image.transpose(2, 0, 1).copy())], 'data_samples': None}, False
+    )['inputs']
+    pixels = image[..., ::-1] if meta['channel_order'] == 'RGB' else image
+    pixels = (pixels - np.array(meta['mean'])) / np.array(meta['std'])
+    below, right = (-s % meta['size_divisor'] for s in pixels.shape[:2])
+    got = np.pad(pixels, ((0, below), (0, right), (0, 0))).transpose(2, 0, 1)[None]
+    torch.testing.assert_close(torch.from_numpy(got).float(), want)
+
+
+@pytest.mark.parametrize('score_thr', [0.0, 0.9999], ids=['detections', 'none'])
+def test_post_processing_in_onnx_is_that_of_mmdet(score_thr, detector, digits, tool, tmp_path):
+    model, checkpoint = detector
+    out = tmp_path / 'd.onnx'
+    status, text, error = tool(
+        'export', DETECTOR, checkpoint, '--out', out, '--data-root', digits, '--postprocess',
+        '--cfg-options', f'model.test_cfg.score_thr={score_thr}',
+    )  # fmt: skip
+    assert status == 0, error[-2000:]
+    number = 0 if score_thr else 400
+    assert f'of {number} detections alike' in text
+    shape = torch.tensor([[90.0, 64.0], [50.0, 60.0], [96.0, 33.0]])
+    image = torch.randn(3, 3, 96, 64)
+    got = run_session(out, image=image, shape=shape)
+    assert [tuple(t.shape) for t in got] == [(3, 100, 4), (3, 100), (3, 100)]
+    if score_thr:
+        assert (got[2] == -1).all()
+        return
+    model.bbox_head.test_cfg.score_thr = score_thr
+    with torch.no_grad():
+        share, found = matched(model, (image, shape), got)
+    assert found == 300
+    assert share > 0.99
+    assert (got[0][1, :, 2].max(), got[0][1, :, 3].max()) == (60, 50)
+
+
+@pytest.mark.parametrize(
+    'settings', [{}, {'min_bbox_size': 40}, {'nms_pre': 7, 'max_per_img': 5}, {'score_thr': 0.6}], ids=str
+)
+def test_post_processing_in_pytorch_is_that_of_mmdet(settings, detector):
+    model, _ = detector
+    head = model.bbox_head
+    cfg = Config(dict(model.test_cfg, **{'score_thr': 0.3, **settings}))
+    sizes = [(12, 10), (6, 5), (3, 3)]
+    scores = [torch.randn(2, 9 * 10, *s) for s in sizes]
+    deltas = [0.5 * torch.randn(2, 9 * 4, *s) for s in sizes]
+    shapes = torch.tensor([[96.0, 80.0], [60.0, 70.0]])
+    metas = [dict(img_shape=tuple(map(int, s))) for s in shapes]
+    want = head.predict_by_feat(scores, deltas, batch_img_metas=metas, cfg=cfg)
+    got = PostProcess(head, cfg)(scores, deltas, shapes)
+    for i, theirs in enumerate(want):
+        there = got[2][i] >= 0
+        ours = InstanceData(bboxes=got[0][i][there], scores=got[1][i][there], labels=got[2][i][there])
+        assert len(theirs) > 0
+        torch.testing.assert_close(ours.scores, theirs.scores)
+        torch.testing.assert_close(ours.bboxes, theirs.bboxes, rtol=1e-5, atol=1e-3)
+        assert torch.equal(ours.labels, theirs.labels)
+
+
+def test_torch_export_runs_at_other_batches_and_sizes(classifier, tool, tmp_path):
+    model, checkpoint, data = classifier
+    out = tmp_path / 'c.pt2'
+    status, text, error = tool('export', CLASSIFIER, checkpoint, '--out', out, '--data-root', data, *SHALLOW)
+    assert status == 0, error[-2000:]
+    assert 'compared with PyTorch on 4 x 32 x 32: largest difference' in text
+    meta = {'metadata.json': ''}
+    program = torch.export.load(out, extra_files=meta).module()
+    assert json.loads(json.loads(meta['metadata.json'])['size_divisor']) == 32
+    for size in ((1, 3, 32, 32), (3, 3, 96, 64)):
+        image = torch.randn(size)
+        with torch.no_grad():
+            assert relative(program(image)[0], model(image, mode='tensor')) < 5e-3
+
+
+@pytest.mark.parametrize('scope', ['gate-fp32', 'all', 'conv'])
+def test_int8_tells_what_it_costs(scope, classifier, tool, tmp_path):
+    model, checkpoint, data = classifier
+    out = tmp_path / 'c.onnx'
+    status, text, error = tool(
+        'export', CLASSIFIER, checkpoint, '--out', out, '--data-root', data, '--int8', scope, '--num-images', 16,
+        '--calibration', 4, *SHALLOW,
+    )  # fmt: skip
+    assert status == 0, error[-2000:]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['c.int8.onnx', 'c.onnx']
+    assert 'calibrated on 4 images, compared on 12 others' in text
+    import onnx
+
+    graph = onnx.load(tmp_path / 'c.int8.onnx').graph
+    made_by = {out: node for node in graph.node for out in node.output}
+    fed = {
+        n.op_type
+        for n in graph.node
+        if any(made_by.get(i) and made_by[i].op_type == 'DequantizeLinear' for i in n.input[:1])
+    }
+    assert 'Conv' in fed
+    assert ('Sigmoid' in fed) == (scope == 'all')
+    assert ('Softmax' in fed) == (scope != 'conv')
+    images, labels = [], []
+    for path in sorted((data / 'test').glob('*/*.png')):
+        images.append(torch.from_numpy(cv2.imread(str(path)).transpose(2, 0, 1).copy()))
+        labels.append(int(path.parent.name))
+    chosen = np.linspace(0, 15, 4).astype(int)
+    rest = [i for i in range(16) if i not in chosen]
+    x = model.data_preprocessor({'inputs': images, 'data_samples': None}, False)['inputs'][rest]
+    labels = torch.tensor(labels)[rest]
+    plain, quantized = (run_session(tmp_path / f, image=x)[0] for f in ('c.onnx', 'c.int8.onnx'))
+    top1 = [100 * (t.argmax(1) == labels).float().mean().item() for t in (plain, quantized)]
+    assert 'top-1: fp32 {:.2f} %, INT8 {:.2f} %'.format(*top1) in text
+    assert f'same class: {100 * (plain.argmax(1) == quantized.argmax(1)).float().mean():.2f} %' in text
+    assert 0 < (plain - quantized).abs().mean() < plain.abs().mean()
+
+
+def test_a_file_that_differs_is_not_kept(classifier, tool, tmp_path, monkeypatch):
+    _, checkpoint, data = classifier
+    opened = jobs.writing.open_onnx
+
+    def altered(file):
+        call = opened(file)
+        return lambda *inputs: [1.01 * t for t in call(*inputs)]
+
+    monkeypatch.setattr(jobs.writing, 'open_onnx', altered)
+    (tmp_path / 'c.onnx').write_text('of before')
+    status, _, error = tool(
+        'export', CLASSIFIER, checkpoint, '--out', tmp_path / 'c.onnx', '--data-root', data, *SHALLOW
+    )
+    assert status == 2
+    assert 'c.onnx is not kept: on 4 x 32 x 32 logits is 1.0e-02 off in relative L2 norm, 5e-03 is allowed' in error
+    assert [p.read_text() for p in tmp_path.iterdir()] == ['of before']
+
+
+BAD = {
+    'suffix': ([DETECTOR, 'x.pth', '--out', 'a.txt'], '--out must end with .onnx or .pt2, or pass --format: a.txt'),
+    'folder': ([DETECTOR, 'x.pth', '--out', 'no/a.onnx'], 'folder of --out is not there: no'),
+    'postprocess': ([CLASSIFIER, 'x.pth', '--out', 'a.onnx', '--postprocess'], '--postprocess is for detectors'),
+    'int8': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--int8'], '--int8 is for classifiers'),
+    'custom op, training form': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--custom-op'], 'pass --deploy as well'),
+    'custom op, pt2': ([DETECTOR, 'x.pth', '--out', 'a.pt2', '--deploy', '--custom-op'], '--custom-op writes ONNX'),
+    'custom op, same file': (
+        [DETECTOR, 'x.pth', '--out', 'a.so', '--format', 'onnx', '--deploy', '--custom-op'],
+        '--out needs another suffix',
+    ),
+    'custom op, int8': (
+        [CLASSIFIER, 'x.pth', '--out', 'a.onnx', '--deploy', '--custom-op', '--int8'],
+        '--int8 cannot quantize it',
+    ),
+    'pt2': ([DETECTOR, 'x.pth', '--out', 'a.pt2', '--postprocess'], '--postprocess writes ONNX'),
+    'size': (
+        [DETECTOR, 'x.pth', '--out', 'a.onnx', '--size', '12'],
+        '--size must be HxW, for example 800x1344, got 12',
+    ),
+    'checkpoint': ([DETECTOR, 'x.pth', '--out', 'a.onnx'], 'checkpoint is not there: x.pth'),
+    'config': (['no.py', 'x.pth', '--out', 'a.onnx'], 'config is not there: no.py'),
+    'number': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--num-images', '0'], 'must be positive'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_arguments_end_in_one_line(case, tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args, message = BAD[case]
+    status, _, error = tool('export', *args)
+    assert status == 2
+    assert message in error.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+BAD_IMAGES = {
+    'none': ([], 'no images for the check: pass --images FOLDER, or mend this: data folder for test is not there'),
+    'missing': (['--images', 'no'], '--images: not there: no'),
+    'empty': (['--images', 'empty'], '--images: no image ('),
+    'unreadable': (['--images', 'broken.png'], 'cannot load broken.png: '),
+    'size': (['--images', 'good.png', '--size', '40x64'], '--size 40x64: both must be multiples of 32'),
+    'other model': (
+        ['--images', 'good.png', '--cfg-options', 'model.backbone.depth=34'],
+        'checkpoint is not of this model',
+    ),
+}
+
+
+@pytest.mark.parametrize('case', BAD_IMAGES)
+def test_bad_images_end_in_one_line(case, detector, tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'broken.png').write_text('no image')
+    cv2.imwrite('good.png', np.zeros((64, 64, 3), np.uint8))
+    args, message = BAD_IMAGES[case]
+    status, _, error = tool('export', DETECTOR, detector[1], '--out', 'a.onnx', *args)
+    assert status == 2
+    assert message in error.splitlines()[-1]
+    assert not list(tmp_path.glob('*.onnx'))
+
+
+def test_missing_packages_are_named_with_the_way_to_get_them(tmp_path, monkeypatch):
+    cfg = Config.fromfile(DETECTOR)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match=r"ONNX needs onnx and onnxruntime: pip install 'mmscconv\[export\]'"):
+        jobs.ExportJob(cfg, 'x.pth', tmp_path / 'a.onnx').prepare()
+
+
+@needs_gcc
+def test_library_of_the_op_lies_beside_the_model(detector, digits, tool, tmp_path):
+    model, checkpoint = detector
+    out = tmp_path / 'd.onnx'
+    status, text, error = tool(
+        'export', DETECTOR, checkpoint, '--out', out, '--data-root', digits, '--deploy', '--custom-op'
+    )
+    assert status == 0, error[-2000:]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['d.onnx', 'd.so']
+    assert f'{tmp_path / "d.so"}: mmscconv::SCConv, 8 nodes' in text
+    session = open_session(out, library=tmp_path / 'd.so')
+    assert json.loads(session.get_modelmeta().custom_metadata_map['custom_ops']) == ['mmscconv::SCConv']
+    image = torch.randn(1, 3, 160, 96)
+    with torch.no_grad():
+        wanted = [level for kind in model.bbox_head(model.extract_feat(image)) for level in kind]
+    got = list(map(torch.from_numpy, session.run(None, {'image': image.numpy()})))
+    assert max(map(relative, got, wanted)) < 5e-3
+    with pytest.raises(Exception, match='mmscconv'):
+        open_session(out)
+
+
+@needs_gcc
+def test_detections_after_nms_with_the_op(detector, digits, tool, tmp_path):
+    _, checkpoint = detector
+    status, text, error = tool(
+        'export', DETECTOR, checkpoint, '--out', tmp_path / 'd.onnx', '--data-root', digits, '--deploy', '--custom-op',
+        '--postprocess', '--cfg-options', 'model.test_cfg.score_thr=0.0',
+    )  # fmt: skip
+    assert status == 0, error[-2000:]
+    assert 'of 400 detections alike' in text
+
+
+@needs_gcc
+def test_classifier_with_the_op(classifier, tool, tmp_path):
+    model, checkpoint, data = classifier
+    out = tmp_path / 'c.onnx'
+    args = [CLASSIFIER, checkpoint, '--out', out, '--data-root', data, '--deploy', '--custom-op']
+    status, text, error = tool('export', *args, *SHALLOW)
+    assert status == 0, error[-2000:]
+    assert 'mmscconv::SCConv, 3 nodes' in text
+    image = torch.randn(3, 3, 40, 56)
+    got = open_session(out, library=tmp_path / 'c.so').run(None, {'image': image.numpy()})[0]
+    with torch.no_grad():
+        assert relative(torch.from_numpy(got), model(image, mode='tensor')) < 5e-3
+
+
+@needs_gcc
+def test_model_without_a_layer_for_the_op_is_refused(detector, digits, tool, tmp_path):
+    _, checkpoint = detector
+    status, _, error = tool(
+        'export', DETECTOR, checkpoint, '--out', tmp_path / 'd.onnx', '--data-root', digits, '--deploy', '--custom-op',
+        '--cfg-options', 'model.backbone.scconv.arrangement=C',
+    )  # fmt: skip
+    assert (status, error.count('\n')) == (2, 1)
+    assert 'the model has no SCConv' in error
+    assert not list(tmp_path.iterdir())

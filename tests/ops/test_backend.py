@@ -1,0 +1,177 @@
+"""The choice of a backend, and backends that cannot run."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from mmscconv import SRU, SCConv, ops
+from mmscconv.complexity.counting import count
+from mmscconv.ops import compiled
+from mmscconv.ops.backend import choose_backend, triton_unavailable
+
+X = torch.randn(2, 8, 5, 5)
+
+
+@pytest.fixture
+def broken_compiler(monkeypatch):
+    """No kernels: the compiler fails, and nothing is known of an earlier success."""
+    caches = (compiled.unavailable, compiled.build, compiled._library, ops.backend._warn_once)
+    for cache in caches:
+        cache.cache_clear()
+    monkeypatch.setenv('CC', 'false')
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_order_of_choice(monkeypatch):
+    assert choose_backend(X) == 'native'
+    monkeypatch.setenv('MMSCCONV_BACKEND', 'plain')
+    assert choose_backend(X) == 'plain'
+    assert choose_backend(X, 'native') == 'native'
+    monkeypatch.setenv('MMSCCONV_BACKEND', '')
+    assert choose_backend(X) == 'native'
+
+
+def test_layers_pass_it_on(called):
+    SCConv(8, 8, 3, padding=1, backend='plain')(X)
+    assert called == []
+    SCConv(8, 8, 3, padding=1)(X)
+    assert called == ['sru_forward', 'fuse_forward']
+
+
+def test_unknown_names(monkeypatch):
+    with pytest.raises(ValueError, match=r"backend must be one of \('plain', 'native', 'triton'\)"):
+        SCConv(8, 8, 3, backend='cuda')
+    monkeypatch.setenv('MMSCCONV_BACKEND', 'fast')
+    with pytest.raises(ValueError, match="got 'fast'"):
+        SRU(8)(X)
+
+
+def test_what_cannot_run_raises_if_asked_for_and_falls_back_otherwise(monkeypatch):
+    with pytest.raises(RuntimeError, match=r"backend 'native' cannot run: .* not torch.float64"):
+        SRU(8, backend='native').double()(X.double())
+    assert choose_backend(X.double()) == 'plain'
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    with pytest.raises(RuntimeError, match=r"backend 'triton' cannot run: .*(CUDA tensor|not installed|older than)"):
+        SRU(8, backend='triton')(X)
+
+
+def test_without_a_compiler(broken_compiler, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"backend 'native' cannot run: .*false failed"):
+        choose_backend(X, 'native')
+    ops.backend._warn_once.cache_clear()
+    with pytest.warns(UserWarning, match='runs its plain PyTorch form on the CPU'):
+        assert choose_backend(X) == 'plain'
+    SCConv(8, 8, 3)(X)  # and says so once
+
+
+def test_cache_that_cannot_be_written(broken_compiler, monkeypatch, tmp_path):
+    monkeypatch.delenv('CC')
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('MMSCCONV_CACHE_DIR', str(tmp_path / 'file'))
+    assert 'MMSCCONV_CACHE_DIR' in compiled.unavailable()
+
+
+@pytest.mark.parametrize(
+    ('version', 'reason'),
+    [('3.1.0', 'triton 3.1.0 is older than 3.2'), ('3.10.1+git', 'it needs a CUDA tensor'), (None, 'is not installed')],
+)
+def test_versions_of_triton(version, reason, monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    monkeypatch.setitem(sys.modules, 'triton', version and SimpleNamespace(__version__=version))
+    with pytest.raises(RuntimeError, match=f"backend 'triton' cannot run: .*{reason}"):
+        SRU(8, backend='triton')(X)
+
+
+@pytest.mark.slow
+def test_compiled_once_and_kept(tmp_path):
+    code = 'from mmscconv.ops import compiled; assert compiled.unavailable() is None'
+    environment = {'MMSCCONV_CACHE_DIR': str(tmp_path), 'PATH': '/usr/bin:/bin', 'HOME': str(tmp_path)}
+    files = []
+    for _ in range(2):
+        subprocess.run([sys.executable, '-c', code], check=True, env=environment)
+        files.append({f: f.stat().st_mtime_ns for f in tmp_path.glob('*.so')})
+    assert len(files[0]) == 1 and files[0] == files[1]
+    assert list(tmp_path.iterdir()) == list(files[0])  # nothing is left beside it
+
+
+def test_export_and_counting_see_the_plain_form(called):
+    model = SCConv(8, 8, 3, padding=1, backend='native').eval()
+    for strict in (False, True):
+        names = {str(n.target) for n in torch.export.export(model, (X,), strict=strict).graph.nodes}
+        # It depends on torch which of the two it is.
+        assert names & {'aten.group_norm.default', 'aten.native_group_norm.default'}
+        assert not any('mmscconv' in name for name in names)
+    torch.jit.trace(model, X, check_trace=False)
+    count(nn.Sequential(nn.Conv2d(3, 8, 1), model), (8, 8))
+    assert called == []
+
+
+@pytest.mark.parametrize('backend', ['native', None])
+def test_compile_keeps_the_graph_whole(backend):
+    model = SCConv(8, 8, 3, padding=1, backend=backend)
+    graphs = []
+
+    def look(graph, example_inputs):
+        graphs.append({str(n.target) for n in graph.graph.nodes})
+        return graph
+
+    x = X.clone().requires_grad_()
+    out = torch.compile(model, backend=look, fullgraph=True)(x)
+    torch.testing.assert_close(out, model(x))
+    # By itself, it leaves to inductor what inductor fuses as well.
+    assert {'sru', 'fuse'} & {name.removeprefix('mmscconv.') for name in graphs[0]} == (
+        {'sru', 'fuse'} if backend else set()
+    )
+
+
+def test_compiled_deploy_form_keeps_the_kernels_that_reach_further():
+    model = SCConv(8, 8, 3, padding=1).eval()
+    model.switch_to_deploy()
+    names = set()
+
+    def look(graph, example_inputs):
+        names.update(str(n.target) for n in graph.graph.nodes)
+        return graph
+
+    x = X.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, backend=look, fullgraph=True)(x), model(x))
+    assert 'mmscconv.scconv' in names
+
+
+def test_tools_show_one_line(tool, monkeypatch, tmp_path):
+    monkeypatch.setenv('MMSCCONV_BACKEND', 'triton')
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    layer = ('layer', '--channels', '16', '--sizes', '8', '--rounds', '1', '--device', 'cpu')
+    status, _, err = tool('benchmark', *layer, '--out', tmp_path)
+    assert status == 2
+    assert err.splitlines()[-1].startswith("error: backend 'triton' cannot run: ")
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize('deployed', [False, True], ids=['training-form', 'deploy-form'])
+def test_weights_of_another_dtype_than_the_input_raise(deployed, dtype):
+    # The kernels read them as fp32: they must not get them.
+    conv = SCConv(32, 32, 3, padding=1).eval()
+    conv.cru.output_is_kept = True
+    if deployed:
+        conv.switch_to_deploy()
+    x = torch.randn(2, 32, 5, 5).contiguous(memory_format=torch.channels_last)
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=f'CRU has weights of {dtype} and got an input of torch.float32'),
+    ):
+        conv.to(dtype)(x)
+
+
+@pytest.mark.skipif(triton_unavailable() is not None, reason=str(triton_unavailable()))
+def test_interpreted_backend_is_refused_without_the_variable(monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    with pytest.raises(RuntimeError, match='TRITON_INTERPRET=1'):
+        choose_backend(torch.zeros(1, 2, 1, 1), 'triton')

@@ -1,0 +1,295 @@
+"""Checkpoints cannot run code, do not pass for another model's, and nothing is fetched or written elsewhere."""
+
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.registry import init_default_scope
+
+from helpers.paths import ROOT
+from helpers.running_tools import DIGITS
+from mmscconv.errors import UserError
+from mmscconv.hooks.matching_checkpoint import RequireMatchingCheckpoint
+from mmscconv.storage.checkpoint_match import model_in
+from mmscconv.storage.checkpoints import ONLY_WEIGHTS, load_checkpoint, load_safely
+
+CONFIG = ROOT / 'configs' / 'retinanet_scconv_r18_digits.py'
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """No test here may reach the network."""
+
+    def refuse(*args):
+        raise AssertionError(f'a connection was tried: {args[1:]}')
+
+    monkeypatch.setattr(socket.socket, 'connect', refuse)
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch):
+    """The settings that load_safely makes for a process."""
+    from mmengine.runner import CheckpointLoader
+
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    monkeypatch.setenv(ONLY_WEIGHTS, '0')
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.fixture
+def evil(tmp_path, digits_run):
+    """A sound checkpoint with a payload."""
+    content = load_checkpoint(digits_run / 'epoch_1.pth')
+    torch.save({**content, 'extra': Payload(tmp_path / 'ran')}, tmp_path / 'evil.pth')
+    return tmp_path / 'evil.pth'
+
+
+INIT = 'model.backbone.init_cfg.{}={}'.format
+TOOLS = {
+    'test': lambda path: ('test', CONFIG, path),
+    'resume': lambda path: ('train', CONFIG, '--resume', path),
+    'pretrained': lambda path: (
+        'train', CONFIG, '--cfg-options', INIT('type', 'Pretrained'), INIT('checkpoint', path),
+    ),
+    'publish': lambda path: ('publish_model', path, path.with_name('out.pth')),
+    'visualize': lambda path: (
+        'visualize_features', ROOT / 'docs' / 'images' / 'digits.png', CONFIG, CONFIG, '--checkpoints', path, 'random',
+    ),
+}  # fmt: skip
+
+
+def call(tool, args, digits, tmp_path, options=()):
+    args, given = [*args], [*DIGITS, *options]
+    if '--cfg-options' in args:
+        given += args[args.index('--cfg-options') + 1 :]
+        args = args[: args.index('--cfg-options')]
+    if args[0] in ('train', 'test'):
+        args += ['--data-root', digits, '--work-dir', tmp_path / 'run', '--cfg-options', *given]
+    status, out, stderr = tool(*args)
+    assert 'Traceback' not in stderr
+    return status, out, stderr.strip().splitlines()[-1] if stderr.strip() else ''
+
+
+@pytest.mark.parametrize('case', TOOLS)
+def test_a_checkpoint_cannot_run_code(case, tool, evil, digits, tmp_path):
+    status, _, line = call(tool, TOOLS[case](evil), digits, tmp_path)
+    assert status == 2
+    assert 'error: checkpoint holds a ' in line and 'mkdir, which may run code when loaded' in line
+    assert str(evil) in line and 'pass --trusted' in line
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_trusted_is_a_choice(tool, evil, digits, tmp_path):
+    args = ('test', CONFIG, evil, '--trusted', '--out', tmp_path / 'out.pkl')
+    status, _, line = call(tool, args, digits, tmp_path)
+    assert status == 0, line
+    assert (tmp_path / 'ran').exists()
+    assert len(pickle.loads((tmp_path / 'out.pkl').read_bytes())) == 4
+    assert {p.name for p in tmp_path.iterdir()} == {'evil.pth', 'out.pkl', 'ran', 'run'}
+
+
+def test_a_fetched_checkpoint_cannot_run_code_either(tool, evil, digits, tmp_path, monkeypatch):
+    """It lies where torch keeps what it has fetched."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
+    evil.rename(tmp_path / 'hub' / 'checkpoints' / 'evil.pth')
+    status, _, line = call(tool, ('test', CONFIG, 'https://nowhere.invalid/evil.pth'), digits, tmp_path)
+    assert status == 2 and 'error: a fetched checkpoint may run code when loaded' in line
+    assert not (tmp_path / 'ran').exists()
+
+
+class Reach:
+    """Reads an attribute by the builtin getattr when it is unpickled."""
+
+    def __init__(self, owner, name):
+        self.pair = owner, name
+
+    def __reduce__(self):
+        return getattr, self.pair
+
+
+@pytest.mark.parametrize('pair', [(getattr, '__self__'), (dict, 'update')], ids=['builtins', 'dict'])
+def test_getattr_leads_nowhere(pair, tmp_path):
+    torch.save({'state_dict': {}, 'x': Reach(*pair)}, tmp_path / 'reach.pth')
+    with pytest.raises(UserError, match='may run code'):
+        load_checkpoint(tmp_path / 'reach.pth')
+    assert load_checkpoint(tmp_path / 'reach.pth', trusted=True)
+
+
+def test_history_of_losses_is_kept(digits_run):
+    scalars = load_checkpoint(digits_run / 'epoch_1.pth')['message_hub']['log_scalars']
+    assert scalars['train/loss'].mean() > 0 and scalars['train/loss'].statistics('max') > 0
+
+
+@pytest.mark.parametrize('written', ['numpy.core', 'numpy._core'])
+def test_history_may_be_written_under_numpy_1_or_2(written, digits_run, tmp_path):
+    with zipfile.ZipFile(digits_run / 'epoch_1.pth') as ours, zipfile.ZipFile(tmp_path / 'a.pth', 'w') as other:
+        for name in ours.namelist():
+            content = ours.read(name)
+            assert not name.endswith('data.pkl') or re.search(rb'cnumpy\._?core\.', content)
+            other.writestr(name, re.sub(rb'cnumpy\._?core\.', f'c{written}.'.encode(), content))
+    code = 'import sys; from mmscconv.storage.checkpoints import load_checkpoint; load_checkpoint(sys.argv[1])'
+    # In a process of its own: what is once allowed stays so.
+    subprocess.run([sys.executable, '-W', 'error', '-c', code, tmp_path / 'a.pth'], check=True, cwd=ROOT)
+
+
+def test_a_checkpoint_s_config_is_not_run(digits_run, tmp_path):
+    from mmengine.runner import CheckpointLoader
+
+    content = load_checkpoint(digits_run / 'epoch_1.pth')
+    content['meta']['config'] = f'import os; os.mkdir({str(tmp_path / "ran")!r})'
+    torch.save(content, tmp_path / 'a.pth')
+    load_safely()
+    loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'), 'cpu')
+    assert 'config' not in loaded['meta'] and loaded['meta']['epoch'] == 1
+    assert model_in(content['meta']['config']) is None
+    assert model_in("model = __import__('os').getcwd()") is None
+    assert model_in(content['meta']['cfg'])['backbone']['depth'] == 18
+
+
+@pytest.fixture(scope='module')
+def checkpoint(digits_run):
+    return load_checkpoint(digits_run / 'epoch_1.pth')
+
+
+def load_into(purpose, checkpoint, changes, settings=(), optimizer=torch.optim.AdamW):
+    """Let the tools' hook look at the digits checkpoint, changed, for a model with other settings."""
+    import mmscconv.models
+
+    settings = dict(settings)
+    cfg = mmscconv.get_config(settings.pop('name', CONFIG.stem))
+    cfg.merge_from_dict(settings)
+    cfg.load_from = 'a.pth'
+    init_default_scope('mmdet')
+    model = MODELS.build(cfg.model)
+    runner = SimpleNamespace(model=model, cfg=cfg, optim_wrapper=None)
+    if purpose == 'resume':
+        runner.optim_wrapper = SimpleNamespace(optimizer=optimizer(model.parameters()))
+    RequireMatchingCheckpoint(purpose).after_load_checkpoint(runner, changes({**checkpoint}))
+
+
+def renamed(old, new):
+    return lambda c: {**c, 'state_dict': {key.replace(old, new): value for key, value in c['state_dict'].items()}}
+
+
+def without(*keys):
+    return lambda c: {key: value for key, value in c.items() if key not in keys}
+
+
+def same(content):
+    return content
+
+
+def one_parameter_less(content):
+    (group,) = content['optimizer']['param_groups']
+    return {**content, 'optimizer': {'param_groups': [{**group, 'params': group['params'][1:]}]}}
+
+
+DEPTH = {'model.backbone.depth': 34}
+WRONG = {
+    'depth': ('test', same, DEPTH, r'missing, first backbone.* \[model\.backbone\.depth: 18 there, 34 here\]'),
+    'alpha': ('test', same, {'model.backbone.scconv.alpha': 0.75}, 'scconv.alpha: unset there, 0.75 here'),
+    'classes': ('test', same, {'model.bbox_head.num_classes': 3}, 'bbox_head.num_classes: 10 there, 3 here'),
+    'plain': ('test', same, {'name': 'retinanet_r18_digits'}, 'backbone.type: SCConvResNet there, ResNet here'),
+    'classifier': ('test', renamed('bbox_head', 'head'), {}, r'missing, first bbox_head\.'),
+    'no meta': ('test', without('meta'), DEPTH, r'\[other depth, alpha or config\?\]'),
+    'resumed depth': ('resume', same, DEPTH, 'depth: 18 there, 34 here'),
+    'weights alone': ('resume', without('optimizer', 'message_hub'), {}, 'it has no message_hub, optimizer'),
+    'groups': ('resume', one_parameter_less, {}, 'it has other groups of parameters than AdamW'),
+    'nothing in common': ('start', renamed('', 'x.'), {}, 'the checkpoint is not of this model: a.pth'),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_a_wrong_checkpoint_is_told_with_its_cause(case, checkpoint):
+    purpose, changes, settings, message = WRONG[case]
+    with pytest.raises(UserError, match=message) as error:
+        load_into(purpose, checkpoint, changes, settings)
+    assert '\n' not in str(error.value) and 'a.pth' in str(error.value)
+
+
+def test_the_state_of_another_optimizer(checkpoint):
+    load_into('resume', checkpoint, same)
+    with pytest.raises(UserError, match='its optimizer is another one than SGD, by momentum, betas'):
+        load_into('resume', checkpoint, same, optimizer=torch.optim.SGD)
+
+
+def test_a_start_from_other_classes_is_a_warning(checkpoint, monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmscconv.hooks.matching_checkpoint.warn', lines.append)
+    load_into('start', checkpoint, same)
+    assert not lines
+    load_into('start', checkpoint, same, {'model.bbox_head.num_classes': 3})
+    assert 'fills a part of the model only: a.pth: 2 of another shape, first bbox_head.retina_cls.weight' in lines[0]
+
+
+WRONG_FILES = {
+    'alpha': ('test', ['model.backbone.scconv.alpha=0.75'], 'scconv.alpha: unset there, 0.75 here'),
+    'resume': ('resume', ['model.backbone.depth=34'], 'depth: 18 there, 34 here'),
+    'wrong prefix': ('pretrained', [INIT('prefix', 'bone.')], 'shares no weight with model.backbone: '),
+}
+
+
+@pytest.mark.parametrize('case', WRONG_FILES)
+def test_the_tools_refuse_a_wrong_checkpoint(case, tool, digits, digits_run, tmp_path):
+    use, options, message = WRONG_FILES[case]
+    path = digits_run / 'epoch_1.pth'
+    status, _, line = call(tool, TOOLS[use](path), digits, tmp_path, options)
+    assert status == 2
+    assert line.startswith('error: ') and message in line and str(path) in line
+
+
+def test_a_run_writes_into_its_work_dir_alone(digits_run):
+    """The run's current folder and home were empty; other libraries have caches of their own."""
+    places = digits_run.parent
+    assert not list((places / 'cwd').iterdir())
+    left = [p.relative_to(places / 'home').as_posix() for p in (places / 'home').rglob('*') if p.is_file()]
+    caches = tuple(f'.cache/{name}/' for name in ('mmscconv', 'matplotlib', 'torch', 'fontconfig', 'YAPF'))
+    assert [path for path in left if not path.startswith((*caches, '.config/matplotlib/'))] == []
+    assert (digits_run / 'epoch_1.pth').is_file()
+
+
+def test_results_are_whole_or_not_there(tool, digits, digits_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'out.pkl').write_bytes(b'of an earlier test')
+    args = ('test', CONFIG, digits_run / 'epoch_1.pth', '--out', tmp_path / 'out.pkl')
+    monkeypatch.setattr('mmdet.evaluation.DumpDetResults.compute_metrics', full_disk)
+    with pytest.raises(OSError, match='No space'):
+        call(tool, args, digits, tmp_path)
+    assert (tmp_path / 'out.pkl').read_bytes() == b'of an earlier test'
+    assert {p.name for p in tmp_path.iterdir()} == {'out.pkl', 'run'}
+
+
+def full_disk(metric, results):
+    Path(metric.out_file_path).write_bytes(b'half')
+    raise OSError(28, 'No space left on device')
+
+
+@pytest.mark.parametrize(
+    'content', [b'bad\n', b'hello world', b'<html></html>', b'\x80\x02}', b'(.', b'I1\nR.', b''], ids=repr
+)
+@pytest.mark.parametrize('trusted', [False, True], ids=['', 'trusted'])
+def test_any_other_file_is_one_line(content, trusted, tmp_path):
+    file = tmp_path / 'some.pth'
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r'^checkpoint cannot be read, it is .*damaged: '):
+        load_checkpoint(str(file), trusted)
