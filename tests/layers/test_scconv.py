@@ -241,8 +241,10 @@ def test_gradients_of_the_kernels_in_channels_last(settings, output_is_kept, tra
     y.backward(upstream)
     want.backward(upstream.double())
     by_batch = settings.get('inner_norm') and training  # other norms are folded
-    assert called[:2] == ['sru_squeeze', 'norm_fuse_sums' if by_batch else 'transform_fuse']
-    assert called[-2:] == ['norm_fuse_backward' if by_batch else 'transform_fuse_backward', 'sru_squeeze_backward']
+    forward = ['sru_squeeze', *(['batch_norm_forward'] * 2 + ['norm_fuse_sums'] if by_batch else ['transform_fuse'])]
+    assert called[: len(forward)] == forward
+    middle = ['norm_fuse_backward', *['batch_norm_backward'] * 2] if by_batch else ['transform_fuse_backward']
+    assert called[-len(middle) - 1 :] == [*middle, 'sru_squeeze_backward']
     for (name, got), expected in zip(conv.named_buffers(), reference.buffers(), strict=True):
         torch.testing.assert_close(got, expected.to(got.dtype), rtol=1e-5, atol=1e-5, msg=name)
     torch.testing.assert_close(x.grad, leaf.grad.float(), rtol=1e-4, atol=1e-4)
