@@ -46,7 +46,7 @@ def _metafiles_are_read_once():
         yield
 
 
-@pytest.fixture(scope='module', params=['of this machine', 'any'])
+@pytest.fixture(scope='module', params=['of this machine', pytest.param('any', marks=pytest.mark.slow)])
 def instructions(request, tmp_path_factory):
     """The vector registers that the kernels are written for: the widest that this machine has, or the narrowest."""
     from mmscconv.ops import compiled
