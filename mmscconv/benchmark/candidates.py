@@ -55,7 +55,7 @@ def _recomputing(layer: SCConv) -> nn.Module:
 
 def _nothing(layer: SCConv) -> nn.Module:
     if layer.in_channels != layer.out_channels:
-        raise ValueError(f'nothing stands for a layer that keeps its channels, not for {layer}')
+        raise ValueError(f'needs as many output channels as input channels, got {layer}')
     return AlignedAvgPool2d(*layer.window)
 
 
