@@ -1,1 +1,1 @@
-"""The tools' common parts: command line, runner, checkpoints, writing to disk, logs and their summaries."""
+"""The tools' common parts: command line, the way of a config through a run, runner, logs and their summaries."""

@@ -8,7 +8,7 @@ from mmengine.config import Config, DictAction
 
 from mmscconv.configuration import move_data_root, read_config
 
-# move_data_root: the path that version 0.1's quickstart named.
+# Version 0.1's quickstart imports move_data_root from here.
 __all__ = ['add_common_arguments', 'add_config_arguments', 'config_of', 'move_data_root']
 
 
