@@ -113,7 +113,7 @@ getattr_of_history.__qualname__ = 'getattr'
 
 
 def load_safely(trusted: bool = False) -> None:
-    """Make mmengine load every local checkpoint of this process with :func:`load_checkpoint`.
+    """Make mmengine load every local checkpoint with :func:`load_checkpoint`, also on torch before 2.6.
 
     Downloads (``http://...`` or ``torchvision://...`` in a config) are covered by torch's
     own environment variable. A checkpoint's ``meta.config`` is dropped: mmengine would
