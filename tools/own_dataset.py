@@ -3,8 +3,8 @@
 
 COCO, VOC and YOLO are recognised. The config, COCO files of the training and the
 validation set, and a sheet with images and counts go to a new folder; the images stay
-where they are. The tool prints the number of images and boxes that it leaves out or
-changes, and the two commands that follow: training and its report.
+where they are. The tool prints counts of everything that it leaves out or changes, and
+the two commands that follow: training and its report.
 """
 
 import argparse

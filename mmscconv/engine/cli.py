@@ -31,7 +31,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         help='settings to override, nested ones as a.b.c=value, lists as key="[a,b]" without white space',
     )
     parser.add_argument('--data-root', help="folder of the data, replaces the config's data_root everywhere")
-    parser.add_argument('--download', action='store_true', help='download missing files of data sets that allow it (CIFAR)')
+    parser.add_argument('--download', action='store_true', help='download missing files of CIFAR data sets')
     parser.add_argument(
         '--trusted',
         action='store_true',

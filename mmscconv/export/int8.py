@@ -1,4 +1,4 @@
-"""Static INT8 quantization of a classifier's ONNX file, and what it costs in accuracy."""
+"""Static INT8 quantization of a classifier's ONNX file, and its cost in accuracy."""
 
 from __future__ import annotations
 
