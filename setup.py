@@ -31,12 +31,12 @@ REPORT = ['jinja2', 'matplotlib', 'pillow', 'pycocotools']
 DEMO = ['scikit-learn', *DATA, *REPORT]
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 DOCS = ['sphinx', 'furo', 'myst-parser']
-COUNTERS = ['fvcore', 'ptflops', 'thop', 'torchinfo']  # whose counts the tests compare with ours
+COUNTERS = ['fvcore', 'ptflops', 'thop', 'torchinfo']  # tests compare their counts with ours
 DEV = [*COUNTERS, *DEMO, *EXPORT, *DOCS, 'hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'timm']
 
 
 class BuildWithMim(build_py):
-    """Puts configs, tools and model index where OpenMMLab packages have them: mmscconv/.mim of the built package."""
+    """Copies configs, tools and model index to OpenMMLab's place for them: mmscconv/.mim of the built package."""
 
     def run(self) -> None:
         super().run()
@@ -60,7 +60,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmscconv', 'mmscconv.*']),
     package_data={'mmscconv': ['paper/*.yaml', 'ops/csrc/*.[ch]', 'ops/csrc/onnxruntime/*.[ch]', 'report/*.j2']},
-    # Nothing of OpenMMLab: a hard mmdet would be installed over the forks.
+    # No OpenMMLab package: a required mmdet would be installed over the forks.
     install_requires=['torch>=2.4'],
     extras_require={
         'onedl': ONEDL,

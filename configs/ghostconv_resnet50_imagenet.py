@@ -1,4 +1,4 @@
-"""GhostNet-R50, s = 2, of Table 3, whose printed 13.95 M no public definition explains: 14.89 M here."""
+"""GhostNet-R50, s = 2, of Table 3: 14.89 M parameters. No public definition gives the printed 13.95 M."""
 
 _base_ = './resnet50_imagenet.py'
 

@@ -1,8 +1,8 @@
 """Baseline of Table 3: ResNet-50 on ImageNet-1K, the paper's schedule.
 
-100 epochs, lr 0.1 divided by 10 every 30. The paper gives no batch size: 256 is
-the usual one. It is for one device; with N devices set
-train_dataloader.batch_size to 256 / N.
+100 epochs, lr 0.1, divided by 10 every 30 epochs. The paper gives no batch size; ours
+is the usual 256, for one device. With N devices set train_dataloader.batch_size to
+256 / N.
 """
 
 _base_ = [

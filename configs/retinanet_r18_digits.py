@@ -1,4 +1,4 @@
-"""The demo's twin with a plain ResNet-18; the recipe of both stands here."""
+"""The demo's twin with a plain ResNet-18; holds the recipe of both."""
 
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',

@@ -1,7 +1,7 @@
 """Baseline of Table 5: RetinaNet with a plain ResNet-50 on COCO, the paper's schedule.
 
-The batch of 16 is for one
-device; with N devices set train_dataloader.batch_size to 16 / N.
+The batch of 16 is for one device; with N devices set
+train_dataloader.batch_size to 16 / N.
 """
 
 _base_ = ['./_base_/retinanet_r50_from_scratch.py', 'mmdet::_base_/datasets/coco_detection.py']

@@ -1,4 +1,4 @@
-"""Config files: read and checked, with the changes that a command line asks for."""
+"""Config files: read, checked, and changed by command-line options."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def read_config(
     """Read the config at ``path`` and change it.
 
     Args:
-        path: Of the file.
-        options: Dotted key -> value, of ``--cfg-options``; checked for keys that the config cannot have.
-        data_root: Folder of the data in place of the config's (:func:`move_data_root`).
-        download: Let the data sets that can (CIFAR) fetch missing files.
+        path: Path of the config file.
+        options: Dotted keys and values of ``--cfg-options``; keys that the config cannot have are refused.
+        data_root: Folder of the data that replaces the config's (:func:`move_data_root`).
+        download: Download missing files of data sets that support it (CIFAR).
 
     Raises:
-        UserError: The file is missing, is no config, or has no such key or ``data_root``.
+        UserError: The file is missing or is not a config; an option's key or ``data_root`` does not exist.
     """
     if not Path(path).is_file():
         raise UserError(f'config is not there: {path}')
@@ -52,11 +52,11 @@ def read_config(
 def move_data_root(cfg: Config, data_root: str) -> None:
     """Replace the config's ``data_root`` at the start of every string that begins with it.
 
-    A config that inherits its data sets and sets ``data_root`` alone leaves them where they were; their own root is
-    replaced as well then.
+    A config may set ``data_root`` without changing the data sets that it inherits; the data sets' own root is then
+    replaced, too.
 
     Raises:
-        UserError: The config has no ``data_root``, or data sets with several others.
+        UserError: The config has no ``data_root``, or its data sets have several different roots.
     """
     root = cfg.get('data_root')
     if not root:

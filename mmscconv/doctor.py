@@ -1,6 +1,6 @@
-"""Looks over the environment: ``python -m mmscconv.doctor``. Exit status 0: sound; 1: problems.
+"""Check of the environment: ``python -m mmscconv.doctor``. Exit status 0: no problem; 1: problems.
 
-Each problem comes with the command that mends it. The doctor changes and fetches nothing.
+Each problem comes with the command that mends it. Nothing is changed or downloaded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mmscconv.checks.environment import (
     rebuild_command,
 )
 
-# Each data set's folder under ./data, as the configs have it, and what has to be in it.
+# Each data set's folder under ./data, as in the configs, and the files and folders that it must contain.
 DATA = {
     'coco': ('annotations/instances_train2017.json', 'annotations/instances_val2017.json', 'train2017', 'val2017'),
     'VOCdevkit': ('VOC2007/ImageSets/Main/trainval.txt', 'VOC2012/ImageSets/Main/trainval.txt'),
@@ -38,7 +38,7 @@ DATA = {
     'cifar100': (),
     'cifar10_folder': ('train', 'test'),
 }
-# In a process of its own: an extension built for another torch may crash instead of raising.
+# Runs in a separate process: an extension built for another torch may crash instead of raising.
 NMS_PROBE = """
 import torch
 from mmcv.ops import nms
@@ -52,7 +52,7 @@ for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; ``remedy`` is the command that mends a problem, '' for a sound part."""
+    """One line of the report; ``remedy`` is the command that mends the problem, '' if there is no problem."""
 
     name: str
     value: str
@@ -60,7 +60,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Yield the lines of the report, in the order in which problems have to be mended."""
+    """Yield the findings, in the order in which problems have to be mended."""
     stacks = installed_stacks()
     stack = next(iter(stacks), DEFAULT_STACK)
     yield _python()
@@ -104,7 +104,7 @@ def _python() -> Finding:
 def _package(name: str, remedy: str, label: str = '', least: tuple[int, int] = (0, 0)) -> Finding:
     """Import a package and report its version."""
     try:
-        # Packages greet and warn when imported; here only their failure counts.
+        # Packages print and warn when imported; here only a failed import counts.
         with _silence():
             version = str(import_module(name).__version__)
     except ImportError as error:
@@ -117,7 +117,7 @@ def _package(name: str, remedy: str, label: str = '', least: tuple[int, int] = (
 
 
 def _torchvision_command() -> str:
-    """torchvision has to match torch: 0.(n + 15) belongs to 2.n."""
+    """Return the command that installs the torchvision for the installed torch: 0.(n + 15) for 2.n."""
     try:
         major, minor = _minor(metadata.version('torch'))
     except metadata.PackageNotFoundError:
@@ -148,13 +148,13 @@ def _stack(stacks: dict[str, list[str]]) -> Finding:
 
 
 def _ops(stack: str) -> Finding:
-    """Run NMS on three boxes and look at what it keeps."""
+    """Run NMS on three boxes and compare the boxes that it keeps."""
     done = subprocess.run([sys.executable, '-c', NMS_PROBE], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return Finding('mmcv ops', 'NMS keeps the right boxes')
     lines = done.stderr.strip().splitlines()
-    what = f'ended by signal {-done.returncode}' if done.returncode < 0 else lines[-1] if lines else 'failed'
-    return Finding('mmcv ops', f'do not work: {what}', rebuild_command(stack))
+    reason = f'ended by signal {-done.returncode}' if done.returncode < 0 else lines[-1] if lines else 'failed'
+    return Finding('mmcv ops', f'do not work: {reason}', rebuild_command(stack))
 
 
 def _cuda() -> Finding:
@@ -173,7 +173,7 @@ def _triton() -> Finding:
 
 
 def _compiler(needed: bool) -> Finding:
-    """mmcv is built with a C++ compiler, and Triton builds its launchers with a C compiler."""
+    """Look for a compiler: building mmcv needs a C++ compiler, Triton's launchers a C compiler."""
     names = (os.environ.get('CC', 'cc'), 'gcc', 'clang')
     path = next(filter(None, map(shutil.which, names)), None)
     if path:
@@ -207,7 +207,7 @@ def _silence() -> Iterator[None]:
 
 
 def _minor(version: str) -> tuple[int, int]:
-    """Return (major, minor); (0, 0) where the version does not begin with two numbers."""
+    """Return (major, minor); (0, 0) unless the version begins with two numbers."""
     parts = version.split('.')[:2]
     return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(p.isdigit() for p in parts) else (0, 0)
 

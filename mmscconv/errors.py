@@ -17,7 +17,7 @@ class UserError(Exception):
     """A problem outside of the program; the message names the thing and the way out, in one line.
 
     Args:
-        message: What to tell; line breaks in it, of a file's content or name, become blanks.
+        message: Text of the error; line breaks, from a file's content or name, become blanks.
     """
 
     def __init__(self, message: str = '') -> None:
@@ -25,21 +25,21 @@ class UserError(Exception):
 
 
 def one_line(error: Exception) -> str:
-    """Return the message alone, also where a data-loader worker wrapped it in its traceback."""
+    """Return the error's message alone, also if a data-loader worker wrapped the message in its traceback."""
     text = str(error).strip()
     return text.splitlines()[-1].split(f'{UserError.__name__}: ', 1)[-1] if text else repr(error)
 
 
 def warn(text: str) -> None:
-    """Write ``text`` to the running log as a warning; to the screen where no run has begun."""
+    """Write ``text`` to the current log as a warning; to the screen if no run has begun."""
     from mmengine.logging import print_log
 
     print_log(text, logger='current', level=logging.WARNING)
 
 
 def run(main: Callable[[], None]) -> int:
-    """Call ``main``; print an error that the user can mend as one line. Return the exit status."""
-    logging.raiseExceptions = False  # a log that a full disk cuts short prints no traceback for each line
+    """Call ``main`` and print an error that the user can mend as one line. Return the exit status: 0, or 2."""
+    logging.raiseExceptions = False  # or a log on a full disk prints a traceback for each line
     try:
         main()
     except (UserError, BackendUnavailableError) as error:

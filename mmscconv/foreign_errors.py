@@ -15,10 +15,10 @@ REFUSALS = (AssertionError, AttributeError, ImportError, KeyError, SyntaxError, 
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Show what a registry or a layer refuses as one line that begins with ``what``.
+    """Turn an error of ``REFUSALS`` from a registry or a layer into one line that begins with ``what``.
 
     Raises:
-        UserError: In place of one of ``REFUSALS``.
+        UserError: An error of ``REFUSALS`` was raised in the context.
     """
     try:
         yield
@@ -38,10 +38,10 @@ def first_line(error: BaseException) -> str:
 
 
 def user_message(error: Exception) -> str | None:
-    """Return the line that tells the user what a data set or setting of the config is at fault; None for other errors.
+    """Return the line that tells the user which data set or setting of the config is wrong; None for other errors.
 
-    Known are errors while a run begins: a data set that refuses its files, a fetched checkpoint
-    that holds code, a setting that mmengine's builders refuse.
+    Known are errors at the start of a run: a data set that refuses its files, a downloaded
+    checkpoint that holds code, a setting that mmengine's builders refuse.
     """
     if isinstance(error, pickle.UnpicklingError):
         return f'a fetched checkpoint may run code when loaded: {str(error).splitlines()[0]} (pass --trusted)'
@@ -54,7 +54,7 @@ def user_message(error: Exception) -> str | None:
 
 
 def says_no_images(error: ValueError) -> bool:
-    """Whether mmengine's data set found nothing to keep: it then concatenates an empty list."""
+    """Return whether mmengine's data set kept no image: mmengine then concatenates an empty list."""
     return 'need at least one array' in str(error)
 
 
@@ -65,11 +65,11 @@ def forbidden_object(error: pickle.UnpicklingError) -> str | None:
 
 
 def _raised_by_a_dataset(error: Exception) -> bool:
-    """Whether OpenMMLab's data sets refused their files; their assertions are messages to the user."""
+    """Return whether an OpenMMLab data set refused its files; its assertions are messages to the user."""
     return 'datasets' in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
 
 
 def _raised_by_building(error: Exception) -> bool:
-    """Whether a setting of the config was refused: mmengine builds data sets and optimizers when a run begins."""
+    """Return whether mmengine refused a setting of the config; it builds data sets and optimizers at a run's start."""
     calls = {Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)[-2:]}
     return isinstance(error, KeyError | TypeError | ValueError) and 'build_functions.py' in calls

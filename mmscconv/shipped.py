@@ -1,4 +1,4 @@
-"""Finds the configs that come with the package, in a checkout and in an installed wheel."""
+"""Search for the configs that come with the package, in a checkout and in an installed wheel."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def configs_folder() -> Path:
-    """Return the folder of the shipped configs: inside of the package in a wheel, beside it in a checkout.
+    """Return the folder of the shipped configs: inside the package in a wheel, beside it in a checkout.
 
     Raises:
-        UserError: Neither is there; the package was copied without them.
+        UserError: Both folders are missing; the package was copied without them.
     """
     for folder in (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs'):
         if folder.is_dir():
@@ -36,8 +36,8 @@ def list_configs(pattern: str | None = None) -> list[str]:
             ``'retinanet_*'`` or ``'cifar/*_cifar100'``; None for all.
 
     Returns:
-        Paths under ``configs`` without ``.py``; the parts in ``_base_`` folders,
-        which are no configs by themselves, are left out.
+        Paths under ``configs`` without ``.py``. Files in ``_base_`` folders are parts of
+        configs and left out.
     """
     folder = configs_folder()
     paths = (path.relative_to(folder).with_suffix('') for path in folder.rglob('*.py'))
@@ -52,7 +52,7 @@ def get_config(name: str) -> Config:
         name: As in :func:`list_configs`; the folder and ``.py`` may be left out.
 
     Raises:
-        UserError: No such config (the nearest names are in the message), or no mmengine.
+        UserError: No such config (the message names the nearest ones), or mmengine is missing.
     """
     names = list_configs()
     wanted = name.removesuffix('.py')

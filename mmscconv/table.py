@@ -1,4 +1,4 @@
-"""Rows of text under a header, as Markdown and CSV: for all tables that tools print and write."""
+"""Tables that tools print and write, as Markdown and CSV."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Convert a checkpoint of the popular unofficial ScConv module into one for this package's layers.
 
-The result holds 'state_dict', and 'meta' where there was one; an optimizer's state does
-not fit the new layers. What every key is called there and here: docs/legacy_checkpoints.md.
+The result holds 'state_dict', and 'meta' if the checkpoint has one; an optimizer's state
+does not fit the new layers. docs/legacy_checkpoints.md lists the old and the new keys.
 """
 
 import argparse
@@ -22,14 +22,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', type=Path, help="a state_dict, or a dict with one as 'state_dict' or 'model'")
     parser.add_argument('out', type=Path, help='file to write')
-    parser.add_argument('--prefix', default='', help='convert only layers whose names begin with this')
+    parser.add_argument('--prefix', default='', help='convert only layers whose names begin with PREFIX')
     parser.add_argument(
-        '--form', choices=FORMS, default='legacy', help='legacy: the same numbers; paper: weights to train on with'
+        '--form', choices=FORMS, default='legacy', help='legacy: the same numbers; paper: weights for more training'
     )
     parser.add_argument('--drop-gwc-bias', action='store_true', help="leave out the GWC's biases, for --form paper")
     parser.add_argument(
         '--group-num', type=int, default=NUM_GROUPS,
-        help="the network's group_num, for the printed config; weights do not tell it (default: %(default)s)",
+        help="the network's group_num, for the printed config; weights do not record it (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument('--trusted', action='store_true', help='load a checkpoint that holds other objects, too')
     args = parser.parse_args()
@@ -53,7 +53,7 @@ def main() -> None:
     save_checkpoint({**kept, 'state_dict': converted}, args.out)
     print(table)
     if wrapped:
-        print("every key's 'module.', which data-parallel training puts there, was taken off")
+        print("the prefix 'module.' of data-parallel training was removed from every key")
     print(f'wrote {args.out}')
 
 

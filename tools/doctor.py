@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Look over the environment; what is wrong comes with the command that mends it (python -m mmscconv.doctor)."""
+"""Check the environment; each problem comes with the command that mends it (python -m mmscconv.doctor)."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 try:
     from mmscconv.doctor import main
 except ImportError as error:
-    # The package itself needs torch, and nothing else from outside; it names the command.
+    # The package itself needs torch alone; the error names the command that installs it.
     sys.exit(f'PROBLEM {error}')
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 """Write a checkpoint of a classifier or a detector as ONNX or by torch.export.
 
 The file is compared with PyTorch on real images, at more than one batch and size,
-and is kept only if both agree.
+and is kept only if file and PyTorch agree.
 """
 
 import argparse
@@ -25,26 +25,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', type=Path, required=True, help=f'file to write, *{" or *".join(FORMATS)}')
-    parser.add_argument(
-        '--format', choices=FORMATS.values(), help='what to write, where the name of --out does not say it'
-    )
+    parser.add_argument('--format', choices=FORMATS.values(), help='format to write (default: by the suffix of --out)')
     parser.add_argument(
         '--images', nargs='+', default=[], metavar='PATH', help="images or folders (default: the config's test data)"
     )
     parser.add_argument(
-        '--num-images', type=int, metavar='N', help=f'how many of them (default: {IMAGES}, with --int8 {IMAGES_INT8})'
+        '--num-images', type=int, metavar='N', help=f'images to use (default: {IMAGES}, with --int8 {IMAGES_INT8})'
     )
-    parser.add_argument('--size', metavar='HxW', help='input size of the check (default: what the test pipeline gives)')
+    parser.add_argument('--size', metavar='HxW', help='input size of the check (default: of the test pipeline)')
     parser.add_argument('--deploy', action='store_true', help='fold norms into convolutions and SCConvs first')
     parser.add_argument(
         '--custom-op', action='store_true',
-        help='SCConvs as one op each, whose library for ONNX Runtime is written beside OUT as *.so; with --deploy',
+        help='write each SCConv as one op, and its library for ONNX Runtime beside OUT as *.so; needs --deploy',
     )  # fmt: skip
-    parser.add_argument('--postprocess', action='store_true', help='of a detector, boxes, scores and labels after NMS')
+    parser.add_argument(
+        '--postprocess', action='store_true', help='for detectors: give boxes, scores and labels after NMS'
+    )
     parser.add_argument(
         '--int8', nargs='?', const=next(iter(SCOPES)), choices=SCOPES,
-        help='of a classifier, OUT.int8.onnx besides, statically quantized: '
-        + '; '.join(f'{scope}, {what}' for scope, what in SCOPES.items()),
+        help='also write a classifier statically quantized, as OUT.int8.onnx: '
+        + '; '.join(f'{scope}, {description}' for scope, description in SCOPES.items()),
     )  # fmt: skip
     parser.add_argument('--calibration', type=int, default=100, metavar='N', help='images to calibrate INT8 on')
     add_config_arguments(parser)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Write configs/cifar/*.py: the rows of Tables 1 and 2 and the points of Figure 4, each a short delta.
 
-The shared parts are in configs/cifar/_base_. With --check nothing is written;
-the exit status says whether the tree is what this file makes.
+The shared parts are in configs/cifar/_base_. With --check nothing is written: the
+exit status is 0 if the folder is what this tool makes.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from mmscconv.errors import UserError, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Name, display name, the rivals (Table 2's, and OctConv everywhere), and what SCConv needs for the printed counts.
+# Name, display name, the rivals (Table 2's, and OctConv everywhere), and SCConv's settings for the printed counts.
 ARCHITECTURES = {
     'resnet56': ('ResNet-56', ('octconv', 'spconv', 'ghostconv', 'slimconv', 'tiedconv'), "low_squeeze='output', "),
     'resnet50': (
@@ -39,7 +39,7 @@ RIVALS = {
     'slimconv_k4-3': ('SlimConv, k = 4/3', "type='SlimConv', k=4 / 3"),
     'tiedconv': ('TiedConv, B = 2', "type='TiedConv', blocks=2"),
 }
-# Table 1: file name, what it is, SCConv's arrangement.
+# Table 1: file name, title, SCConv's arrangement.
 ARRANGEMENTS = (
     ('sru', 'SRU alone, in front of the plain 3x3', 'S'),
     ('cru', 'CRU alone', 'C'),
@@ -72,7 +72,7 @@ def rival(method: str, architecture: str) -> str:
         return "type='CIFAROctResNet', alpha=1 / 2"  # the printed counts need octaves in every convolution
     settings = RIVALS[method][1]
     if (method, architecture) == ('tiedconv', 'densenet121'):
-        settings += ', bias=True'  # so the printed 695.68 M has it
+        settings += ', bias=True'  # as the printed 695.68 M requires
     return conv(settings)
 
 
@@ -85,15 +85,15 @@ def configs() -> dict[str, str]:
             files[base] = plain(architecture, dataset)
             settings = conv(f"type='SCConv', {low}inner_norm=True")
             files[f'scconv_{base}'] = delta(f'SCConv in {name} on {dataset_name}', base, settings)
-            # Image files are for small machines: the rivals only with the smallest network.
+            # Image files are for small machines: their rivals come with the smallest network alone.
             if dataset != 'cifar10_folder' or architecture == 'resnet56':
                 for method in methods:
                     title = f'{RIVALS[method][0]}, in {name} on {dataset_name}'
                     files[f'{method}_{base}'] = delta(title, base, rival(method, architecture))
     base = 'resnet50_cifar100'
-    for file, what, arrangement in ARRANGEMENTS:
+    for file, title, arrangement in ARRANGEMENTS:
         settings = conv(f"type='SCConv', arrangement='{arrangement}', low_squeeze='output', inner_norm=True")
-        files[f'{file}_{base}'] = delta(f'Table 1: {what}; ResNet-50 on CIFAR-100', base, settings)
+        files[f'{file}_{base}'] = delta(f'Table 1: {title}; ResNet-50 on CIFAR-100', base, settings)
     for eighths in (1, 2, 3, 5, 6, 7):  # 4/8 is scconv_resnet50_cifar100
         settings = conv(f"type='SCConv', alpha={eighths} / 8, inner_norm=True")
         title = f'Figure 4: SCConv with alpha = {eighths}/8 in ResNet-50 on CIFAR-100'
@@ -107,8 +107,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=ROOT / 'configs' / 'cifar', help='folder to write')
     args = parser.parse_args()
     wanted = configs()
-    there = {path.name: path.read_text() for path in args.out.glob('*.py')}
-    wrong = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+    existing = {path.name: path.read_text() for path in args.out.glob('*.py')}
+    wrong = sorted(name for name in wanted.keys() | existing.keys() if wanted.get(name) != existing.get(name))
     if args.check:
         if wrong:
             raise UserError(f'not what {Path(__file__).name} makes: {", ".join(wrong)}; run it without --check')

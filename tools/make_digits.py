@@ -14,7 +14,7 @@ from mmscconv.storage.disk import replacing
 CANVAS = 128
 SIZES = (24, 64)  # pixels of a pasted 8x8 scan
 MOST_DIGITS = 5
-TRIES = 30  # to find free places for them
+TRIES = 30  # attempts to find free places for an image's digits
 INK = 64  # grey value from which a pixel counts for the box
 TEST_SHARE = 0.2  # of the scans, so that no scan of val is seen in training
 
@@ -66,13 +66,13 @@ def write_images(folder, scans, labels, count, rng):  # noqa: ANN001, ANN201, nu
         for _ in range(TRIES):
             if not missing:
                 break
-            which, size = rng.integers(len(scans)), int(rng.integers(*SIZES))
+            scan, size = rng.integers(len(scans)), int(rng.integers(*SIZES))
             top, left = rng.integers(0, CANVAS - size, 2)
             place = slice(top, top + size), slice(left, left + size)
             if taken[place].any():
                 continue
             missing -= 1
-            patch = cv2.resize(scans[which] / 16 * 255, (size, size), interpolation=cv2.INTER_CUBIC)
+            patch = cv2.resize(scans[scan] / 16 * 255, (size, size), interpolation=cv2.INTER_CUBIC)
             canvas[place] = patch.clip(0, 255)
             taken[place] = True
             rows, columns = np.nonzero(canvas[place] > INK)
@@ -82,7 +82,7 @@ def write_images(folder, scans, labels, count, rng):  # noqa: ANN001, ANN201, nu
                 {
                     'id': len(annotations) + 1,
                     'image_id': image_id,
-                    'category_id': int(labels[which]),
+                    'category_id': int(labels[scan]),
                     'bbox': [int(v) for v in (x, y, width, height)],
                     'area': int(width * height),
                     'iscrowd': 0,

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Write configs/metafile.yml, OpenMMLab's list of models: each config with its parameters and operations.
 
-Counted are whole models, detectors with neck and head. FLOPs are multiply-adds of
+Whole models are counted, detectors with neck and head. FLOPs are multiply-adds of
 convolutions and linear layers for one image of "Input Size" (HxW): mmpretrain's
-metafiles count one multiply-add as one, too. With --check nothing is written; the
-exit status says whether the file is what this tool makes. Two minutes for all configs.
+metafiles count one multiply-add as one, too. With --check nothing is written: the
+exit status is 0 if the file is what this tool makes. Two minutes for all configs.
 """
 
 import argparse
@@ -53,7 +53,7 @@ COLLECTIONS = [
 
 
 def entry(name: str, counted: dict) -> dict:
-    """Return the metafile's entry of a config; ``counted`` keeps the counts of equal models."""
+    """Return the metafile's entry of a config; ``counted`` caches the counts of equal models."""
     from mmengine.registry import MODELS, init_default_scope
 
     from mmscconv.complexity import count
@@ -91,7 +91,7 @@ def main() -> None:
     if args.only and not args.check:
         parser.error('--only goes with --check: the file holds every config')
     check_environment()
-    import mmscconv.models  # noqa: F401, registers the layers also for configs that do not name it
+    import mmscconv.models  # noqa: F401, registers the layers also for configs that do not import them
 
     counted = {}
     models = [entry(name, counted) for name in args.only or list_configs()]
@@ -100,11 +100,11 @@ def main() -> None:
         METAFILE.write_text(HEADER + yaml.safe_dump(content, sort_keys=False, width=120))
         print(f'{len(models)} configs in {METAFILE}')
         return
-    there = yaml.safe_load(METAFILE.read_text())
-    wrong = {model['Name'] for model in models if model not in there['Models']}
+    existing = yaml.safe_load(METAFILE.read_text())
+    wrong = {model['Name'] for model in models if model not in existing['Models']}
     if not args.only:
-        wrong |= {model['Name'] for model in there['Models'] if model not in models}
-    if wrong or there['Collections'] != COLLECTIONS:
+        wrong |= {model['Name'] for model in existing['Models'] if model not in models}
+    if wrong or existing['Collections'] != COLLECTIONS:
         names = ', '.join(sorted(wrong)) or 'the collections'
         raise UserError(f'{METAFILE} is not what {Path(__file__).name} makes: {names}; run it without --check')
 

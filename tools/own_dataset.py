@@ -3,8 +3,8 @@
 
 COCO, VOC and YOLO are recognised. The config, COCO files of the training and the
 validation set, and a sheet with images and counts go to a new folder; the images stay
-where they are. What is left out of the data set or changed is counted and printed,
-and so are the two commands that follow: training and its report.
+where they are. The tool prints counts of everything that it leaves out or changes, and
+the two commands that follow: training and its report.
 """
 
 import argparse
@@ -28,16 +28,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('data', type=Path, help='folder of the data set, a JSON file of COCO or a YAML file of YOLO')
     parser.add_argument('--out', type=Path, help='folder to write (default: own_datasets/<data>_<network>)')
-    parser.add_argument('--form', choices=['coco', 'voc', 'yolo'], help='of the data, where it has several')
-    parser.add_argument('--images', type=Path, help='folder of the images, where they do not lie below DATA')
-    parser.add_argument('--classes', nargs='+', metavar='NAME', help='train on these alone, in this order')
+    parser.add_argument('--form', choices=['coco', 'voc', 'yolo'], help='format of the data, if it has several')
+    parser.add_argument('--images', type=Path, help='folder of the images, if they do not lie below DATA')
+    parser.add_argument('--classes', nargs='+', metavar='NAME', help='train on these classes alone, in this order')
     parser.add_argument(
         '--backbone', choices=['r18', 'r50', 'r101'], default='r18', help="r18 is the demo's small network (default)"
     )
     parser.add_argument('--baseline', action='store_true', help='plain convolutions in place of SCConv')
     parser.add_argument('--size', metavar='WxH', help='fit images into this size (default: chosen from the data)')
     parser.add_argument('--init', metavar='CHECKPOINT', help='start from these weights, of a detector or a classifier')
-    parser.add_argument('--seed', type=int, default=0, help='of the split, where the data has none (default: 0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the split, if the data has none (default: 0)')
     return parser.parse_args()
 
 

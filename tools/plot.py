@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Plot training curves, or the paper's Figure 4 or 6 with one's own numbers."""
+"""Plot training curves, or the paper's Figure 4 or 6 with your own numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
 
     curves = commands.add_parser('curves', help='loss and validation metric of runs, from their logs')
     curves.add_argument(
-        'runs', nargs='+', help='work dirs; a resumed run is joined, of restarted ones the newest taken'
+        'runs', nargs='+', help='work dirs; resumed runs are joined, of restarted runs the newest is drawn'
     )
     curves.add_argument('--metric', help=f'metric of validation (default: the first found of {", ".join(METRICS)})')
 
@@ -93,7 +93,7 @@ def curves(args: argparse.Namespace) -> Any:
 
 
 def figure4(args: argparse.Namespace) -> Any:
-    """Draw FLOPs and parameters against alpha, and top-1 against FLOPs where it is known."""
+    """Draw FLOPs and parameters against alpha, and top-1 against FLOPs for rows with a top-1."""
     from matplotlib import pyplot
 
     columns = {'alpha': Fraction, 'flops_G': float, 'params_M': float}
@@ -167,10 +167,10 @@ def figure6(args: argparse.Namespace) -> Any:
     for family, points in families.items():
         points.sort(key=lambda row: printed(row.flops))
         style = dict(color=OURS, lw=3, ms=8) if family == 'SCConv' else dict(color=next(colours), lw=1)
-        places = [(printed(p.flops) / 1e9, p.metrics['imagenet_top1']) for p in points]
-        axes.plot(*zip(*places, strict=True), marker='o', label=family, **style)
-        for p, place in zip(points, places, strict=True) if len(points) > 1 else []:
-            annotate(axes, p.settings, *place)
+        coordinates = [(printed(p.flops) / 1e9, p.metrics['imagenet_top1']) for p in points]
+        axes.plot(*zip(*coordinates, strict=True), marker='o', label=family, **style)
+        for p, xy in zip(points, coordinates, strict=True) if len(points) > 1 else []:
+            annotate(axes, p.settings, *xy)
     for row in own:
         axes.plot(row['flops_G'], row['top1'], color='black', marker='*', ms=15, ls='')
         annotate(axes, row['name'], row['flops_G'], row['top1'], weight='bold', ha='center', xytext=(0, 10))
@@ -190,7 +190,7 @@ def annotate(axes: Any, text: str, x: float, y: float, **style: Any) -> None:
 
 
 def method_family(method: str) -> str:
-    """Return 'SlimConv' of 'SlimConv-R50', and 'ResNet' of the baselines."""
+    """Return the method without its backbone, such as 'SlimConv' of 'SlimConv-R50'; 'ResNet' for baselines."""
     return 'ResNet' if method.startswith('ResNet') else method.split('-')[0]
 
 
@@ -215,7 +215,7 @@ def last_top1(work_dir: str) -> float:
 
 
 def read_csv(path: str, columns: dict[str, type], optional: dict[str, type] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a CSV file, its ``columns`` converted; those ``optional`` may be missing or empty (None)."""
+    """Return the rows of a CSV file, columns converted; ``optional`` ones may be missing or empty and give None."""
     optional = optional or {}
     try:
         with Path(path).open(newline='') as file:

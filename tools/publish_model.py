@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Make a checkpoint ready to hand out: weights and meta alone, and a part of its SHA-256 in the name.
+"""Make a checkpoint ready to publish: weights and meta alone, with a part of its SHA-256 in the name.
 
-The result is named as mmdet's tool of this name does it, OUT-<8 hex digits>.pth, and
-can be read with torch.load(weights_only=True). With EMA, the averaged weights are the
-ones that mmengine has put into the checkpoint's state_dict.
+The result is named OUT-<8 hex digits>.pth, as by mmdet's tool of the same name, and can
+be read with torch.load(weights_only=True). With EMA, mmengine's checkpoints hold the
+averaged weights in state_dict, and these are published.
 """
 
 import argparse
@@ -23,7 +23,7 @@ KEPT = ('meta', 'state_dict')
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', type=Path, help='checkpoint of a training')
-    parser.add_argument('out', type=Path, help='file to write; the hash is put before .pth')
+    parser.add_argument('out', type=Path, help='file to write; the hash goes before .pth')
     parser.add_argument(
         '--trusted', action='store_true', help='load a checkpoint that holds other objects than weights'
     )

@@ -5,7 +5,7 @@ The checkpoint runs once on the validation set of the config in WORK_DIR. The pa
 the result by class and size, precision-recall curves, the confusion matrix, the images
 with the most wrong boxes, the curves of the training, the share of informative
 positions of each SRU, parameters, multiply-adds, time for an image, versions and the
-config. It is one file that needs no network.
+config. The page is one file that needs no network.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     from mmscconv.engine.cli import add_config_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('work_dir', type=Path, help='folder that tools/train.py has written')
+    parser.add_argument('work_dir', type=Path, help='work dir of tools/train.py')
     parser.add_argument('--checkpoint', type=Path, help='checkpoint to judge (default: the last in WORK_DIR)')
     parser.add_argument('--out', type=Path, help='page to write (default: WORK_DIR/report.html)')
     parser.add_argument('--worst', type=int, default=12, metavar='N', help='images to draw (default: %(default)s)')

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train configs with several seeds, one run after the other, and keep a table of their results.
 
-The same command goes on where it was interrupted: finished runs are skipped,
-begun ones resumed. Each run has the folder <work-dir>/<config>/seed<n>; the
-table is <work-dir>/table.md and table.csv.
+After an interruption, repeat the same command: finished runs are skipped, unfinished
+runs resumed. Each run has the folder <work-dir>/<config>/seed<n>; the table is
+<work-dir>/table.md and table.csv.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Run:
         command += ['--data-root', settings['data_root']] if settings['data_root'] else []
         command += ['--amp'] if settings['amp'] else []
         command += ['--download'] if self.download else []
-        # Without a checkpoint, --resume would only make train.py forget the config's load_from.
+        # Without a checkpoint, --resume would make train.py ignore the config's load_from.
         return [*command, '--resume'] if (self.folder / 'last_checkpoint').is_file() else command
 
 
@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         metavar='VALUE',
         help="the paper's value for each config: a number, - for none, or TABLE/METRIC/METHOD such as "
-        '2/cifar100_top1/SCConv-R56, which is looked up in its tables',
+        "2/cifar100_top1/SCConv-R56 to look up in the paper's tables",
     )
     return parser.parse_args()
 
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def plan(args: argparse.Namespace) -> list[Run]:
-    """Return all runs, after checking that they can stand beside what is in the work dir."""
+    """Return all runs, after checking that they agree with the runs already in the work dir."""
     stems = [Path(config).stem for config in args.configs]
     for config, stem in zip(args.configs, stems, strict=True):
         if not Path(config).is_file():
@@ -132,7 +132,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
 
 
 def train(one: Run) -> str | None:
-    """Train unless it is done; return the problem in one line, or None."""
+    """Train unless the run is finished; return the problem in one line, or None."""
     if one.state().get('finished'):
         return None
     one.save(finished=False)
@@ -147,7 +147,7 @@ def train(one: Run) -> str | None:
 
 
 def unmeasured(one: Run, wanted: str | None) -> str | None:
-    """Return the problem if the run's log lacks the metric, which mmdet leaves out where nothing was detected."""
+    """Return the problem if the run's log lacks the metric, or None; mmdet omits it if nothing was detected."""
     validation = read_log(one.folder)[1]
     metric = pick_metric(validation, wanted)
     return None if any(metric in r for r in validation) else f'trained, but no {metric or "known metric"} in its log'
@@ -162,7 +162,7 @@ def paper_values(args: argparse.Namespace) -> list[float | None]:
 
 
 def paper_value(entry: str) -> float:
-    """Return a number as it is, and TABLE/METRIC/METHOD from the paper's tables."""
+    """Return the value of a number, or of TABLE/METRIC/METHOD in the paper's tables."""
     try:
         return float(entry)
     except ValueError:

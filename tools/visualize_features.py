@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Figure 5: feature maps of two models side by side, with SRU's gate and the redundancy of the channels.
 
-Writes features.png and statistics.png, and prints the numbers of the second.
+Writes features.png and statistics.png, and prints the numbers of statistics.png.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLOURS = ('tab:blue', 'tab:red')
 
 @dataclass
 class Measured:
-    """One model's features of the image."""
+    """One model's stages, redundancies and gates on the image."""
 
     title: str
     stages: dict[str, Any]
@@ -117,7 +117,7 @@ def measure(image: Any, name: str, config: str, checkpoint: str, seed: int, trus
 
 
 def build(config: str, checkpoint: str, seed: int, trusted: bool) -> Any:
-    """Build the config's model in eval mode, its backbone filled from the checkpoint."""
+    """Build the config's model in eval mode, with the checkpoint's weights in its backbone."""
     import torch
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
@@ -142,7 +142,7 @@ def build(config: str, checkpoint: str, seed: int, trusted: bool) -> Any:
 
 
 def import_scope(scope: str) -> None:
-    """Register what the scope's package has."""
+    """Register all modules of the scope's package."""
     import importlib
 
     importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
@@ -154,7 +154,7 @@ def fill(backbone: Any, state: dict[str, Any], checkpoint: str) -> None:
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     try:
         missing = backbone.load_state_dict(state, strict=False).missing_keys
-    except RuntimeError as error:  # of another shape
+    except RuntimeError as error:  # weights of another shape
         raise UserError(f'{checkpoint} does not fit the backbone: {str(error).splitlines()[1].strip()}') from error
     if missing:
         raise UserError(f'{checkpoint} does not fill the backbone: {len(missing)} keys missing, first {missing[0]}')
@@ -175,7 +175,7 @@ def draw_features(image: Any, models: list[Measured], stage: int, channels: int)
     """Draw the input, and a mosaic of the chosen stage's feature maps for each model."""
     from matplotlib import pyplot
 
-    # The mosaics are 6.5 inches wide and as high as the image asks, with room for two lines of title.
+    # The mosaics are 6.5 inches wide and have the image's aspect ratio, with room for two lines of title.
     height = 6.5 * image.shape[0] / image.shape[1] + 0.8
     figure, axes = pyplot.subplots(1, 3, figsize=(17, height), width_ratios=(0.6, 1, 1), layout='constrained')
     axes[0].imshow(image[..., ::-1])
@@ -191,7 +191,7 @@ def draw_features(image: Any, models: list[Measured], stage: int, channels: int)
 
 
 def mosaic(maps: Any) -> Any:
-    """Return (C, H, W) maps as one masked array, each scaled to [0, 1], a gap between them left out."""
+    """Return (C, H, W) maps as one masked array, each scaled to [0, 1], with masked gaps between them."""
     import numpy as np
 
     count, height, width = maps.shape
@@ -207,7 +207,7 @@ def mosaic(maps: Any) -> Any:
 
 
 def draw_statistics(models: list[Measured]) -> Any:
-    """Draw the redundancy of each stage, and the gate of each SRU where a model has some."""
+    """Draw the redundancy of each stage, and the gate of each SRU of models with SRUs."""
     from matplotlib import pyplot
 
     gated = [(model, colour) for model, colour in zip(models, COLOURS, strict=True) if model.gates]
@@ -222,8 +222,8 @@ def draw_statistics(models: list[Measured]) -> Any:
     redundancy = axes[0, 0]
     longest = max((model.redundancy for model in models), key=len)
     for i, (model, colour) in enumerate(zip(models, COLOURS, strict=True)):
-        places = [j + 0.4 * (i - 0.5) for j in range(len(model.redundancy))]
-        drawn = redundancy.bar(places, model.redundancy.values(), 0.38, color=colour, label=model.title)
+        positions = [j + 0.4 * (i - 0.5) for j in range(len(model.redundancy))]
+        drawn = redundancy.bar(positions, model.redundancy.values(), 0.38, color=colour, label=model.title)
         redundancy.bar_label(drawn, fmt='%.2f', fontsize=9)
     redundancy.set_xticks(range(len(longest)), longest)
     redundancy.set(title='redundancy of each stage', ylabel='mean |correlation| of two channels')

@@ -1,10 +1,10 @@
-"""Shared by configs of detectors: the layers of this package, and the hooks that make a training reliable."""
+"""Shared part of configs of detectors: the layers of this package, and the hooks that make a training reliable."""
 
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 custom_imports = dict(imports=['mmscconv.models'], allow_failed_imports=False)
 
-# Here and not in custom_hooks, which is a list: whoever sets it would lose these hooks.
+# Not in custom_hooks: that is a list, and a config that sets it would lose these hooks.
 default_hooks = dict(
     checkpoint=dict(type='SafeCheckpointHook'),
     exact_resume=dict(type='ExactResume'),

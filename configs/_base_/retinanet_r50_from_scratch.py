@@ -1,4 +1,4 @@
-"""Shared by the RetinaNet configs for COCO and VOC: a plain ResNet-50 trained from scratch, and the optimizer."""
+"""Shared part of the RetinaNet configs for COCO and VOC: a plain ResNet-50 from scratch, and the optimizer."""
 
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
@@ -6,8 +6,8 @@ _base_ = [
     'mmdet::retinanet/retinanet_tta.py',
 ]
 
-# From scratch, as section 3 says, hence nothing frozen and BN trained. Pretrained
-# weights: README, 'From ImageNet weights to a detector'.
+# From scratch (the paper's section 3): no stage is frozen, and BN is trained.
+# Pretrained weights: docs/tutorials/pretrain_to_detect.md.
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -15,12 +15,12 @@ from mmscconv.layers.deploy import DeployedCRU
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer in place of the convolutions.
+    """A replacement for the convolutions of a network.
 
     Args:
-        name: On the command line and in the tables.
-        description: For the report.
-        edit: Makes of each SCConv what the candidate has there; None for the
+        name: Name on the command line and in the tables.
+        description: Text for the report.
+        edit: Returns the candidate's replacement for an SCConv; None for the
             network with plain convolutions.
     """
 
@@ -34,7 +34,7 @@ def _unchanged(layer: SCConv) -> nn.Module:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Bring the layers in ``model`` to their plain form, the definition of correct, and return it."""
+    """Set the layers in ``model`` to their plain form, the definition of correct, and return ``model``."""
     for module in model.modules():
         if isinstance(module, SRU | CRU | DeployedCRU):
             module.backend = 'plain'
@@ -55,7 +55,7 @@ def _recomputing(layer: SCConv) -> nn.Module:
 
 def _nothing(layer: SCConv) -> nn.Module:
     if layer.in_channels != layer.out_channels:
-        raise ValueError(f'nothing stands for a layer that keeps its channels, not for {layer}')
+        raise ValueError(f'needs as many output channels as input channels, got {layer}')
     return AlignedAvgPool2d(*layer.window)
 
 
@@ -84,7 +84,7 @@ CANDIDATES = {
 
 
 def edit_scconvs(model: nn.Module, edit: Callable[[SCConv], nn.Module]) -> int:
-    """Put what ``edit`` makes of each SCConv inside ``model`` in its place; return how many there were."""
+    """Replace each SCConv inside ``model`` by the result of ``edit``; return the number of SCConvs."""
     places = [(m, name, c) for m in model.modules() for name, c in m.named_children() if isinstance(c, SCConv)]
     for parent, name, layer in places:
         setattr(parent, name, edit(layer))

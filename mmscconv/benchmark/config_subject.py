@@ -21,14 +21,14 @@ BOXES = 7
 
 
 class ConfigSubject(Subject):
-    """A config's model beside its twin's: tensors from images; in training the loss on synthetic ground truth.
+    """A config's model beside its twin's: output tensors; in training the loss on synthetic ground truth.
 
-    Left out is what is not the network's: reading and normalizing images, NMS.
+    The network alone is measured, without reading and normalizing images and without NMS.
 
     Args:
         config: Config file with SCConv in its model.
-        twin: The same with plain convolutions.
-        overrides: Settings for both, as ``--cfg-options`` takes them.
+        twin: The same config with plain convolutions.
+        overrides: Settings for both configs, as ``--cfg-options`` takes them.
 
     Raises:
         UserError: A config is missing or wrong, or has no model.
@@ -54,7 +54,7 @@ class ConfigSubject(Subject):
 
 
 class WholeModel(nn.Module):
-    """Gives a model of mmdet or mmpretrain the form of a network.
+    """A model of mmdet or mmpretrain as a function of one image tensor.
 
     Shape:
         (N, 3, H, W) to a nest of tensors in eval mode, to the scalar loss in training.
@@ -75,8 +75,8 @@ class WholeModel(nn.Module):
 
     @torch.compiler.disable
     def samples(self, x: Tensor) -> Sequence[Any]:
-        """Return synthetic ground truth for a batch like ``x``; the same every time."""
-        batch, _, height, width = map(int, x.shape)  # a trace has tensors there
+        """Return synthetic ground truth for a batch like ``x``; the same at every call."""
+        batch, _, height, width = map(int, x.shape)  # in a trace, sizes are tensors
         key = batch, height, width, x.device
         if key not in self._samples:
             make = classification_samples if self.classifier else detection_samples
@@ -103,7 +103,7 @@ def classification_samples(batch: int, size: Size, classes: int, device: torch.d
 
 
 def number_of_classes(model: dict[str, Any]) -> int:
-    """Return the least ``num_classes`` anywhere in a model's config; 2 where there is none."""
+    """Return the least ``num_classes`` anywhere in a model's config; 2 if none is set."""
     found: list[int] = []
 
     def look(node: Any) -> None:

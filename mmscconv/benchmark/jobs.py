@@ -17,12 +17,12 @@ MODES = ('forward', 'train')
 
 @dataclass(frozen=True)
 class Setting:
-    """The circumstances that all candidates of a table share.
+    """The conditions that all candidates of one table share.
 
     Args:
         runner: One of :data:`mmscconv.benchmark.runners.RUNNERS`.
         dtype: ``'fp32'``, or ``'bf16'`` or ``'fp16'`` by autocast.
-        memory_format: ``'nchw'``, ``'channels_last'`` or ``'best'``, each candidate's better one.
+        memory_format: ``'nchw'``, ``'channels_last'`` or ``'best'``, the faster one of each candidate.
         mode: ``'forward'`` (eval, no gradients) or ``'train'``.
         batch: N.
         size: (H, W).
@@ -49,18 +49,18 @@ class Setting:
 
 
 class Job:
-    """A model with its input, to be checked and timed.
+    """A model with its input, to be timed and checked.
 
     A training step is forward, backward under fixed random upstream gradients (for
-    a scalar loss: 1) and an update by SGD with momentum. Its learning rate is 0,
-    which costs the same, and keeps the weights through all rounds.
+    a scalar loss: 1) and an update by SGD with momentum. Its learning rate is 0:
+    the update costs the same, and the weights stay the same in all rounds.
 
     Args:
-        model: Its weights are trained; set to train or eval mode here.
-        x: (N, C, H, W), in its memory format.
-        dtype: Of autocast; fp32 for none.
-        training: Whether to record gradients.
-        network: What computes ``model``, such as its compiled form; None for itself.
+        model: Owner of the weights; set to train or eval mode here.
+        x: (N, C, H, W), in the memory format to measure.
+        dtype: Autocast's dtype; fp32 for no autocast.
+        training: Measure training steps instead of forward passes.
+        network: Callable that computes ``model``, such as its compiled form; None for ``model``.
     """
 
     def __init__(
@@ -87,21 +87,21 @@ class Job:
             return tuple(tree_leaves(self.network(self.x)))
 
     def run(self) -> None:
-        """Do the timed work: a forward pass, or a whole training step."""
+        """Run once what is timed: a forward pass, or a whole training step."""
         if self.optimizer is None:
             self.forward()
             return
         self._backward()
         self.optimizer.step()
-        self._forget()
+        self._clear_gradients()
 
     def gradients(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """Return the outputs and the gradient of each parameter, and of the input where it is asked for."""
+        """Return the outputs and the gradient of each parameter, and of the input if it requires one."""
         outputs = self._backward()
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         if self.x.grad is not None:
             gradients['input'] = self.x.grad
-        self._forget()
+        self._clear_gradients()
         return tuple(y.detach() for y in outputs), gradients
 
     def _backward(self) -> tuple[Tensor, ...]:
@@ -111,14 +111,14 @@ class Job:
         torch.autograd.backward(outputs, self._upstream)
         return outputs
 
-    def _forget(self) -> None:
+    def _clear_gradients(self) -> None:
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
         self.x.grad = None
 
 
 def random_upstream(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return a gradient for each output, the same at every call, in its dtype and layout; 1 for a scalar."""
+    """Return a gradient for each output, in its dtype and layout, the same at every call; 1 for a scalar."""
     generator = torch.Generator().manual_seed(1)
     return [
         torch.ones_like(y) if y.dim() == 0 else torch.empty_like(y).copy_(torch.randn(y.shape, generator=generator))

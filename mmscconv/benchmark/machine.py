@@ -1,4 +1,4 @@
-"""The machine, software and command of a measurement."""
+"""Hardware and software of a measurement."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VARIABLES = (
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Return label -> text for the head of a report."""
+    """Return labels and texts for the head of a report."""
     facts = {
         'command': shlex.join(['python', *_without_folder(sys.argv)]),
         'date': datetime.datetime.now().astimezone().isoformat(timespec='minutes'),
@@ -43,12 +43,12 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def _without_folder(argv: list[str]) -> list[str]:
-    """Return the command line with the tool's path as it is in the repository."""
+    """Return the command line with the tool's path relative to the repository."""
     return [str(Path('tools') / Path(argv[0]).name), *argv[1:]]
 
 
 def _cpu_model() -> str:
-    """Return the processor's name, on x86 with its family and model: a virtual machine may hide the rest."""
+    """Return the processor's name, on x86 with family and model, as a virtual machine may hide the full name."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Memory that a training step keeps for backward, and its peak on a device."""
+"""Memory of a training step: activations saved for backward, and the device's peak."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ def saved_activations(forward: Callable[[], object], given: Iterable[Tensor], ke
 
     Args:
         forward: Computes with gradients; its result is held until all is counted.
-        given: Parameters and buffers, which are there anyway and do not count, nor do
-            autocast's copies of them.
-        kept: Inputs, which count in any case: the one in front of a layer that
-            recomputes is kept by the layer and not by autograd.
+        given: Parameters and buffers; they do not count, nor do autocast's copies of them.
+        kept: Inputs, which always count: a layer that recomputes keeps its input
+            itself, where autograd's hooks do not see it.
     """
     excluded = {t.untyped_storage().data_ptr() for t in given}
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
@@ -35,19 +34,20 @@ def saved_activations(forward: Callable[[], object], given: Iterable[Tensor], ke
 
 
 def _is_cast_parameter(tensor: Tensor) -> bool:
-    """Whether a tensor is a copy of a parameter in another dtype."""
-    made_by = tensor.grad_fn
-    if made_by is None or made_by.name() != 'ToCopyBackward0':
+    """Return whether a tensor is a parameter's copy in another dtype."""
+    function = tensor.grad_fn
+    if function is None or function.name() != 'ToCopyBackward0':
         return False
-    source = getattr(made_by.next_functions[0][0], 'variable', None)
+    source = getattr(function.next_functions[0][0], 'variable', None)
     return isinstance(source, nn.Parameter)
 
 
 class DevicePeak:
-    """The most device memory in use, above what was in use when this was made; None off CUDA.
+    """Peak of device memory above the amount in use when the object was created; None off CUDA.
 
-    Make it before a candidate's model and ask :meth:`during` once the optimizer has
-    its state: then weights, gradients and state are in, and other candidates out.
+    Create the object before a candidate's model and call :meth:`during` after the first
+    optimizer step: the peak then includes weights, gradients and optimizer state, and
+    excludes other candidates.
     """
 
     def __init__(self, device: torch.device) -> None:

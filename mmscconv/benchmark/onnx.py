@@ -1,4 +1,4 @@
-"""ONNX Runtime: export and session."""
+"""Export of a model to ONNX Runtime, and its session."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def session_of(model: nn.Module, x: Tensor, custom_op: bool = False) -> Callable
     Args:
         model: In its deploy form with ``custom_op``.
         x: (N, C, H, W).
-        custom_op: Whether SCConvs are one op each, where the op can compute them.
+        custom_op: Run each SCConv as one op, if the op can compute it.
 
     Raises:
-        UserError: A model that cannot be exported, a GPU without a CUDA provider, or one with ``custom_op``.
+        UserError: The model cannot be exported; on a GPU, no CUDA provider or ``custom_op``.
     """
     import onnxruntime
 
@@ -47,7 +47,7 @@ def session_of(model: nn.Module, x: Tensor, custom_op: bool = False) -> Callable
 
 
 class _Bound:
-    """A session that reads and writes tensors where they lie: no run copies anything to or from the device."""
+    """A session that reads and writes tensors in place: no run copies anything to or from the device."""
 
     def __init__(self, session: Any, x: Tensor, outputs: list[Tensor]) -> None:
         self.session, self.outputs = session, outputs

@@ -12,20 +12,20 @@ from mmscconv.benchmark.session import Competitor, Plan
 from mmscconv.benchmark.timing import seconds
 from mmscconv.table import Table
 
-# Operators with a smaller share are one line.
+# Operators with a smaller share of the time are summed in one line.
 LEAST_SHARE = 0.01
 
 
 def profile_table(competitor: Competitor, runs: int, plan: Plan) -> Table:
     """Return a line per operator: calls and milliseconds per run, and the share of the sum of all.
 
-    The time of an operator is its own, without that of the operators it calls, on the
-    GPU where there is one. Convolutions are told apart by kernel and groups.
+    The time of an operator excludes the operators that it calls; on a GPU it is the GPU's
+    time. Convolutions with different kernels or groups have separate lines.
 
     Args:
-        competitor: Of PyTorch; ONNX Runtime's operators are not seen.
-        runs: That are averaged.
-        plan: Its device.
+        competitor: One that runs in PyTorch; ONNX Runtime's operators are not recorded.
+        runs: Number of runs to average.
+        plan: Gives the device.
     """
     on_gpu = plan.device.type == 'cuda'
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]

@@ -1,4 +1,4 @@
-"""CSV, Markdown and plot of a benchmark, written while it runs."""
+"""CSV, Markdown and plot of a benchmark, written while the benchmark runs."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """A competitor in one setting.
+    """A competitor's results in one setting.
 
     Args:
-        name, layout: Its own.
+        name, layout: Name and memory format of the competitor.
         time: Seconds.
-        faster: Than the first of the setting, the baseline; round by round.
-        faster_than_folded: Than the baseline in deploy form, where there is one.
-        saved, peak: Bytes.
-        saved_share: Of the baseline's.
+        faster: Times faster than the baseline, the setting's first competitor; round by round.
+        faster_than_folded: Times faster than the baseline in deploy form; None if that was not measured.
+        saved, peak: Activation memory and peak device memory in bytes; None if not measured.
+        saved_share: ``saved`` as a fraction of the baseline's.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Summary:
 
 
 def summarize(competitors: Sequence[Competitor]) -> list[Summary]:
-    """Return medians, quartiles and ratios over the rounds; the first competitor is the baseline."""
+    """Return each competitor's summary over all rounds; the first competitor is the baseline."""
     baseline = competitors[0]
     folded = next((c for c in competitors if c.name == baseline.name + DEPLOY), None)
     return [
@@ -66,17 +66,17 @@ def summarize(competitors: Sequence[Competitor]) -> list[Summary]:
 
 
 class Report:
-    """The three files of a run, ``<folder>/<name>.csv``, ``.md`` and ``.png``; those of an earlier run are replaced.
+    """The three files of a run, ``<folder>/<name>.csv``, ``.md`` and ``.png``; an earlier run's files are replaced.
 
     Args:
-        folder: Made where it is missing.
-        name: Of the subject.
-        title: Of the report.
-        facts: Label -> text, the environment.
-        notes: Lines behind it.
+        folder: Folder of the files, created if missing.
+        name: Name of the subject.
+        title: Heading of the report.
+        facts: Labels and texts of the environment.
+        notes: Paragraphs below ``facts``.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written to.
     """
 
     def __init__(self, folder: Path, name: str, title: str, facts: Mapping[str, str], notes: Sequence[str]) -> None:
@@ -111,13 +111,13 @@ class Report:
         heading: str | None = None,
         make_table: Callable[[Sequence[Summary]], Table] | None = None,
     ) -> str:
-        """Rewrite Markdown and plot with a finished setting; return its section.
+        """Add a finished setting to Markdown and plot; return its section.
 
         Args:
-            setting: That was measured.
-            competitors: With their times.
-            heading: None for the setting in words.
-            make_table: None for :func:`setting_table`.
+            setting: The setting that was measured.
+            competitors: All competitors, with their times.
+            heading: Heading of the section; None for the setting in words.
+            make_table: Function that makes the table; None for :func:`setting_table`.
         """
         summaries = summarize(competitors)
         text = f'## {heading or setting}\n\n{(make_table or setting_table)(summaries).markdown()}'
@@ -129,7 +129,7 @@ class Report:
         return text
 
     def add_profile(self, setting: Setting, competitors: Sequence[Competitor], runs: int, plan: Plan) -> str:
-        """Rewrite Markdown with each competitor's operators, measured here over ``runs`` runs; return the sections."""
+        """Profile each competitor over ``runs`` runs, add the operators to Markdown and return the new sections."""
         sections = [
             f'### {c.name}, {c.layout}: operators in {setting}\n\n{profile_table(c, runs, plan).markdown()}'
             for c in competitors
@@ -147,7 +147,7 @@ class Report:
 
 
 def setting_table(summaries: Sequence[Summary]) -> Table:
-    """Return one line per competitor; columns that nobody fills are left out."""
+    """Return one line per competitor, without columns that are empty for all."""
     baseline = summaries[0].name
     columns = {
         'candidate': [s.name for s in summaries],
@@ -174,11 +174,11 @@ def plot(results: Sequence[tuple[Setting, Sequence[Summary]]]) -> Any:
     figure = Figure(figsize=(max(5, 4.5 * len(panels)), 4.5), layout='constrained')
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for panel, (title, content) in zip(axes, panels.items(), strict=True):
-        places = [setting.shape for setting, _ in content]
+        shapes = [setting.shape for setting, _ in content]
         for number, summary in enumerate(content[0][1]):
             curve = [summaries[number].faster for _, summaries in content]
             errors = [[q.median - q.first for q in curve], [q.third - q.median for q in curve]]
-            panel.errorbar(places, [q.median for q in curve], errors, label=summary.name, marker='o', capsize=3)
+            panel.errorbar(shapes, [q.median for q in curve], errors, label=summary.name, marker='o', capsize=3)
         panel.set(title=title, xlabel='batch x height x width', ylabel=f'times faster than {content[0][1][0].name}')
         panel.tick_params(axis='x', rotation=30)
         panel.grid(alpha=0.3)

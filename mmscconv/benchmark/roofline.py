@@ -24,23 +24,23 @@ Bytes are counted in two ways. At least: each tensor once, X and X^w forward, an
 gradient backward. Two passes: with the inputs read twice, for the statistics of a group are needed before its first
 output. Where a group stays in a cache between the passes, the truth lies between the two.
 """
-# Tensors of X's size that are moved: at least, and by two passes.
+# Number of tensors of X's size that are read or written: at least, and by two passes.
 MOVED = {COPY: (2, 2), 'forward': (2, 3), 'backward': (3, 5)}
 
 
 def measure(
     channels: int, setting: Setting, plan: Plan, on_round: Callable[[Sequence[Competitor], int], None]
 ) -> list[Competitor]:
-    """Return a copy's times and those of the plain and of the fastest SRU, forward and backward.
+    """Return the times of a copy, the plain SRU and the fastest SRU, forward and backward.
 
     Args:
         channels: C.
-        setting: Its dtype is that of X itself; mode and runner mean nothing.
-        plan: How to measure; its candidates mean nothing.
-        on_round: As :func:`mmscconv.benchmark.session.measure` has it.
+        setting: Batch, size, memory format, and dtype of X itself; mode and runner are ignored.
+        plan: Rounds and device; its candidates are ignored.
+        on_round: Called after each round, as in :func:`mmscconv.benchmark.session.measure`.
 
     Raises:
-        UserError: The fast form's results are not the plain one's.
+        UserError: The fastest SRU's results differ from the plain SRU's.
     """
     layout = LAYOUTS[setting.memory_format]
     x = torch.randn(setting.batch, channels, *setting.size, generator=torch.Generator().manual_seed(SEED))
@@ -65,7 +65,7 @@ def measure(
 
 
 def _passes(sru: SRU, x: Tensor, backend: str) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return SRU's forward and its backward alone."""
+    """Return SRU's forward pass and its backward pass as separate functions."""
     x = x.detach().requires_grad_()
 
     def forward() -> Tensor:
@@ -77,7 +77,7 @@ def _passes(sru: SRU, x: Tensor, backend: str) -> tuple[Callable[[], object], Ca
 
 
 def table_of(setting: Setting, channels: int) -> Callable[[Sequence[Summary]], Table]:
-    """Return the function that makes the table of a setting."""
+    """Return the function that makes a setting's table from its summaries."""
     size = setting.batch * channels * setting.size[0] * setting.size[1] * DTYPES[setting.dtype].itemsize
 
     def table(summaries: Sequence[Summary]) -> Table:
@@ -90,7 +90,7 @@ def table_of(setting: Setting, channels: int) -> Callable[[Sequence[Summary]], T
                 cells += [f'{tensors * size / 1e6:.1f}', f'{speed:.1f}', spread(share)]
             rows.append(cells)
         counted = [
-            f'{what}: {rule}' for rule in ('at least', 'two passes') for what in ('MB', 'GB/s', "share of copy's")
+            f'{unit}: {rule}' for rule in ('at least', 'two passes') for unit in ('MB', 'GB/s', "share of copy's")
         ]
         return Table(('SRU', 'median, ms', *counted), rows)
 

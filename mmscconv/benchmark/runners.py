@@ -1,6 +1,6 @@
-"""The ways to run a candidate: eager PyTorch, torch.compile or ONNX Runtime, each also in the deploy form.
+"""Runners of a candidate: eager PyTorch, torch.compile or ONNX Runtime, each also with the deploy form.
 
-``onnxruntime-op`` is ONNX Runtime with SCConvs as one op each, which they are in the deploy form alone.
+``onnxruntime-op`` is ONNX Runtime with each SCConv as one op, which needs the deploy form.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ def layouts(setting: Setting) -> tuple[str, ...]:
 
 
 def prepare(model: nn.Module, x: Tensor, setting: Setting, layout: str, *, deployed: bool, graph_is_whole: bool) -> Job:
-    """Return a job on a copy of ``model``; compiled or exported here, not in the first timed call.
+    """Return a job on a copy of ``model``, compiled or exported before the first timed call.
 
     Args:
         model: In training form.
         x: (N, C, H, W).
-        setting: Names engine, dtype and mode.
+        setting: Runner, dtype and mode.
         layout: ``'nchw'`` or ``'channels_last'``.
-        deployed: Whether to bring the copy to its deploy form.
-        graph_is_whole: Whether a graph break of torch.compile is an error.
+        deployed: Switch the copy to its deploy form.
+        graph_is_whole: Treat a graph break of torch.compile as an error.
     """
     engine = setting.runner.removesuffix(DEPLOY)
     model = copy.deepcopy(model)
@@ -65,7 +65,7 @@ def prepare(model: nn.Module, x: Tensor, setting: Setting, layout: str, *, deplo
         switch_to_deploy(model)
     needs_grad = x.requires_grad and setting.training
     x = x.detach().clone(memory_format=LAYOUTS[layout]).requires_grad_(needs_grad)
-    model.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]  # torch declares it beside a tensor only
+    model.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]  # torch's stub declares memory_format beside a tensor only
     if engine.startswith('onnxruntime'):
         return Job(model, x, DTYPES[setting.dtype], False, onnx.session_of(model, x, engine == CUSTOM_OP))
     if engine == 'eager':
@@ -74,7 +74,7 @@ def prepare(model: nn.Module, x: Tensor, setting: Setting, layout: str, *, deplo
 
 
 def _compiled(model: nn.Module, x: Tensor, setting: Setting, graph_is_whole: bool) -> Job:
-    # Every candidate and layout compiles the same code: beyond the limit dynamo would silently run it eagerly.
+    # Every candidate and layout compiles the same code: beyond the limit, dynamo would silently run that code eagerly.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
     network: Callable[[Tensor], object] = torch.compile(model, fullgraph=graph_is_whole, dynamic=False)
     job = Job(model, x, DTYPES[setting.dtype], setting.training, network)

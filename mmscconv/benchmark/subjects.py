@@ -1,4 +1,4 @@
-"""Networks to measure: one layer, a backbone, or the model of a config; with random weights on random input."""
+"""Subjects of measurement: one layer, a backbone, or a config's model; with random weights and input."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mmscconv.foreign_errors import explained
 from mmscconv.layers import SCConv
 
 Size = tuple[int, int]
-# The share of a block in its residual sum. A random network with shares of 1 amplifies the last bit of a gate's
-# logit to a tenth of the output, and no comparison would mean anything; trained ones start at 0 for that reason.
+# Factor on the last norm's scale of each residual block. With factors of 1 a random network amplifies the last bit
+# of a gate's logit to a tenth of the output, and comparisons are meaningless; training starts at 0 for that reason.
 RESIDUAL_SHARE = 0.05
 SEED = 0
 
@@ -25,11 +25,11 @@ class Subject(ABC):
     """Builds the network with plain convolutions or with SCConv, and its input.
 
     Attributes:
-        name: On the command line, and the stem of the files that are written.
-        title: For the report.
-        input_requires_grad: Whether a training step computes the input's gradient too.
-        graph_is_whole: Whether torch.compile must get it into one graph.
-        settling_size: Of the input from which BN's statistics are taken.
+        name: Name on the command line, and stem of the written files.
+        title: Heading of the report.
+        input_requires_grad: True if a training step also computes the input's gradient.
+        graph_is_whole: True if torch.compile must capture the network in one graph.
+        settling_size: (H, W) of the input from which BN's statistics are taken.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Subject(ABC):
         return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(SEED)).to(device)
 
     def build(self, candidate: Candidate, device: torch.device) -> nn.Module:
-        """Return the candidate's network with the weights of the one seed."""
+        """Return the candidate's network; weights come from the same seed for all candidates."""
         torch.manual_seed(SEED)
         model = self.network(scconv=candidate.edit is not None).to(device)
         if candidate.edit is not None:
@@ -61,7 +61,7 @@ class Subject(ABC):
 
     @torch.no_grad()
     def settle(self, model: nn.Module, device: torch.device) -> None:
-        """Take BN's running statistics from one batch: with those of a new BN, activations grow beyond fp16."""
+        """Take BN's running statistics from one batch: with a new BN's statistics, activations exceed fp16's range."""
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
         if not norms:
             return
@@ -80,8 +80,8 @@ class LayerSubject(Subject):
     Args:
         channels: C.
         stride: 1 or 2.
-        norm: Whether a BN follows, as it does in networks, which the deploy form folds.
-        settings: For SCConv.
+        norm: Append a BN, as networks do; the deploy form folds it.
+        settings: Arguments of SCConv.
     """
 
     name = 'layer'
@@ -110,12 +110,12 @@ class LayerSubject(Subject):
 
 
 class BackboneSubject(Subject):
-    """mmdet's ResNet beside SCConvResNet; its four feature maps.
+    """mmdet's ResNet beside SCConvResNet; both return four feature maps.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        settings: For SCConv.
-        options: For both backbones, such as ``base_channels``.
+        settings: Arguments of SCConv.
+        options: Arguments of both backbones, such as ``base_channels``.
     """
 
     name = 'backbone'
@@ -136,7 +136,7 @@ class BackboneSubject(Subject):
 
 @torch.no_grad()
 def randomize_norms(model: nn.Module) -> None:
-    """Give the norms scales and shifts other than 1 and 0, so that one that is forgotten shows in the results."""
+    """Give the norms scales and shifts other than 1 and 0, so that a forgotten norm changes the results."""
     generator = torch.Generator().manual_seed(SEED)
 
     def fill(parameter: Tensor | None, low: float, high: float) -> None:

@@ -1,4 +1,4 @@
-"""Times of competitors that take turns, and the ratios between them."""
+"""Times of competitors that run in turns, and the ratios of these times."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Quartiles:
 
 
 def ratios(baseline: Sequence[float], times: Sequence[float]) -> list[float]:
-    """Return how many times faster than the baseline each round was: its time over that of the same round."""
+    """Return per round how many times faster than the baseline it was: the baseline's time over the round's own."""
     return [b / t for b, t in zip(baseline, times, strict=True)]
 
 
 def seconds(run: Run, device: torch.device, repeats: int = 1) -> float:
-    """Return the time of one of ``repeats`` calls in a row, on the device's own clock where it is a GPU."""
+    """Return the mean seconds of ``repeats`` calls in a row; a GPU is timed by its own events."""
     if device.type == 'cuda':
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -57,13 +57,13 @@ def alternate(
 ) -> Iterator[dict[str, float]]:
     """Yield the seconds of each competitor, round by round.
 
-    Each round starts with another one, so that none always follows the same.
+    Each round starts with the next competitor, so that order effects are spread evenly.
     """
     names = list(runs)
     for number in range(rounds):
-        first = number % len(names)
+        start = number % len(names)
         with _without_collector():
-            times = {name: seconds(runs[name], device, repeats) for name in names[first:] + names[:first]}
+            times = {name: seconds(runs[name], device, repeats) for name in names[start:] + names[:start]}
         yield {name: times[name] for name in names}
 
 

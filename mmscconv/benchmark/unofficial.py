@@ -1,9 +1,9 @@
-"""A re-composition of the popular unofficial ScConv module, as a competitor.
+"""A re-composition of the popular unofficial ScConv module, as a rival in benchmarks.
 
-Written for this benchmark from a description of that module; nothing of it is
-copied. It differs from :class:`mmscconv.SCConv`: GN is composed of PyTorch
-operations, the GWC is biased, and a softmax over both branches together, 2C
-channels, weighs their sum. The module has no stride.
+Written for this benchmark from a description of that module; no code is copied.
+Differences from :class:`mmscconv.SCConv`: GN is composed of PyTorch operations,
+the GWC is biased, one softmax over the 2C channels of both branches weighs their
+sum, and the module has no stride.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmscconv.layers import SCConv
 
 
-# Not made of LegacySCConv: that gives the same numbers by other operations, and what people run is to be timed.
+# LegacySCConv is not used: it gives the same numbers by other operations than the module that people run.
 class UnofficialSRU(nn.Module):
     """SRU over a GN that is composed of mean, std and element-wise operations.
 
@@ -69,18 +69,17 @@ class UnofficialCRU(nn.Module):
 
 
 def unofficial_like(layer: SCConv) -> nn.Module:
-    """Return the unofficial module for the place of ``layer``.
+    """Return the unofficial module as a replacement of ``layer``.
 
-    Where that is strided, average pooling goes in front: of the ways to give the
-    module a stride the one with the least work, so the choice most favourable to it.
+    For stride 2, average pooling goes in front: the way with the least work, and so
+    the most favourable one to the module.
 
     Raises:
-        ValueError: A place that it cannot take: other output than input channels, or
-            a stride other than 1 and 2.
+        ValueError: Input and output channels differ, or the stride is neither 1 nor 2.
     """
     channels, stride = layer.in_channels, layer.stride
     if layer.out_channels != channels or stride not in ((1, 1), (2, 2)):
-        raise ValueError(f'the unofficial module cannot take the place of SCConv({layer.extra_repr()})')
+        raise ValueError(f'the unofficial module cannot replace SCConv({layer.extra_repr()})')
     parts = [UnofficialSRU(channels), UnofficialCRU(channels, layer.kernel_size[0])]
     # ceil_mode gives the size that the strided convolution gives.
     return nn.Sequential(*([nn.AvgPool2d(2, ceil_mode=True)] if stride == (2, 2) else []), *parts)

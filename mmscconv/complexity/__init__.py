@@ -1,6 +1,6 @@
 """Parameters and operations of models.
 
-Needs the OpenMMLab side for reading configs; counting alone needs torch.
+Reading configs needs OpenMMLab; counting alone needs torch.
 """
 
 from mmscconv.complexity.config_table import config_table

@@ -1,16 +1,16 @@
 """Parameters and operations of a module, by two rules, from one forward pass.
 
-``macs``: multiply-adds of convolutions and linear layers; one multiply-add is one.
+``macs``: multiply-adds of convolutions and linear layers; a multiply-add counts as one.
 
-``paper_ops``: what the paper's FLOPs columns count, as inferred from its rows that
-come out to the last digit. On top of ``macs``: 1 per output of a biased
+``paper_ops``: the paper's FLOPs columns, by rules inferred from rows that this count
+reproduces to the last digit. On top of ``macs``: 1 per output of a biased
 convolution and of average pooling, 2 per element of BN, and 1 per input and
 output of global average pooling. GN, activations, max-pooling and element-wise
-arithmetic cost nothing, and GN's parameters are not counted either.
+arithmetic count 0, and so do GN's parameters.
 
-The counter is torch's, with formulas for what the paper counts besides. Large
-images run as fake tensors, which have a shape and no data: a detector's costs
-seconds, where counters that trace, such as fvcore's, have to compute the network.
+The counter is torch's, with formulas for the paper's additions. Large images run as
+fake tensors, which have a shape and no data: counting a detector takes seconds, while
+counters that trace, such as fvcore's, compute the network.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from mmscconv import ops
 
 aten = torch.ops.aten
-# Up to this size, computing takes less time than fake tensors' overhead for each operation.
+# Pixels up to which computing is faster than the overhead of fake tensors.
 LARGEST_COMPUTED = 224 * 224
 # torch counts a multiply-add as two.
 FLOPS_PER_OPERATION = 2
@@ -38,7 +38,7 @@ FLOPS_PER_OPERATION = 2
 
 @dataclass(frozen=True)
 class Complexity:
-    """Counts for one image; ``stages`` holds those of the parts, by name."""
+    """Counts for one image; ``stages`` holds the counts of the parts, by name."""
 
     params: int
     group_norm_params: int
@@ -48,12 +48,12 @@ class Complexity:
 
     @property
     def paper_params(self) -> int:
-        """Parameters as the paper counts them: without GN's."""
+        """Parameters by the paper's rule, without GN's."""
         return self.params - self.group_norm_params
 
 
 def count(model: nn.Module, shape: tuple[int, int]) -> Complexity:
-    """Count ``model`` in eval mode on one RGB image of ``shape`` (H, W); ``model`` itself is left as it is."""
+    """Count ``model`` in eval mode on one RGB image of ``shape`` (H, W); ``model`` itself is unchanged."""
     model = copy.deepcopy(model)
     model.eval()
     macs, paper = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=PAPER_FORMULAS)
@@ -81,7 +81,7 @@ def count(model: nn.Module, shape: tuple[int, int]) -> Complexity:
 
 
 def stage_modules(model: nn.Module, prefix: str = '') -> Iterable[tuple[str, nn.Module]]:
-    """Yield the parts of a network: its children, with those of ``backbone`` and of lists in place of these."""
+    """Yield a network's children by name; ``backbone`` and module lists yield their own children instead."""
     for name, child in model.named_children():
         if name == 'backbone' or isinstance(child, nn.ModuleList):
             yield from stage_modules(child, f'{prefix}{name}.')
@@ -98,7 +98,7 @@ def _convolution(
 
 
 def _formula(operations: Callable[[torch.Size, torch.Size], int]) -> Callable[..., int]:
-    """Make torch's kind of formula of one that maps the first input's and output's shape to operations."""
+    """Return a formula for torch's counter from a function of the first input's and the first output's shape."""
 
     def flops(x: torch.Size, *args: Any, out_shape: Any, **kwargs: Any) -> int:
         # An operation with several outputs has a tuple of their shapes.
@@ -110,7 +110,7 @@ def _formula(operations: Callable[[torch.Size, torch.Size], int]) -> Callable[..
 
 _batch_norm = _formula(lambda x, out: 2 * prod(out))
 _pool = _formula(lambda x, out: prod(out))
-# The means of GN's groups, 5-D, are no pooling; GN costs nothing in the paper's way of counting.
+# 5-D means are GN's group statistics, not pooling; GN counts 0 by the paper's rule.
 _global_pool = _formula(lambda x, out: prod(x) + prod(out) if len(x) == 4 else 0)
 
 PAPER_FORMULAS: dict[Any, Callable[..., int]] = {

@@ -1,1 +1,1 @@
-"""The tools' common parts: command line, order of checks, runner, logs and sweep tables."""
+"""The tools' common parts: command line, the way of a config through a run, runner, logs and their summaries."""

@@ -8,7 +8,7 @@ from mmengine.config import Config, DictAction
 
 from mmscconv.configuration import move_data_root, read_config
 
-# move_data_root: the path that version 0.1's quickstart named.
+# Version 0.1's quickstart imports move_data_root from here.
 __all__ = ['add_common_arguments', 'add_config_arguments', 'config_of', 'move_data_root']
 
 
@@ -30,8 +30,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='settings to override, nested ones as a.b.c=value, lists as key="[a,b]" without white space',
     )
-    parser.add_argument('--data-root', help="folder of the data, in place of the config's data_root wherever it stands")
-    parser.add_argument('--download', action='store_true', help='let a data set that can (CIFAR) fetch what is missing')
+    parser.add_argument('--data-root', help="folder of the data, replaces the config's data_root everywhere")
+    parser.add_argument('--download', action='store_true', help='download missing files of CIFAR data sets')
     parser.add_argument(
         '--trusted',
         action='store_true',

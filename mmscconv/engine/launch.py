@@ -1,11 +1,11 @@
-"""The way of a config through training and testing: which check runs when, before anything long starts.
+"""The way of a config through training and testing; all checks run before anything long starts.
 
-1. The config is read, and changed by the command line.
-2. Checkpoints are from now on loaded without running code.
-3. The input is checked: keys, files, annotations, classes (:mod:`mmscconv.checks.inputs`).
-4. The checkpoint to resume from, or to test, is looked for.
-5. The runner is built, with the hooks that compare checkpoint and model.
-6. The run starts; errors of the libraries that are the user's to mend become one line.
+1. Read the config and apply the command line's changes.
+2. From now on, load checkpoints without running code.
+3. Check the input: keys, files, annotations, classes (:mod:`mmscconv.checks.inputs`).
+4. Find the checkpoint to resume from, or to test.
+5. Build the runner, with the hooks that compare checkpoint and model.
+6. Start the run; library errors that the user can mend become one line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-import mmscconv.models  # noqa: F401, a config may set custom_imports for itself and leave these layers out
+import mmscconv.models  # noqa: F401, a config that sets custom_imports anew may omit these layers
 from mmscconv.checks.files import check_checkpoints
 from mmscconv.checks.inputs import check_inputs
 from mmscconv.datasets.reading import annotations_checked
@@ -40,10 +40,10 @@ from mmscconv.storage.disk import full_disk_named, replacing
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train as ``tools/train.py``'s arguments say.
+    """Train with the arguments of ``tools/train.py``.
 
     Raises:
-        UserError: A flag, file or setting that is the user's to mend.
+        UserError: A flag, file or setting is wrong; the message says how to mend it.
     """
     cfg = _load(args)
     if args.amp:
@@ -61,10 +61,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 def test(args: argparse.Namespace) -> None:
-    """Evaluate a checkpoint as ``tools/test.py``'s arguments say.
+    """Evaluate a checkpoint with the arguments of ``tools/test.py``.
 
     Raises:
-        UserError: A flag, file or setting that is the user's to mend.
+        UserError: A flag, file or setting is wrong; the message says how to mend it.
     """
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out writes a pickle file, its name must end with .pkl or .pickle: {args.out}')
@@ -86,13 +86,16 @@ def test(args: argparse.Namespace) -> None:
 
 
 def checked_runner(cfg: Config, stages: Sequence[str], trusted: bool, resume: str | None = None) -> Runner:
-    """Check what ``cfg`` names, then build its runner.
+    """Check the files and settings of ``cfg``, then build its runner.
 
     Args:
-        cfg: With ``launcher`` and ``work_dir``.
-        stages: ``'train'``, ``'val'``, ``'test'``: those whose data are read.
-        trusted: Whether checkpoints may hold other objects than weights.
+        cfg: Config with ``launcher`` and ``work_dir``.
+        stages: Those of ``'train'``, ``'val'``, ``'test'`` whose data are read.
+        trusted: Allow checkpoints that hold other objects than weights.
         resume: A checkpoint, ``'auto'`` for the newest good one in the work dir, None to start anew.
+
+    Raises:
+        UserError: A file or setting is wrong.
     """
     load_safely(trusted)
     check_inputs(cfg, stages)
@@ -106,9 +109,9 @@ def checked_runner(cfg: Config, stages: Sequence[str], trusted: bool, resume: st
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the config's runner; ours, :class:`CheckedRunner`, if the config names none."""
+    """Build the config's runner; :class:`CheckedRunner` if the config names none."""
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        # mmengine's own start and wrapping ask for a CUDA device.
+        # mmengine's own initialization and model wrapper need a CUDA device.
         torch.distributed.init_process_group('gloo')
         cfg.setdefault('model_wrapper_cfg', {'type': 'MMDistributedDataParallel', 'device_ids': None})
     with explained('cannot build what the config asks for'):
@@ -117,10 +120,10 @@ def build_runner(cfg: Config) -> Runner:
 
 @contextmanager
 def run_errors_named() -> Iterator[None]:
-    """Check annotation files as they are read; show the libraries' errors that are the user's to mend as one line.
+    """Check annotation files as they are read; turn library errors that the user can mend into one line.
 
     Raises:
-        UserError: A broken annotation file, data set, fetched checkpoint or setting.
+        UserError: A broken annotation file, data set, downloaded checkpoint or setting.
     """
     try:
         with annotations_checked():
@@ -135,7 +138,7 @@ def run_errors_named() -> Iterator[None]:
 
 
 def _load(args: argparse.Namespace) -> Config:
-    """Read the config and apply the common flags; the work dir is made."""
+    """Read the config, apply the common flags and create the work dir."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = config_of(args)
     cfg.launcher = args.launcher

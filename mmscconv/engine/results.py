@@ -1,4 +1,4 @@
-"""Reads the logs of runs."""
+"""Reading of the logs that runs leave in their work dirs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ Record = dict[str, Any]
 
 
 def read_log(work_dir: str | Path) -> tuple[list[Record], list[Record]]:
-    """Return the training and the validation records of a work dir's run, resumed ones joined.
+    """Return the training and the validation records of a work dir, its resumed runs joined.
 
-    A later log takes the place of an earlier one's records from its own first
-    iteration on: all of them after a new start, none of them after a clean resume.
-    A resumed run may begin with a validation that it makes up for, or repeats.
+    A later log replaces the earlier logs' records from its own first iteration on: all
+    records after a new start, none after a clean resume. A resumed run may begin with a
+    validation that the earlier run missed, or already did.
+
+    Raises:
+        UserError: There is no log, or a line is not JSON.
     """
     logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not logs:
@@ -37,9 +40,9 @@ def read_log(work_dir: str | Path) -> tuple[list[Record], list[Record]]:
 
 
 def _with_iteration(log: Path) -> list[tuple[float, Record]]:
-    """Pair each record with its iteration; validation's is that of the training before it, or else after it.
+    """Pair each record with its iteration; a validation has that of the training record before it, or else after it.
 
-    A last line that a kill or a full disk has cut short is left out.
+    A last line that was cut short by a kill or a full disk is left out.
     """
     entries: list[tuple[int | None, Record]] = []
     iteration: int | None = None
@@ -52,10 +55,10 @@ def _with_iteration(log: Path) -> list[tuple[float, Record]]:
         if 'loss' in record:
             iteration = record['step']
         entries.append((iteration, record))
-    first = next((i for i, _ in entries if i is not None), float('inf'))
-    return [(first if i is None else i, record) for i, record in entries]
+    first_iteration = next((i for i, _ in entries if i is not None), float('inf'))
+    return [(first_iteration if i is None else i, record) for i, record in entries]
 
 
 def pick_metric(validation: Sequence[Record], wanted: str | None) -> str | None:
-    """Return the metric to show: ``wanted``, or else the first of METRICS that was measured."""
+    """Return the metric to show: ``wanted``, or else the first of METRICS that was measured, or None."""
     return wanted or next((m for m in METRICS if any(m in r for r in validation)), None)

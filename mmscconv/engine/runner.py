@@ -1,4 +1,4 @@
-"""The runner of our tools."""
+"""The runner of this package's tools."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mmscconv.foreign_errors import says_no_images
 
 
 class CheckedRunner(Runner):
-    """mmengine's runner, whose data sets name the file that they cannot load.
+    """mmengine's runner, with data sets that name the file that cannot be loaded.
 
-    A hook would come too late: with workers, the loop by iterations starts them as
-    soon as it is built, and they keep the data set that they were started with.
+    A hook would come too late: the iteration-based loop starts its workers when it is
+    built, and workers keep the data set that they were started with.
     """
 
     _train_dataloader: Any  # as configured, then as built
@@ -29,8 +29,8 @@ class CheckedRunner(Runner):
         """Build a dataloader.
 
         Raises:
-            UserError: Its data set is empty: mmengine fails without a reason, or
-                keeps a sampler busy for ever.
+            UserError: Its data set is empty. mmengine would fail without a reason, or a
+                sampler would loop for ever.
         """
         try:
             loader = Runner.build_dataloader(dataloader, *args, **kwargs)
@@ -57,18 +57,18 @@ class CheckedRunner(Runner):
 
     def _compared(self, loop: BaseLoop, stage: str) -> BaseLoop:
         dataset = loop.dataloader.dataset
-        if not getattr(dataset, 'return_classes', False):  # detectors that read class names have no output for each
+        if not getattr(dataset, 'return_classes', False):  # detectors that read class names have no output per class
             classifies = self.cfg.get('default_scope') == 'mmpretrain'
             source = f'the data set of {stage}_dataloader'
             check_heads(self.model, getattr(dataset, 'metainfo', {}), source, classifies)
         return loop
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
-        """Scale the learning rate by the images of a step, which may be those of several batches."""
+        """Scale the learning rate by the images of a step, all accumulated batches included."""
         loader = self._train_dataloader
         batch = loader.batch_size if isinstance(loader, DataLoader) else loader.get('batch_size')
         counts = getattr(optim_wrapper, '_accumulative_counts', 1)
-        self._train_dataloader = {'batch_size': (batch or 1) * counts}  # the one thing that mmengine reads here
+        self._train_dataloader = {'batch_size': (batch or 1) * counts}  # mmengine reads nothing else here
         try:
             super().scale_lr(optim_wrapper, auto_scale_lr)
         finally:

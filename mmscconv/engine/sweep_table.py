@@ -1,4 +1,4 @@
-"""The results of several seeds as one row, and rows as Markdown and CSV."""
+"""The table of a sweep: the results of several seeds as one row, in Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class SweepRow:
     """One config's results over seeds, in percent.
 
     Args:
-        config: Its name.
-        seeds: Finished and measured seeds of how many, such as '2/3'.
-        metric: What was measured; empty where no run has finished.
+        config: Name of the config.
+        seeds: Number of finished, measured seeds of all seeds, such as '2/3'.
+        metric: Name of the metric; empty if no run has finished.
         last: Mean over seeds of the last validation.
-        std: Sample standard deviation of that; None for less than two seeds.
+        std: Sample standard deviation of the last validations; None for fewer than two seeds.
         best: The best validation of any seed.
-        paper: The paper's value, None where none was given.
+        paper: The paper's value, None if not given.
     """
 
     config: str
@@ -37,7 +37,7 @@ class SweepRow:
 
 
 def summarize(config: str, finished: Sequence[Path], seeds: int, wanted: str | None, paper: float | None) -> SweepRow:
-    """Summarize the finished work dirs of a config; those that did not measure the metric do not count."""
+    """Summarize the finished work dirs of a config; work dirs without the metric do not count."""
     metric, last, best = wanted, [], []
     for folder in finished:
         validation = read_log(folder)[1]
@@ -54,7 +54,7 @@ def summarize(config: str, finished: Sequence[Path], seeds: int, wanted: str | N
 
 
 def in_percent(metric: str, value: float) -> float:
-    """Return mmpretrain's accuracy as it is, and mmdet's average precision, a fraction, times 100."""
+    """Return the value in percent: mmdet's average precision is a fraction, mmpretrain's accuracy a percentage."""
     return value * 100 if 'AP' in metric else value
 
 

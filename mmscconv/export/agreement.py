@@ -1,8 +1,8 @@
-"""Compares a file with PyTorch on real images of several sizes and batches.
+"""Comparison of an exported file with PyTorch, on real images of more than one size and batch.
 
-SRU's gate decides, and a logit within rounding of the threshold may fall on either
-side, in two correct programs that add in another order: the result then differs by
-half an element there. Hence norms and not maxima.
+The tolerance is on norms, not on maxima: a logit within rounding of SRU's threshold
+may fall on either side of it in two correct programs that sum in different order,
+and the outputs then differ there by half an element.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mmscconv.export.graphs import Graph
 from mmscconv.export.image_inputs import resized
 from mmscconv.foreign_errors import flat_message
 
-# Relative L2 norm of the difference of each output.
+# Relative L2 norm of the difference, per output.
 TOLERANCE = 5e-3
-# Of detections: the share that has a partner of the same class within these distances.
+# Least share of detections with a partner of the same class within these distances (pixels, score).
 MATCHED, BOX_DISTANCE, SCORE_DISTANCE = 0.99, 0.5, 5e-3
 
 Inputs = tuple[Tensor, ...]
@@ -30,7 +30,7 @@ Runs = Callable[..., Sequence[Tensor]]
 
 @dataclass
 class Agreement:
-    """The result for one batch: ``value`` is the largest difference, or the share of matched detections."""
+    """The result for one batch: ``value`` is the largest relative L2 norm, or the share of matched detections."""
 
     batch: int
     size: tuple[int, int]
@@ -45,7 +45,7 @@ class Agreement:
 
 
 def batches(graph: Graph, images: Tensor, shapes: Tensor, size: tuple[int, int] | None) -> list[Inputs]:
-    """Return the inputs to compare on: all images together, and the first alone at another size."""
+    """Return two inputs for the comparison: all images as one batch, and the first image at another size."""
     if size:
         images, shapes = resized(images, size)
     step = max(graph.divisor, 32)
@@ -55,38 +55,38 @@ def batches(graph: Graph, images: Tensor, shapes: Tensor, size: tuple[int, int] 
 
 
 def check(graph: Graph, exported: Runs, inputs: Sequence[Inputs], what: str) -> list[Agreement]:
-    """Run both on every batch.
+    """Run PyTorch and the exported file on every batch.
 
     Raises:
-        UserError: A batch that the file refuses or on which it differs.
+        UserError: The file refuses a batch, or its result differs by more than the tolerance.
     """
     return [check_batch(graph, exported, batch, what) for batch in inputs]
 
 
 def check_batch(graph: Graph, exported: Runs, batch: Inputs, what: str) -> Agreement:
-    """Run both on one batch; see :func:`check`."""
+    """Run PyTorch and the exported file on one batch; see :func:`check`."""
     n, _, height, width = batch[0].shape
     place = f'{what} is not kept: on {n} x {height} x {width}'
     try:
         got = exported(*batch)
-    except Exception as error:  # ONNX Runtime and torch.export raise their own
+    except Exception as error:  # the types of ONNX Runtime's and torch.export's errors are their own
         raise UserError(f'{place} it fails: {flat_message(error)[:300]}') from error
     with torch.no_grad():
         if graph.decoded:
-            share, total = matched(graph.network.model, batch, got)
-            if not share >= MATCHED:
-                raise UserError(f'{place} only {100 * share:.1f} % of {total} detections are those of mmdet')
-            return Agreement(n, (height, width), share, total)
+            matched_share, total = matched(graph.network.model, batch, got)
+            if not matched_share >= MATCHED:
+                raise UserError(f'{place} only {100 * matched_share:.1f} % of {total} detections are those of mmdet')
+            return Agreement(n, (height, width), matched_share, total)
         wanted = graph.network(*batch)
     errors = {name: distance(g, w) for name, g, w in zip(graph.outputs, got, wanted, strict=True)}
     worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float('inf'))
-    if not errors[worst] <= TOLERANCE:  # also where it is not a number
+    if not errors[worst] <= TOLERANCE:  # also for NaN
         raise UserError(f'{place} {worst} is {errors[worst]:.1e} off in relative L2 norm, {TOLERANCE:.0e} is allowed')
     return Agreement(n, (height, width), errors[worst])
 
 
 def distance(got: Tensor, wanted: Tensor) -> float:
-    """Return the relative L2 norm of the difference; infinite for another shape."""
+    """Return the relative L2 norm of the difference; infinite if the shapes differ."""
     if got.shape != wanted.shape:
         return float('inf')
     size, difference = wanted.norm().item(), (got - wanted).norm().item()
@@ -94,7 +94,7 @@ def distance(got: Tensor, wanted: Tensor) -> float:
 
 
 def matched(model: Any, batch: Inputs, got: Sequence[Tensor]) -> tuple[float, int]:
-    """Return the share of detections with a partner in mmdet's own ``predict``, both ways, and mmdet's number."""
+    """Return the share of detections, ours and mmdet's together, with a partner, and mmdet's number of detections."""
     from mmdet.structures import DetDataSample
 
     images, shapes = batch

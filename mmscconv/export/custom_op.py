@@ -1,4 +1,4 @@
-"""SCConv as one op of ONNX Runtime, ``mmscconv::SCConv``: the kernels of the deploy form behind a library of ops."""
+"""SCConv as one op of ONNX Runtime, ``mmscconv::SCConv``: the deploy form's kernels in a custom-op library."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ OP = 'mmscconv::SCConv'
 
 
 def library() -> Path:
-    """Return the library with the op, compiled for this machine's processor on first use.
+    """Return the library of the op, compiled for this machine's processor on first use.
 
     Raises:
-        UserError: It cannot be compiled.
+        UserError: The library cannot be compiled.
     """
     built = build(ONNXRUNTIME_OP)
     if isinstance(built, str):
@@ -40,10 +40,10 @@ def copy_library(to: Path) -> None:
 
 
 def with_custom_op(network: nn.Module) -> tuple[nn.Module, int]:
-    """Return a copy of ``network`` in which each SCConv that the op can compute is exported as it, and their number.
+    """Return a copy of ``network`` whose SCConvs are exported as the op where it can compute them, and their number.
 
-    Only those of ``arrangement='S+C'`` in deploy form with both branches and a pool that
-    has no windows across each other are; the others keep their plain form.
+    The op computes SCConvs of ``arrangement='S+C'`` in deploy form with both branches and
+    a pool without overlapping windows; the others keep their plain form.
     """
     network = copy.deepcopy(network)
     layers = [m for m in network.modules() if isinstance(m, SCConv) and _fits(m)]
@@ -57,19 +57,19 @@ def _fits(layer: SCConv) -> bool:
 
 
 class _Exported(nn.Module):
-    """Placeholder for a CRU that is exported together with the SRU in front."""
+    """Stand-in for a CRU, exported as one op with the SRU in front; computes nothing."""
 
     def __init__(self, cru: DeployedCRU) -> None:
         super().__init__()
         self.cru = cru
 
     def after(self, sru: SRU, x: Tensor) -> Tensor:
-        """Return the place of the op for ``cru(sru(x))``."""
+        """Return zeros in the shape of ``cru(sru(x))``, traced as the op."""
         return cast('Tensor', _Op.apply(x, op_arguments(self.cru, sru, torch.float32)))
 
 
 class _Op(torch.autograd.Function):
-    """The op's place in a trace; see csrc/onnxruntime/scconv_op.c for its inputs and attributes."""
+    """The op in a trace; csrc/onnxruntime/scconv_op.c lists its inputs and attributes."""
 
     @staticmethod
     def forward(_: Any, x: Tensor, arguments: tuple[Any, ...]) -> Tensor:
@@ -80,8 +80,8 @@ class _Op(torch.autograd.Function):
     def symbolic(g: Any, x: Any, arguments: tuple[Any, ...]) -> Any:
         of_sru, squeezes, transform, channels, window, centre, relu = arguments
         scale, shift, num_groups, eps, threshold, hard = of_sru
-        # The op reads and writes channels last. ONNX Runtime merges these transpositions with the reordering
-        # around its convolutions, whose own layout is neither.
+        # The op reads and writes channels last. ONNX Runtime's convolutions use a blocked layout of their own;
+        # ONNX Runtime merges these transpositions with the reordering around its convolutions.
         rows = g.op('Transpose', x, perm_i=(0, 2, 3, 1))
         y = g.op(
             OP, rows, *(_constant(g, t) for t in (scale, shift, *squeezes, *transform)),

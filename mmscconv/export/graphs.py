@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from mmscconv.errors import UserError
 from mmscconv.export.postprocess import PostProcess
 
-# As the arguments of mmdet's predict_by_feat.
+# Named like the arguments of mmdet's predict_by_feat.
 HEAD_OUTPUTS = ('cls_score', 'bbox_pred', 'score_factor')
 
 
 @dataclass
 class Graph:
-    """A network with the names of what goes in and comes out.
+    """A network with the names of its inputs and outputs.
 
     Attributes:
         network: Takes ``image`` (N, 3, H, W), normalized; with post-processing also ``shape``
             (N, 2), height and width of each image without its padding.
         inputs, outputs: Names, each with its dynamic axes.
-        divisor: H and W are multiples of it.
+        divisor: H and W must be multiples of this number.
         coarsest: Stride of the coarsest output of a detector, 1 for a classifier.
     """
 
@@ -34,7 +34,7 @@ class Graph:
 
     @property
     def decoded(self) -> bool:
-        """Whether the outputs are detections and not tensors of the head."""
+        """True if the outputs are detections, False for tensors of the head."""
         return isinstance(self.network, Detections)
 
 
@@ -42,17 +42,19 @@ IMAGE = {'image': {0: 'batch', 2: 'height', 3: 'width'}}
 
 
 def is_classifier(model: nn.Module) -> bool:
-    """Return whether ``model`` is one of mmpretrain's classifiers; the others here are detectors."""
+    """Return whether ``model`` is one of mmpretrain's classifiers; all other models here are detectors."""
     from mmpretrain.models.classifiers import BaseClassifier
 
     return isinstance(model, BaseClassifier)
 
 
 def graph_of(model: nn.Module, postprocess: bool) -> Graph:
-    """Return what to export of ``model``, all of it in eval mode: torch.onnx turns a whole module back to its own.
+    """Return the graph to export of ``model``, in eval mode.
+
+    The wrapper is in eval mode, too: torch.onnx restores the wrapper's mode in the whole model.
 
     Raises:
-        UserError: Neither a classifier nor a single-stage detector; post-processing of a head that has no form here.
+        UserError: Neither a classifier nor a single-stage detector; a head whose post-processing is not supported.
     """
     graph = _graph_of(model, postprocess)
     graph.network.eval()
@@ -83,7 +85,7 @@ def heads_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def head_outputs(levels: int, kinds: tuple[str, ...]) -> dict[str, dict[int, str]]:
-    """Return name -> dynamic axes, in the order of the outputs."""
+    """Return each output's name and dynamic axes, in the order of the outputs."""
     names = [(kind, level) for kind in kinds for level in range(levels)]
     return {f'{kind}_{level}': {0: 'batch', 2: f'height_{level}', 3: f'width_{level}'} for kind, level in names}
 
@@ -100,7 +102,7 @@ class Logits(nn.Module):
 
 
 class HeadOutputs(nn.Module):
-    """Image (N, 3, H, W) to the head's tensors: every level's first output, then every level's second, ..."""
+    """Image (N, 3, H, W) to the head's tensors, kind by kind: one kind at all levels, then the next kind."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -22,15 +22,15 @@ from mmscconv.errors import UserError
 from mmscconv.foreign_errors import explained, flat_message
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
-# An image and what belongs to it, as a pipeline packs them.
+# An image with its data sample, as a pipeline packs them.
 Item = dict[str, Any]
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """Return the files among ``paths``, and the images in the folders among them, subfolders included.
+    """Return the files of ``paths``, and the images in its folders and their subfolders.
 
     Raises:
-        UserError: A path that is not there, or no image at all.
+        UserError: A missing path, or no image at all.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -46,7 +46,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
 
 
 def load_files(cfg: Config, paths: Sequence[Path], count: int) -> list[Item]:
-    """Return ``count`` of the files, evenly spaced, through the test pipeline; they have no labels.
+    """Return ``count`` of the files, evenly spaced, through the test pipeline, without labels.
 
     Raises:
         UserError: A file that cannot be read, or a pipeline that reads no files.
@@ -70,7 +70,7 @@ def load_dataset(cfg: Config, count: int) -> list[Item]:
     """Return ``count`` images of the config's test data, evenly spaced, with their labels.
 
     Raises:
-        UserError: Data that are not there.
+        UserError: Missing data.
     """
     if not cfg.get('test_dataloader'):
         raise UserError(f'no images for the check: pass --images, {cfg.filename} has no test_dataloader')
@@ -98,6 +98,6 @@ def preprocess(model: nn.Module, items: Sequence[Item]) -> tuple[Tensor, Tensor]
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the images brought to (H, W), and that as the size of each (N, 2)."""
+    """Return the images interpolated to ``size`` (H, W), and that size for each image (N, 2)."""
     images = F.interpolate(images, size=size, mode='bilinear', antialias=True)
     return images, torch.tensor(size, dtype=torch.float32).repeat(len(images), 1)

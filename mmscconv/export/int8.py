@@ -1,4 +1,4 @@
-"""Static INT8 quantization of a classifier's ONNX file, and what it costs in accuracy."""
+"""Static INT8 quantization of a classifier's ONNX file, and its cost in accuracy."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mmscconv.errors import UserError
 from mmscconv.export.image_inputs import Item, preprocess
 from mmscconv.export.writing import open_onnx
 
-# Layers to quantize. The first is the default; docs/export.md has the accuracy of each.
+# Scopes of quantization, the default first; docs/export.md compares their accuracy and speed.
 SCOPES = {
-    'gate-fp32': 'everything that ONNX Runtime can but the SRUs',
-    'all': 'everything that it can',
+    'gate-fp32': 'every op that ONNX Runtime can quantize, except in the SRUs',
+    'all': 'every op that ONNX Runtime can quantize',
     'conv': 'convolutions and the classifier alone',
 }
-# Part of the name of each node that an SRU became.
+# Part of the name of every ONNX node of an SRU.
 SRU = '/sru/'
 BATCH = 50
 ROUNDS = 10
@@ -32,7 +32,7 @@ ROUNDS = 10
 
 @dataclass
 class Comparison:
-    """fp32 beside INT8 on the same images; top-1 is None without labels."""
+    """fp32 beside INT8 on the same images, in percent, bytes and milliseconds; top-1 is None without labels."""
 
     images: int
     calibrated_on: int
@@ -126,7 +126,7 @@ def compare(fp32: Path, int8: Path, model: nn.Module, items: Sequence[Item], cal
 
 
 def batches(model: nn.Module, items: Sequence[Item]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield preprocessed images and their labels, None where they have none."""
+    """Yield preprocessed images (N, 3, H, W) and their labels (N), None if an image has no label."""
     for start in range(0, len(items), BATCH):
         part = items[start : start + BATCH]
         labels = [item['data_samples'].get('gt_label') for item in part]
@@ -135,7 +135,7 @@ def batches(model: nn.Module, items: Sequence[Item]) -> Iterator[tuple[Tensor, T
 
 
 def in_turns(runs: Sequence[Callable[..., Any]], images: Tensor) -> tuple[float, ...]:
-    """Return the median milliseconds of each, after one call to warm up."""
+    """Return the median milliseconds of each function; they run in turns, after a warm-up call each."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(ROUNDS + 1):
         for run, found in zip(runs, times, strict=True):
@@ -146,5 +146,5 @@ def in_turns(runs: Sequence[Callable[..., Any]], images: Tensor) -> tuple[float,
 
 
 def percent(right: Tensor) -> float:
-    """Return the share of true elements."""
+    """Return the percentage of true elements."""
     return 100 * right.float().mean().item()

@@ -1,4 +1,4 @@
-"""The steps of ``tools/export.py``: from a config and a checkpoint to a checked file."""
+"""Export of a config's model with a checkpoint's weights to a file that is then compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ IMAGES, IMAGES_INT8 = 4, 500
 
 @dataclass
 class ExportJob:
-    """An export; :meth:`prepare` refuses bad settings before the model is built.
+    """One export with its settings; :meth:`prepare` checks them before the model is built.
 
     Attributes:
         cfg: Config of a classifier or a detector.
-        checkpoint, trusted: Of :func:`mmscconv.storage.checkpoints.load_checkpoint`.
-        out: File to write; ``format`` is ``'onnx'`` or ``'pt2'``, None for what the suffix says.
-        images: Files and folders; none for the config's test data. ``count`` of them are taken.
-        size: (H, W) of the check, None for what the test pipeline gives.
-        deploy: Whether to fold norms first.
-        custom_op: Whether SCConvs become :data:`mmscconv.export.custom_op.OP`, with its library written beside ``out``.
-        postprocess: Whether a detector's file ends in boxes, scores and labels.
+        checkpoint, trusted: Arguments of :func:`mmscconv.storage.checkpoints.load_checkpoint`.
+        out: File to write; ``format`` is ``'onnx'`` or ``'pt2'``, None to follow the suffix.
+        images: Files and folders, empty for the config's test data; ``count`` images are used.
+        size: (H, W) of the check in pixels, None for the test pipeline's size.
+        deploy: Fold norms first.
+        custom_op: Export SCConvs as :data:`mmscconv.export.custom_op.OP` and write its library beside ``out``.
+        postprocess: End a detector's file in boxes, scores and labels.
         int8: Scope of quantization (:data:`mmscconv.export.int8.SCOPES`), or None.
         calibration: Number of images to calibrate on.
     """
@@ -63,10 +63,10 @@ class ExportJob:
     weights: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     def run(self) -> list[str]:
-        """Write the file or files; return lines about them for the user.
+        """Write the files; return the lines that describe them.
 
         Raises:
-            UserError: The settings, the data or the result are wrong; no file is left behind.
+            UserError: Settings, data or result are wrong; no file is left behind.
         """
         self.prepare()
         model = self.build()
@@ -77,7 +77,7 @@ class ExportJob:
         metadata = describe(self.cfg, model, graph, self.weights, self.deploy, self.custom_op)
         inputs = batches(graph, images, shapes, self.size)
         written = graph
-        told: list[str] = []
+        lines: list[str] = []
         write, open_file = (
             (writing.write_onnx, writing.open_onnx)
             if self.format == 'onnx'
@@ -85,23 +85,23 @@ class ExportJob:
         )
         with ExitStack() as files:
             if self.custom_op:
-                written, told = self.with_custom_op(graph)
+                written, lines = self.with_custom_op(graph)
                 library = files.enter_context(kept_if_right(self.library))
                 custom_op.copy_library(library)
                 open_file = partial(writing.open_onnx, library=library)
             file = files.enter_context(kept_if_right(self.out))
             write(written, images, metadata, file)
             found = check(graph, open_file(file), inputs, self.out.name)
-        told = [f'{self.out} ({self.out.stat().st_size / 1e6:.2f} MB)', *told, *self.lines_about(graph, found)]
-        return told + self.quantized(model, self.int8) if self.int8 else told
+        lines = [f'{self.out} ({self.out.stat().st_size / 1e6:.2f} MB)', *lines, *self.check_lines(graph, found)]
+        return lines + self.quantized(model, self.int8) if self.int8 else lines
 
     @property
     def library(self) -> Path:
-        """The file beside ``out`` with the library of ops."""
+        """The custom-op library's path, beside ``out``."""
         return self.out.with_suffix('.so')
 
     def with_custom_op(self, graph: Graph) -> tuple[Graph, list[str]]:
-        """Return the graph to write instead of ``graph``, and lines about it for the user."""
+        """Return ``graph`` with its SCConvs exported as the custom op, and a line that describes the library."""
         network, number = custom_op.with_custom_op(graph.network)
         if not number:
             raise UserError("--custom-op: the model has no SCConv of arrangement='S+C' that the op can compute")
@@ -160,8 +160,8 @@ class ExportJob:
             switch_to_deploy(model)
         return model
 
-    def lines_about(self, graph: Graph, found: Sequence[Agreement]) -> list[str]:
-        """Return the lines about inputs, outputs and the check."""
+    def check_lines(self, graph: Graph, found: Sequence[Agreement]) -> list[str]:
+        """Return the lines that describe inputs, outputs and the check."""
         reference = "mmdet's own predict" if graph.decoded else 'PyTorch'
         return [
             f'inputs: {", ".join(graph.inputs)}; outputs: {", ".join(graph.outputs)}',
@@ -169,7 +169,7 @@ class ExportJob:
         ]
 
     def quantized(self, model: nn.Module, scope: str) -> list[str]:
-        """Write the INT8 file beside the other; return the comparison."""
+        """Write the INT8 file beside ``out``; return its path and the lines of the comparison."""
         out = self.out.with_name(f'{self.out.stem}.int8{self.out.suffix}')
         calibration, rest = int8.split(self.items, self.calibration)
         with kept_if_right(out) as file:

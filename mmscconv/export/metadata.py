@@ -1,4 +1,4 @@
-"""Metadata of an exported file: how to prepare images, and the names of the classes."""
+"""Metadata of an exported file: its user needs the preprocessing of images and the class names."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mmscconv.configuration import innermost_dataset
 from mmscconv.export.custom_op import OP
 from mmscconv.export.graphs import Graph, is_classifier
 
-# mmpretrain holds these as RGB arrays; every other data set reads files, as BGR.
+# mmpretrain holds these data sets as RGB arrays; every other data set reads files, as BGR.
 RGB_DATASETS = ('CIFAR10', 'CIFAR100')
 
 
 def describe(
     cfg: Config, model: nn.Module, graph: Graph, checkpoint: Mapping[str, Any], deployed: bool, custom_op: bool = False
 ) -> dict[str, str]:
-    """Return keys and values, each value as JSON.
+    """Return the metadata, each value as JSON.
 
-    ``mean`` and ``std`` are in the order ``channel_order``; padding, of 0, comes after
-    normalization, below and to the right.
+    ``mean`` and ``std`` (pixel values, 0 to 255) are in the order ``channel_order``. Images are
+    padded with 0 at the bottom and right, after normalization.
     """
     preprocessor: Any = model.data_preprocessor
     converts = getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False)
@@ -45,12 +45,12 @@ def describe(
 
 
 def numbers(preprocessor: nn.Module, name: str) -> Any:
-    """Return a buffer of the data preprocessor, or None where it does not normalize."""
+    """Return a buffer of the data preprocessor, or None if the preprocessor does not normalize."""
     return getattr(preprocessor, name, None) if getattr(preprocessor, '_enable_normalize', True) else None
 
 
 def classes_of(cfg: Config, checkpoint: Mapping[str, Any]) -> list[str]:
-    """Return the class names as the checkpoint or the config has them; none where neither does."""
+    """Return the class names of the checkpoint, else of the config; empty if both have none."""
     for meta in (checkpoint.get('meta', {}).get('dataset_meta') or {}, cfg.get('metainfo') or {}):
         names = meta.get('classes', meta.get('CLASSES'))
         if names:

@@ -1,4 +1,4 @@
-"""ONNX Runtime and the exporter, for tools/export.py and for the benchmark."""
+"""ONNX files: the exporter and ONNX Runtime sessions, shared by tools/export.py and the benchmark."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mmscconv.foreign_errors import first_line
 
 PACKAGES = ('onnx', 'onnxruntime')
 REMEDY = "pip install 'mmscconv[export]'"
-# For ONNX Runtime from 1.12 on.
+# ONNX Runtime 1.12 and newer read it.
 OPSET = 17
 
 
 def check_installed(what: str) -> None:
-    """Raise UserError where ``what`` needs a package that is missing."""
+    """Raise UserError that names ``what`` if a package for ONNX is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f'{what} needs {" and ".join(missing)}: {REMEDY}')
@@ -35,13 +35,13 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
 ) -> None:
-    """Trace ``network``, in eval mode, on ``inputs`` and write it.
+    """Trace ``network``, in eval mode, on ``inputs`` and write it to ``file``.
 
-    Tracing is used: ``dynamo=True`` takes many times longer, needs onnxscript and is young in
+    ``dynamo=True`` is not used: it takes many times longer, needs onnxscript and is young in
     torch 2.4 (docs/export.md).
 
     Raises:
-        UserError: A network that cannot be exported.
+        UserError: torch.onnx cannot export the network.
     """
     try:
         with warnings.catch_warnings():
@@ -68,7 +68,7 @@ def open_session(
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Sessions take turns with others: one whose threads go on spinning after a run would slow down the next.
+    # Sessions run in turns: threads that spin on after a run would slow down the next session.
     options.add_session_config_entry('session.force_spinning_stop', '1')
     options.log_severity_level = 3
     if library is not None:

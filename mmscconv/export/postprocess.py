@@ -1,7 +1,7 @@
 """RetinaNet's post-processing as a graph: anchors, decoding and NMS, for any batch and size.
 
-mmdet's own takes one image at a time and chooses by conditions in Python, which a
-trace cannot keep. Here the counts are constant: scores are padded with zeros up to
+mmdet's own post-processing takes one image at a time and branches in Python, which a
+trace cannot record. Here the counts are constant: scores are padded with zeros up to
 ``nms_pre``, and detections up to ``max_per_img``.
 """
 
@@ -17,7 +17,7 @@ from mmscconv.errors import UserError
 
 
 class PostProcess(nn.Module):
-    """``predict_by_feat`` of an anchor head as a module of tensors.
+    """``predict_by_feat`` of an anchor head, for a batch.
 
     Args:
         head: mmdet's ``AnchorHead`` with sigmoid scores and a ``DeltaXYWHBBoxCoder``.
@@ -29,7 +29,7 @@ class PostProcess(nn.Module):
         (N, max_per_img), descending, and labels (N, max_per_img); free places have score 0 and label -1.
 
     Raises:
-        UserError: Another head or setting.
+        UserError: The head or a setting is not supported.
     """
 
     OUTPUTS: Mapping[str, Mapping[int, str]] = {name: {0: 'batch'} for name in ('boxes', 'scores', 'labels')}
@@ -54,7 +54,7 @@ class PostProcess(nn.Module):
             "test_cfg.nms = dict(type='nms', iou_threshold=...)": nms.get('type') == 'nms'
             and not set(nms) - {'type', 'iou_threshold'},
         }
-        missing = [what for what, there in fits.items() if not there]
+        missing = [requirement for requirement, met in fits.items() if not met]
         if missing:
             raise UserError(f'--postprocess needs {missing[0]}; leave it out and decode in Python (docs/export.md)')
         self.generator, self.coder, self.classes = head.prior_generator, head.bbox_coder, head.num_classes
@@ -80,10 +80,10 @@ class PostProcess(nn.Module):
         scores = scores.permute(0, 2, 3, 1).reshape(n, -1).sigmoid()
         deltas = deltas.permute(0, 2, 3, 1).reshape(n, -1, 4)
         scores, chosen = torch.cat((scores, scores.new_zeros(n, self.per_level)), dim=1).topk(self.per_level)
-        # Padding lies behind the last anchor, and has score 0.
-        which = torch.minimum(chosen // self.classes, torch.as_tensor(anchors.shape[0] - 1))
-        places = which.unsqueeze(-1).expand(-1, -1, 4)
-        return scores, chosen % self.classes, deltas.gather(1, places), anchors[which]
+        # Padding has score 0 and indices beyond the last anchor: clamp these.
+        indices = torch.minimum(chosen // self.classes, torch.as_tensor(anchors.shape[0] - 1))
+        coordinates = indices.unsqueeze(-1).expand(-1, -1, 4)
+        return scores, chosen % self.classes, deltas.gather(1, coordinates), anchors[indices]
 
     def _decoded(self, anchors: Tensor, deltas: Tensor, shape: Tensor) -> Tensor:
         from mmdet.models.task_modules.coders.delta_xywh_bbox_coder import delta2bbox
@@ -107,17 +107,17 @@ class PostProcess(nn.Module):
 
 
 class NonMaxSuppression(torch.autograd.Function):
-    """ONNX's operator of this name: NMS of each class of each image apart.
+    """ONNX's operator of this name: NMS of each class in each image separately.
 
-    torchvision's NMS becomes the same operator, but for one image, with classes kept
-    apart by shifting their boxes, which costs precision.
+    torchvision's NMS is exported as the same operator, but for one image; it separates
+    classes by shifting their boxes, which costs precision.
     """
 
     @staticmethod
     def forward(
         ctx: Any, boxes: Tensor, scores: Tensor, most: int, iou_threshold: float, score_threshold: float
     ) -> Tensor:
-        """Return (M, 3) image, class and box of what stays, of boxes (N, K, 4) and scores (N, classes, K)."""
+        """Return the indices of image, class and box kept (M, 3), of boxes (N, K, 4) and scores (N, classes, K)."""
         from mmcv.ops import nms
 
         found = [scores.new_zeros(0, 3, dtype=torch.int64)]

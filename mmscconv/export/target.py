@@ -1,4 +1,4 @@
-"""The file to write: its folder is checked first, and the file is kept only if it is right."""
+"""The output file: its path is checked before anything is computed, and it is kept only if all checks pass."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FORMATS = {'.onnx': 'onnx', '.pt2': 'pt2'}
 
 
 def format_of(out: Path, wanted: str | None) -> str:
-    """Return the format of ``out``: ``wanted``, or what its suffix says.
+    """Return the format of ``out``: ``wanted``, or the format that its suffix names.
 
     Raises:
-        UserError: No known suffix and nothing wanted; a folder that is missing or not writable.
+        UserError: An unknown suffix without ``wanted``; a folder that is missing or not writable.
     """
     found = wanted or FORMATS.get(out.suffix)
     if found is None:
@@ -33,7 +33,7 @@ def format_of(out: Path, wanted: str | None) -> str:
 
 @contextmanager
 def kept_if_right(out: Path) -> Iterator[Path]:
-    """Yield a file beside ``out`` that takes its name at the end, and is deleted where anything fails."""
+    """Yield a file beside ``out`` that is renamed to ``out`` at the end, or deleted if anything fails."""
     try:
         with replacing(out) as unfinished:
             yield unfinished

@@ -1,4 +1,4 @@
-"""Writes a graph as ONNX or by torch.export, and opens the file again."""
+"""Writing of a graph as ONNX or with torch.export, and opening of the written file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mmscconv.foreign_errors import first_line
 from mmscconv.ops.backend import plain_only
 
 METADATA_FILE = 'metadata.json'
-# torch.export allows multiples of this size alone, for classifiers too: the stages' strides divide it.
+# H and W for torch.export are multiples of this number, for classifiers too: every stage's stride divides it.
 STEP = 32
 
 
 def example(graph: Graph, images: Tensor) -> Inputs:
-    """Return example inputs for tracing: two images, large enough that no output axis is 1."""
+    """Return the inputs to trace on: two images, large enough that no axis of any output has size 1."""
     least = least_size(graph, images) // STEP
     return resized(images[:1].expand(2, -1, -1, -1), ((least + 3) * STEP, (least + 5) * STEP))[: len(graph.inputs)]
 
 
 def least_size(graph: Graph, images: Tensor) -> int:
-    """Return the least height and width for torch.export: it takes an axis that may be 1 for one that is 1."""
+    """Return the least height and width for torch.export, which would take an axis that may be 1 for constant 1."""
     if graph.coarsest > 1:
         return (graph.coarsest // STEP + 1) * STEP
     return min(2, max(1, min(images.shape[2:]) // STEP)) * STEP
@@ -49,7 +49,7 @@ def write_onnx(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: 
 
 
 def open_onnx(file: Path, library: Path | None = None) -> Callable[..., Sequence[Tensor]]:
-    """Return a function from tensors to tensors that runs the file, with the ops of ``library``, in ONNX Runtime."""
+    """Return a function from tensors to tensors that runs the file in ONNX Runtime, with the ops of ``library``."""
     session = open_session(file, library=library)
     names = [put.name for put in session.get_inputs()]
 
@@ -65,7 +65,7 @@ def write_program(graph: Graph, images: Tensor, metadata: Mapping[str, str], fil
     """Write a program of torch.export, with ``metadata`` as its extra file ``metadata.json``.
 
     Raises:
-        UserError: A network that cannot be exported.
+        UserError: torch.export cannot export the network.
     """
     from torch.export import Dim, export, save
 
@@ -86,5 +86,5 @@ def write_program(graph: Graph, images: Tensor, metadata: Mapping[str, str], fil
 
 
 def open_program(file: Path) -> Callable[..., Sequence[Tensor]]:
-    """Return a function that runs the file."""
+    """Return a function from tensors to tensors that runs the program in the file."""
     return torch.export.load(file).module()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmscconv.legacy.layer import NUM_GROUPS
 
-# That module's names, in its own order, and ours.
+# The unofficial module's names, in its own order, and this package's.
 NAMES = {
     'SRU.gn.weight': 'sru.gn.weight',
     'SRU.gn.bias': 'sru.gn.bias',
@@ -29,13 +29,13 @@ class FoundLayer:
     """An unofficial ScConv in a state dict, with the settings that follow from its shapes.
 
     Args:
-        prefix: Start of its keys: ``''``, or a name that ends with a dot.
+        prefix: Start of the layer's keys: ``''``, or a name that ends with a dot.
         channels: C, of input and output.
-        kernel_size: Of the GWC; odd.
+        kernel_size: Kernel size of the GWC; odd.
         alpha: Share of the upper branch.
         squeeze_ratio: If several give these shapes, one that divides both branches.
         gwc_groups: Groups of the GWC.
-        torch_gn: True for ``nn.GroupNorm``, False for that module's own norm.
+        torch_gn: True for ``nn.GroupNorm``, False for the unofficial module's own norm.
     """
 
     prefix: str
@@ -70,7 +70,7 @@ def convert_weights(
 ) -> dict[str, Any]:
     """Return ``state_dict`` with the weights of every unofficial ScConv renamed for this package's layers.
 
-    All other entries stay as they are, in their order. Tensors are shared with
+    All other entries stay unchanged, in their order. Tensors are shared with
     ``state_dict``, not copied.
 
     ===============  =============================================================
@@ -83,9 +83,9 @@ def convert_weights(
     ===============  =============================================================
 
     Args:
-        state_dict: Of a whole model, or of one such module.
-        prefix: Convert only layers whose names begin with it.
-        form: One of the table's first column.
+        state_dict: State dict of a whole model, or of one unofficial ScConv.
+        prefix: Convert only layers whose names begin with this prefix.
+        form: ``'legacy'`` or ``'paper'``.
         drop_gwc_bias: With ``'paper'``, leave out biases of the GWC that are not zero.
 
     Raises:
@@ -120,7 +120,7 @@ def find_layers(state_dict: Mapping[str, Any], prefix: str = '') -> list[FoundLa
     """Return the unofficial ScConv modules whose names begin with ``prefix``; at least one.
 
     Raises:
-        ValueError: As :func:`convert_weights`.
+        ValueError: As for :func:`convert_weights`.
     """
     prefixes = dict.fromkeys(
         start
@@ -207,7 +207,7 @@ def settings_table(layers: Sequence[FoundLayer], num_groups: int = NUM_GROUPS, f
     for settings, group in names.items():
         lines.append(f'conv_cfg={settings}' + (f'  # {", ".join(group)}' if len(names) > 1 else ''))
     lines.append(
-        f'num_groups={num_groups} is as given: weights tell neither group_num nor gate_treshold (threshold=0.5 here).'
+        f'num_groups={num_groups} is as given: weights record neither group_num nor gate_treshold (threshold=0.5 here).'
     )
     if form == 'paper':
         lines.append(

@@ -7,9 +7,9 @@ Written from a description of that module. :class:`mmscconv.SCConv` follows the 
 * the GWC is biased;
 * the gate compares W itself with the threshold, in at least fp32: where fp32
   rounds W to 0.5 it differs from SCConv, which decides on the logit;
-* GN may be that module's own, which divides by the unbiased standard deviation plus 1e-10.
+* GN may be the unofficial module's own, which divides by the unbiased standard deviation plus 1e-10.
 
-``mmscconv.convert_weights`` renames that module's weights for these layers.
+``mmscconv.convert_weights`` renames the unofficial module's weights for these layers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.cru import CRU
 from mmscconv.layers.sru import SRU
 
-NUM_GROUPS = 4  # that module's default since its last change; 16 before
+NUM_GROUPS = 4  # the unofficial module's default since its last change; 16 before
 
 
 class LegacySRU(SRU):
@@ -31,12 +31,12 @@ class LegacySRU(SRU):
 
     Args:
         channels: C; even.
-        num_groups: That module's ``group_num``.
-        threshold: That module's ``gate_treshold``.
-        torch_gn: True for ``nn.GroupNorm``, False for that module's own norm, whose
-            groups are C*H*W / num_groups successive values; ``num_groups`` need not
-            divide C then.
-        device, dtype: Of the weights.
+        num_groups: The unofficial module's ``group_num``.
+        threshold: The unofficial module's ``gate_treshold``.
+        torch_gn: True for ``nn.GroupNorm``, False for the unofficial module's own norm,
+            whose groups are C*H*W / num_groups successive values; ``num_groups`` need
+            not divide C then.
+        device, dtype: Device and dtype of the weights.
 
     Shape:
         Input and output: (N, C, H, W) or (C, H, W).
@@ -104,11 +104,11 @@ class LegacyCRU(CRU):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, alpha, squeeze_ratio, groups:
-            Of :class:`CRU`; ``alpha`` strictly between 0 and 1.
-        device, dtype: Of the weights.
+            Arguments of :class:`CRU`; ``alpha`` strictly between 0 and 1.
+        device, dtype: Device and dtype of the weights.
 
     Shape:
-        As CRU's.
+        As for CRU.
 
     Raises:
         ValueError: Arguments that CRU refuses, and an ``alpha`` that leaves one branch.
@@ -156,31 +156,31 @@ class LegacyCRU(CRU):
 class LegacySCConv(Conv2dLike):
     """The unofficial module with ``nn.Conv2d``'s argument order: ``LegacyCRU(LegacySRU(X))``.
 
-    That module itself is stride 1 with as many output as input channels and "same"
-    padding (``padding=kernel_size // 2`` here); strides, dilation and other channel
-    counts are SCConv's, for which that module has no counterpart. This class does not
-    subclass :class:`SCConv`, whose ops and deploy form compute the paper's softmax: it
-    always runs the plain operations, and ``switch_to_deploy`` of a model changes
-    neither it nor the norm behind it.
+    The unofficial module itself has stride 1, as many output as input channels and
+    "same" padding (``padding=kernel_size // 2`` here). Strides, dilation and other
+    channel counts follow SCConv; the unofficial module has no counterpart. This class
+    does not subclass :class:`SCConv`, whose ops and deploy form compute the paper's
+    softmax: it always runs the plain operations, and ``switch_to_deploy`` of a model
+    changes neither this layer nor the norm behind it.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation: As
             ``nn.Conv2d``'s.
-        groups: Must be 1; that module's ``group_size`` is ``gwc_groups``.
+        groups: Must be 1; the unofficial module's ``group_size`` is ``gwc_groups``.
         bias: Add one bias per output channel at the end.
         padding_mode: Must be ``'zeros'``.
-        device, dtype: Of all parameters and buffers.
-        alpha, squeeze_ratio: That module's ``alpha`` and ``squeeze_radio``.
-        gwc_groups: That module's ``group_size``.
-        num_groups: That module's ``group_num``, which no checkpoint records.
-        threshold: That module's ``gate_treshold``, which no checkpoint records either.
-        torch_gn: That module's ``torch_gn``.
+        device, dtype: Device and dtype of all parameters and buffers.
+        alpha, squeeze_ratio: The unofficial module's ``alpha`` and ``squeeze_radio``.
+        gwc_groups: The unofficial module's ``group_size``.
+        num_groups: The unofficial module's ``group_num``, which no checkpoint records.
+        threshold: The unofficial module's ``gate_treshold``, which no checkpoint records.
+        torch_gn: The unofficial module's ``torch_gn``.
 
     Shape:
         Input (N, in_channels, H, W) or (in_channels, H, W); output as ``nn.Conv2d``'s.
 
     Raises:
-        ValueError: Arguments that the two units refuse, and ``groups`` other than 1.
+        ValueError: Arguments that SRU or CRU refuse, and ``groups`` other than 1.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from mmscconv.shipped import configs_folder
 
 @dataclass(frozen=True)
 class CountedRow:
-    """A printed row beside the network of ``config`` here: ``params`` and ``flops`` by the row's own rule."""
+    """A printed row beside our counts for its config: ``params`` and ``flops`` by the row's own rule."""
 
     row: PaperRow
     backbone: Complexity
@@ -23,17 +23,17 @@ class CountedRow:
 
     @property
     def params_error(self) -> float:
-        """Ours against the printed parameters, in percent."""
+        """Relative error of our parameters against the printed ones, in percent."""
         return error(self.params, self.row.params)
 
     @property
     def flops_error(self) -> float:
-        """Ours against the printed FLOPs, in percent."""
+        """Relative error of our operations against the printed FLOPs, in percent."""
         return error(self.flops, self.row.flops)
 
 
 def error(ours: int, number: str) -> float:
-    """Return by how many percent ``ours`` exceeds a printed number."""
+    """Return the relative error of ``ours`` against a printed number, in percent."""
     return 100 * (ours / printed(number) - 1)
 
 
@@ -43,7 +43,7 @@ def _count(config: str, classes: int | None) -> Complexity:
 
 
 def compare(row: PaperRow) -> CountedRow | None:
-    """Count the network of ``row``; None if the row has no config. A config is counted once per process."""
+    """Count the network of ``row``, once per process; None if the row has no config."""
     if not row.config:
         return None
     network = _count(row.config, row.classes)

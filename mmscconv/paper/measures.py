@@ -1,4 +1,4 @@
-"""Measures of the paper's claims: redundancy of channels, and the gate of SRU. Needs torch alone."""
+"""Measures of the paper's claims: redundancy of channels, and SRU's gate. Needs torch alone."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mmscconv.layers import SRU
 def channel_redundancy(features: Tensor) -> float:
     """Return the mean absolute correlation between pairs of channels, averaged over images.
 
-    0: the channels have nothing in common; 1: each is a linear function of every
-    other. A channel that is constant over an image has no correlation and is left
-    out there; NaN where no image has two others.
+    0: the channels are uncorrelated; 1: each is a linear function of every other.
+    A channel that is constant over an image has no correlation and is left out for
+    that image; NaN if every image has fewer than two other channels.
 
     Shape:
         (N, C, H, W).
 
     Raises:
-        ValueError: An input of another shape.
+        ValueError: ``features`` is not 4-D.
     """
     if features.dim() != 4:
         raise ValueError(f'features must be (N, C, H, W), got shape {tuple(features.shape)}')
@@ -32,7 +32,7 @@ def channel_redundancy(features: Tensor) -> float:
     for image in features.flatten(2).double():
         centred = image - image.mean(dim=1, keepdim=True)
         norm = centred.norm(dim=1)
-        alive = norm > 1e-7 * image.norm(dim=1)  # rounding leaves a constant channel a little variance
+        alive = norm > 1e-7 * image.norm(dim=1)  # after rounding, a constant channel has a small variance
         unit = centred[alive] / norm[alive].unsqueeze(1)
         count = len(unit)
         if count > 1:
@@ -46,8 +46,8 @@ def record_gate_shares(model: nn.Module) -> Iterator[dict[str, float]]:
     """Record, while in the context, each SRU's share of informative positions (W > threshold).
 
     Yields:
-        Name of each SRU -> share in [0, 1] of all channels and positions of its last
-        input; filled by the model's forward, empty where the model has no SRU.
+        Each SRU's name and share, in [0, 1] of all channels and positions of its last
+        input; filled by the model's forward, empty if the model has no SRU.
     """
     srus = {name: module for name, module in model.named_modules() if isinstance(module, SRU)}
     with _recorded(srus, lambda sru, x, _: sru.informative(sru.logit(x)).double().mean().item()) as shares:

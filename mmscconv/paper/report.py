@@ -1,4 +1,4 @@
-"""Our counts beside the printed ones as a table, and the rows that nothing explains."""
+"""Table of our counts beside the paper's, and the list of unexplained rows."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def paper_table(results: Iterable[tuple[PaperRow, CountedRow | None]]) -> Table:
 
 
 def unexplained(rows: Iterable[PaperRow]) -> str:
-    """Return a Markdown list of the rows that nothing explains, and what is known about each."""
+    """Return a Markdown list of the unexplained rows, each with what is known about it."""
     return ''.join(f'- {row.name}: {row.reason}\n' for row in rows if row.status == 'unexplained')

@@ -33,7 +33,7 @@ class PaperRow:
 
 
 def printed(number: str) -> float:
-    """Return the value of a number as the tables print it: '843.81M', '1.30G'."""
+    """Return the value of a number in the tables' notation: '843.81M', '1.30G'."""
     return float(number[:-1]) * UNITS[number[-1]]
 
 

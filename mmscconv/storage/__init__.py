@@ -1,1 +1,1 @@
-"""Files that outlive a run: atomic writing, full disks, and checkpoints that are loaded safely and compared."""
+"""Files that outlive a run: atomic writing, full disks, safe loading and comparison of checkpoints."""

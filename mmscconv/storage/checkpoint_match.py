@@ -1,4 +1,4 @@
-"""Compares a checkpoint with the model and its config, and explains differences."""
+"""Comparison of a checkpoint with a model and its optimizer, with the likely cause of differences."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 from mmscconv.errors import UserError
 from mmscconv.storage.checkpoints import lacking_to_resume, shape_of, unwrapped, weights_of
 
-# Settings that belong to one method of optimization: its state is of no use to another.
+# Settings that tell optimizers apart: the state of one is useless to another.
 METHODS = ('momentum', 'betas', 'alpha', 'rho', 'lr_decay')
 
 
 def differences(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[int, str]:
-    """Return how many of the model's weights the checkpoint leaves unfilled, and the differences in words."""
-    # A TTA model holds the detector as its own attribute 'module'.
+    """Return the number of the model's weights that the checkpoint does not fill, and the differences in words."""
+    # A TTA model holds the detector in its attribute 'module'.
     want = {k.removeprefix('module.'): tuple(v.shape) for k, v in model.state_dict().items()}
     have = {k: shape_of(v) for k, v in unwrapped(weights_of(checkpoint, 'of the run')).items()}
     missing = [k for k in want if k not in have]
@@ -28,19 +28,19 @@ def differences(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[int, s
         ('of another shape', mismatched),
         ('not in the model', [k for k in have if k not in want]),
     ]
-    found = '; '.join(f'{len(keys)} {what}, first {keys[0]}' for what, keys in lists if keys)
-    return len(missing) + len(mismatched), found
+    text = '; '.join(f'{len(keys)} {kind}, first {keys[0]}' for kind, keys in lists if keys)
+    return len(missing) + len(mismatched), text
 
 
 def require_filled(model: nn.Module, checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
-    """Raise UserError, with the likely cause, unless the checkpoint fills all of the model."""
-    unfilled, found = differences(model, checkpoint)
+    """Raise UserError, with the likely cause, unless the checkpoint fills all of the model's weights."""
+    unfilled, text = differences(model, checkpoint)
     if unfilled:
-        raise UserError(f'the checkpoint is not of this model: {path}: {found} [{likely_cause(checkpoint, cfg)}]')
+        raise UserError(f'the checkpoint is not of this model: {path}: {text} [{likely_cause(checkpoint, cfg)}]')
 
 
 def optimizer_problem(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> str | None:
-    """Return why a checkpoint's state cannot be resumed by ``optimizer``, or None; torch finds only some reasons."""
+    """Return why ``optimizer`` cannot resume from a checkpoint, or None; torch itself finds only some of the causes."""
     lacking = lacking_to_resume(checkpoint)
     if lacking:
         return f'it has {lacking}'
@@ -58,7 +58,7 @@ def optimizer_problem(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> st
 
 
 def likely_cause(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:
-    """Return in which settings of the model the checkpoint's own config differs."""
+    """Return the model settings, up to three, in which the checkpoint's own config differs from ``cfg``."""
     text = (checkpoint.get('meta') or {}).get('cfg')
     theirs = model_in(text) if isinstance(text, str) else None
     if not theirs:
@@ -67,8 +67,8 @@ def likely_cause(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:
     theirs = dict(_settings(theirs.get('module', theirs)))
     differing = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     differing.sort(key=lambda key: key.count('.'))
-    told = [f'{key}: {theirs.get(key, "unset")} there, {ours.get(key, "unset")} here' for key in differing[:3]]
-    return '; '.join(told) or 'other depth, alpha or config?'
+    values = [f'{key}: {theirs.get(key, "unset")} there, {ours.get(key, "unset")} here' for key in differing[:3]]
+    return '; '.join(values) or 'other depth, alpha or config?'
 
 
 def _settings(node: Any, path: str = 'model') -> Iterator[tuple[str, Any]]:
@@ -82,7 +82,7 @@ def _settings(node: Any, path: str = 'model') -> Iterator[tuple[str, Any]]:
 
 
 def model_in(config: str) -> dict[str, Any] | None:
-    """Return ``model`` of a config as mmengine writes it into a checkpoint, without running it; None if not found."""
+    """Return ``model`` of a config text as mmengine writes it into checkpoints, without running it; None if absent."""
     try:
         for statement in ast.parse(config).body:
             if isinstance(statement, ast.Assign) and getattr(statement.targets[0], 'id', '') == 'model':

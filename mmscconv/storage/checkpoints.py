@@ -1,4 +1,4 @@
-"""Loads checkpoints without running code from them."""
+"""Loading of checkpoints without running code in them, and choice of the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ANYTHING = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any = 'cpu') -> dict[str, Any]:
     """Read a checkpoint, with ``weights_only=True`` unless it is ``trusted``.
 
-    Allowed besides tensors is what mmengine keeps of a training's state: its history
-    of losses, and numpy's scalars and arrays. torch allows none of that by itself.
+    Besides tensors, mmengine's training state is allowed, which torch's defaults refuse:
+    the history of losses, and numpy's scalars and arrays.
 
     Raises:
-        UserError: No such file, one that is damaged, or one that holds other objects.
+        UserError: The file is missing or damaged, or holds other objects.
     """
     if not Path(path).is_file():
         raise UserError(f'checkpoint is not there: {path}')
@@ -53,7 +53,7 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any
     """Return the weights in a checkpoint's ``content``: under ``state_dict`` or ``model``, or all of it.
 
     Raises:
-        UserError: The entry is not a dict of weights.
+        UserError: The value found is not a dict of weights.
     """
     weights = content.get('state_dict', content.get('model', content))
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
@@ -64,10 +64,10 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write ``content`` atomically: ``path`` is whole, or as it was.
+    """Write ``content``; on any failure ``path`` keeps its old content.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: ``path`` cannot be written.
     """
     try:
         with replacing(path) as unfinished:
@@ -85,17 +85,20 @@ def _training_state() -> list[Any]:
     functions = [getattr(np, core).multiarray._reconstruct, getattr(np, core).multiarray.scalar]
     types = [type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'uint32')]
     allowed = [HistoryBuffer, getattr_of_history, np.ndarray, np.dtype, *types, *functions]
-    if torch_version >= '2.6':  # before, torch takes no other name than the object's own
+    if torch_version >= '2.6':  # older versions accept an object under its own name only
         other = {'core': '_core', '_core': 'core'}[core]
         allowed += [(function, f'numpy.{other}.multiarray.{function.__name__}') for function in functions]
     return allowed
 
 
 def getattr_of_history(owner: Any, name: str) -> Callable[..., Any]:
-    """Return a statistic of mmengine's HistoryBuffer, for whose functions pickle writes ``getattr``.
+    """Return a statistic method of mmengine's HistoryBuffer; pickle stores these methods as calls of ``getattr``.
 
-    It takes the place of the builtin while a checkpoint is read: with that one, a
-    file could reach ``builtins`` and change it.
+    Replaces the builtin ``getattr`` while a checkpoint is read: with the builtin, a file
+    could reach ``builtins`` and change it.
+
+    Raises:
+        pickle.UnpicklingError: Any other owner or name.
     """
     from mmengine.logging import HistoryBuffer
 
@@ -104,17 +107,20 @@ def getattr_of_history(owner: Any, name: str) -> Callable[..., Any]:
     return getattr(owner, name)
 
 
-# The name by which torch finds it; a list of pairs (object, name) would need torch 2.6.
+# torch looks the function up by this name; a list of pairs (object, name) would need torch 2.6.
 getattr_of_history.__module__, getattr_of_history.__name__ = 'builtins', 'getattr'
 getattr_of_history.__qualname__ = 'getattr'
 
 
 def load_safely(trusted: bool = False) -> None:
-    """Make mmengine load every checkpoint of this process by :func:`load_checkpoint`, also on torch before 2.6.
+    """Make mmengine load every local checkpoint with :func:`load_checkpoint`, also on torch before 2.6.
 
-    What is fetched, because a config names ``http://...`` or ``torchvision://...``, is
-    covered by torch's own switch. A checkpoint's ``meta.config`` is left out, as
-    mmengine would run it as a config when it resumes.
+    Downloads (``http://...`` or ``torchvision://...`` in a config) are covered by torch's
+    own environment variable. A checkpoint's ``meta.config`` is dropped: mmengine would
+    run it as a config on resume.
+
+    Args:
+        trusted: Allow checkpoints that hold other objects than weights.
     """
     from mmengine.runner import CheckpointLoader
 
@@ -133,7 +139,7 @@ def load_safely(trusted: bool = False) -> None:
 
 
 def unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return weights without the prefix that data-parallel training puts before their names."""
+    """Return weights without the prefix ``module.`` of data-parallel training."""
     return {key.removeprefix('module.'): value for key, value in weights.items()}
 
 
@@ -157,7 +163,7 @@ def check_pretrained(model: torch.nn.Module, trusted: bool = False) -> None:
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:
-    """Return the shape of a tensor, None of anything else."""
+    """Return the shape of a tensor, None for anything else."""
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
@@ -173,14 +179,15 @@ def last_good_checkpoint(folder: str | Path) -> Path | None:
 
 
 def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], trusted: bool = False) -> Path | None:
-    """Return the newest checkpoint in ``folder`` from which a training can resume; None if there are no checkpoints.
+    """Return the checkpoint in ``folder`` to resume training from, or None if there is no checkpoint at all.
 
-    That is the one that ``last_checkpoint`` names, if it is good. Each newer one that
-    is left out, with the reason, is a line to ``warn``. Checkpoints without an
-    optimizer's state, such as the best ones, are not meant for resuming.
+    The checkpoint named in ``last_checkpoint`` comes first, then the others, newest
+    first; the first good one is returned. Each bad checkpoint on the way is a line, with
+    the reason, to ``warn``. The ``best_*`` checkpoints have no optimizer state and are
+    not considered.
 
     Raises:
-        UserError: There are checkpoints, and none of them is good.
+        UserError: There are checkpoints, but all are bad.
     """
     folder = Path(folder)
     paths = [path for path in _newest_first(folder) if not path.name.startswith('best_')]
@@ -188,7 +195,7 @@ def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], truste
         named = folder / Path((folder / 'last_checkpoint').read_text().strip()).name
     except OSError:
         named = None
-    paths.sort(key=lambda path: path != named)  # stable: the newest of the others come after it
+    paths.sort(key=lambda path: path != named)  # a stable sort keeps the others newest first
     for path in paths:
         try:
             require_resumable(path, trusted)
@@ -202,7 +209,7 @@ def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], truste
 
 
 def require_resumable(path: str | Path, trusted: bool = False) -> None:
-    """Raise UserError if the checkpoint cannot be read or lacks state that a resumed training needs."""
+    """Raise UserError unless the checkpoint can be read and holds all the state that resuming needs."""
     content = load_checkpoint(path, trusted)
     lacking = lacking_to_resume(content)
     if lacking:
@@ -211,7 +218,7 @@ def require_resumable(path: str | Path, trusted: bool = False) -> None:
 
 
 def lacking_to_resume(content: Mapping[str, Any]) -> str | None:
-    """Return, in words, the state besides weights that ``content`` lacks to resume a training; None if it has all."""
+    """Return in words the missing state, besides weights, that resuming needs; None if ``content`` is complete."""
     missing = [key for key in ('meta', 'message_hub', 'optimizer') if key not in content]
     if not missing:
         return None

@@ -1,4 +1,4 @@
-"""Atomic writing of files, and the error line for a full disk."""
+"""Atomic writing of files, and a clear error for a full disk."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 
 from mmscconv.errors import UserError
 
-# Full, over the quota, or larger than the system lets a file be.
+# Disk full, quota exceeded, or file larger than the system allows.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
-    """Write ``content`` so that ``path`` holds all of it or, at whatever moment the process ends, what it held before.
+    """Write ``content`` so that ``path`` holds either all of it or its old content, whenever the process ends.
 
-    The bytes go to ``<path>.part`` in the same folder and reach the disk before that
-    file takes the final name. One that a killed process left there is overwritten by
-    the next write to the same path.
+    The bytes go to ``<path>.part`` in the same folder and are flushed to the disk before
+    the file is renamed. A ``.part`` file of a killed process is overwritten by the next
+    write to the same path.
 
     Raises:
-        OSError: The bytes could not be written; nothing is left of them.
+        OSError: The bytes could not be written; the ``.part`` file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,10 +46,10 @@ def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a name beside ``path`` to write to, which takes its place at the end.
+    """Yield a path beside ``path`` to write to; the written file replaces ``path`` at the end.
 
-    After an error, ``path`` is as it was before. The name has the same suffix, by
-    which many writers choose a format.
+    After an error, ``path`` is unchanged. The suffix is the same, because many writers
+    choose the format by it.
     """
     path = Path(path)
     unfinished = path.with_name(f'.unfinished-{path.name}')
@@ -62,7 +62,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_named(path: str | Path) -> Iterator[None]:
-    """Show a full disk as one line that names ``path``, which was to be written, and the space there."""
+    """Turn a full-disk error into a UserError that names ``path``, the file or folder written, and the free space."""
     try:
         yield
     except OSError as error:

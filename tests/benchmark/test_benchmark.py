@@ -111,7 +111,7 @@ def test_unofficial_module_has_the_convolutions_shape_and_the_described_result(s
 
 
 def test_unofficial_module_refuses_what_it_cannot_replace():
-    with pytest.raises(ValueError, match='cannot take the place'):
+    with pytest.raises(ValueError, match='cannot replace SCConv'):
         unofficial_like(SCConv(16, 32, 3))
 
 
