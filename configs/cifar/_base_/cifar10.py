@@ -1,9 +1,9 @@
 """CIFAR-10, padded by 4, cropped and flipped (section 3.1).
 
-tools/train.py --download fetches it into an existing data_root.
+tools/train.py --download fetches CIFAR-10 into an existing data_root.
 
-The images are decoded once and kept in memory, on the GPU where there is one
-(``device``); augmentation is done there, a batch at a time.
+The images are decoded once and kept in memory, on a GPU if available (``device``), and
+are augmented there, a batch at a time.
 """
 
 _base_ = ['mmpretrain::_base_/datasets/cifar10_bs16.py', './recipe.py']
