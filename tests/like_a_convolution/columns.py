@@ -114,10 +114,17 @@ def columns(chosen: Iterable[Column]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize('column', [pytest.param(c, id=str(c)) for c in chosen])
 
 
-def dealt(name: str, values: Iterable, chosen: Iterable[Column], parts: int = 6) -> pytest.MarkDecorator:
+def dealt(
+    name: str,
+    values: Iterable,
+    chosen: Iterable[Column],
+    parts: int = 6,
+    without: Callable[[object, Column], bool] = lambda value, column: False,
+) -> pytest.MarkDecorator:
     """Parametrize a test by ``name`` and column: kernels meet every value, each other column every ``parts``-th.
 
-    Each value is still asked of every layer's kernels, and of each road, memory format and mode.
+    Each value is still asked of every layer's kernels, and of each road, memory format and mode. Pairs for which
+    ``without(value, column)`` is true are left out.
     """
 
     def is_kernels(c: Column) -> bool:
@@ -128,7 +135,7 @@ def dealt(name: str, values: Iterable, chosen: Iterable[Column], parts: int = 6)
         pytest.param(value, c, id=f'{getattr(value, "__name__", value)}-{c}')
         for i, value in enumerate(values)
         for j, c in enumerate(chosen)
-        if is_kernels(c) or (i + j) % parts == 0
+        if (is_kernels(c) or (i + j) % parts == 0) and not without(value, c)
     ]
     return pytest.mark.parametrize((name, 'column'), pairs)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from like_a_convolution.columns import CHANNELS, RIVALS, SIZE, Column, build, columns, every, plain
+from like_a_convolution.columns import CHANNELS, RIVALS, SIZE, Column, build, columns, dealt, every, plain
 
 C, POSITIONS = CHANNELS, SIZE[0] * SIZE[1]
 HALF, SQUEEZED = C // 2, C // 4  # alpha*C1, alpha*C1/r
@@ -131,14 +131,13 @@ def test_fvcore(column):
     assert nn_count.parameter_count(layer)[''] == parameters
 
 
-@columns([c for c in COLUMNS if not c.channels_last or c.road == 'default'])
+# TiedConv has a weight of its own, which no rule of thop knows.
+@columns([c for c in COLUMNS if (not c.channels_last or c.road == 'default') and c.layer != 'TiedConv'])
 def test_thop(column):
     thop = pytest.importorskip('thop', reason='thop is not installed')
     layer, _, x = build(column)
     nothing = lambda m, x, y: None  # noqa: E731, norms, poolings and activations are not what is counted here
     others = {type(m): nothing for m in layer.modules() if not isinstance(m, nn.Conv2d) and not list(m.children())}
-    if column.layer == 'TiedConv':
-        pytest.skip('it has a weight of its own, which no rule of the tool knows')
     # It counts what the root's children do.
     macs, parameters = thop.profile(nn.Sequential(layer), (x,), custom_ops=others, verbose=False)
     assert macs == 2 * expected(column, layer)[1]
@@ -146,13 +145,16 @@ def test_thop(column):
         assert parameters == expected(column, layer)[0]
 
 
-@columns([c for c in COLUMNS if not c.channels_last and c.road == 'default'])
-@pytest.mark.parametrize('backend', ['pytorch', 'aten'])
+@dealt(
+    'backend',
+    ['pytorch', 'aten'],
+    [c for c in COLUMNS if not c.channels_last and c.road == 'default'],
+    parts=1,
+    without=lambda backend, c: c.layer == 'TiedConv' and backend == 'pytorch',  # its weight: no rule knows it
+)
 def test_ptflops(column, backend):
     """The convolutions' share of what it counts, and every parameter."""
     ptflops = pytest.importorskip('ptflops', reason='ptflops is not installed')
-    if column.layer == 'TiedConv' and backend == 'pytorch':
-        pytest.skip('it has a weight of its own, which no rule of the tool knows')
     layer, _, _ = build(column)
     parameters, macs = expected(column, layer)
     others = [

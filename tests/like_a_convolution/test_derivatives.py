@@ -188,7 +188,8 @@ def test_gradients_of_odd_layouts(column):
     check(gradients_of_odd_layouts, column)
 
 
-@columns([c for c in pairwise() if c.channels_last])
+# One position of one image has no variance: torch's BN refuses SlimConv's in train mode.
+@columns([c for c in pairwise() if c.channels_last and not (c.layer == 'SlimConv' and c.training)])
 def test_gradient_of_one_image_in_the_other_format(column):
     """Strides of one channels-last image are ambiguous, on which torch 2.11's BN gives other gradients in silence."""
 
@@ -198,8 +199,6 @@ def test_gradient_of_one_image_in_the_other_format(column):
         seed = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).sin().view(y.shape)
         return {'d x': torch.autograd.grad(y, x, seed)[0]}
 
-    if column.layer == 'SlimConv' and column.training:
-        pytest.skip('one value per channel has no variance: torch refuses')
     check(question, column, with_statistics=False)
 
 
