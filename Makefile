@@ -18,8 +18,8 @@ setup: $(VENV)/ready
 
 # torch first and without isolation: mmcv compiles its ops against it, or silently leaves them out.
 $(VENV)/ready: setup.py Makefile
-	[ -x $(BIN)/python ] || { python=$$(.ci/find-python $(PYTHON)) && $$python -m venv $(VENV); }
-	$(BIN)/pip install -q --upgrade pip 'setuptools<81' wheel ninja packaging
+	[ -x $(BIN)/python ] || { python=$$(STACK=$(STACK) .ci/find-python $(PYTHON)) && $$python -m venv $(VENV); }
+	$(BIN)/pip install -q --upgrade pip 'setuptools>=77,<81' wheel ninja packaging
 	@echo 'Installing torch (several GB) ...'
 	$(BIN)/pip install -q $(TORCH)
 	@echo 'Installing the OpenMMLab stack; compiling mmcv takes about 12 minutes on two cores ...'

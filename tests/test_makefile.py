@@ -31,8 +31,9 @@ esac
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
 
-    def run(*command):
-        return subprocess.run(command, capture_output=True, text=True, env={'PATH': str(folder)}, cwd=tmp_path)
+    def run(*command, **variables):
+        env = {'PATH': str(folder), **variables}
+        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
 
     return add, run
 
@@ -48,6 +49,13 @@ def test_one_that_does_not_work_is_left_out(machine, fault):
     add, run = machine
     add('python3.13', '3.13', **fault), add('python3.11', '3.11')
     assert run(SCRIPT).stdout == 'python3.11\n'
+
+
+def test_the_official_stack_has_no_numpy_for_3_13(machine):
+    add, run = machine
+    add('python3.13', '3.13'), add('python3.12', '3.12')
+    assert run(SCRIPT).stdout == 'python3.13\n'
+    assert run(SCRIPT, STACK='official').stdout == 'python3.12\n'
 
 
 def test_a_python3_of_a_known_version_is_found(machine):
