@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from mmscconv.checks.environment import check_environment
 from mmscconv.errors import UserError, run
+from mmscconv.foreign_errors import first_line, flat_message
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +141,7 @@ def device_of(name: str | None) -> torch.device:
         device = torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
         torch.empty(1, device=device)
     except (AssertionError, RuntimeError) as error:
-        raise UserError(f'--device {name} cannot be used: {str(error).splitlines()[0]}') from error
+        raise UserError(f'--device {name} cannot be used: {first_line(error)}') from error
     return device
 
 
@@ -240,7 +241,7 @@ def measure_matrix(args: argparse.Namespace) -> None:
         try:
             results.append(matrix.measure_row(row, args.rounds, args.warmup, device))
         except (UserError, MemoryError, RuntimeError) as error:
-            failures[row.name] = ' '.join(str(error).split())
+            failures[row.name] = flat_message(error)
         print(
             ' | '.join(results[-1].cells) if row.name not in failures else f'{row.name}: {failures[row.name]}',
             flush=True,

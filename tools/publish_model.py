@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from mmscconv.checks.environment import check_environment
 from mmscconv.errors import UserError, run
+from mmscconv.foreign_errors import flat_message
 
 KEPT = ('meta', 'state_dict')
 
@@ -44,7 +45,7 @@ def main() -> None:
     try:
         write_atomically(published, file.getbuffer())
     except OSError as error:
-        raise UserError(f'cannot write {args.out}: {" ".join(str(error).split())}') from error
+        raise UserError(f'cannot write {args.out}: {flat_message(error)}') from error
     dropped = [key for key in content if key not in KEPT]
     print(f'{published} (left out: {", ".join(dropped) or "nothing"})')
 

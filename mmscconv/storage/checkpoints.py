@@ -12,7 +12,7 @@ import torch
 from torch.torch_version import __version__ as torch_version
 
 from mmscconv.errors import UserError
-from mmscconv.foreign_errors import forbidden_object
+from mmscconv.foreign_errors import flat_message, forbidden_object
 from mmscconv.storage.disk import replacing
 
 ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -42,7 +42,7 @@ def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any =
         ) from error
     except (AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         # On corrupt bytes pickle may raise almost any exception.
-        reason = ' '.join(str(error).split())
+        reason = flat_message(error)
         raise UserError(f'checkpoint cannot be read, it is cut short or damaged: {path} ({reason})') from error
     if not isinstance(content, dict):
         raise UserError(f'checkpoint holds a {type(content).__name__}, not a dict with a state_dict: {path}')
@@ -73,7 +73,7 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
         with replacing(path) as unfinished:
             torch.save(content, unfinished)
     except (OSError, RuntimeError) as error:  # torch reports a missing folder as RuntimeError
-        raise UserError(f'cannot write {path}: {" ".join(str(error).split())}') from error
+        raise UserError(f'cannot write {path}: {flat_message(error)}') from error
 
 
 def _training_state() -> list[Any]:
