@@ -131,6 +131,10 @@ def _normed(layer: CRU, branches: Branches, backend: str) -> Branches:
     """Return ``layer.normed(*branches)``; norms of few channels with the batch's statistics by a kernel each."""
     if backend != 'native' or torch.is_autocast_enabled('cpu') or not intact(layer, 'norm_up', 'norm_low'):
         return layer.normed(*branches)
+    return _normed_branches(layer, branches)
+
+
+def _normed_branches(layer: CRU, branches: Branches) -> Branches:
     x_up, x_low = branches
     return _normed_branch(layer.norm_up, x_up), _normed_branch(layer.norm_low, x_low)
 
@@ -160,11 +164,12 @@ def _squeezed_by_kernel(layer: CRU, before: SRU, x: Tensor) -> Branches:
     """Return the squeezed and normed branches of ``before(x)``; norms in eval mode are folded into the squeezes."""
     squeeze_up, squeeze_low = cast('nn.Conv2d', layer.squeeze_up), cast('nn.Conv2d', layer.squeeze_low)
     up, low = (squeeze_up.weight, squeeze_up.bias), (squeeze_low.weight, squeeze_low.bias)
-    folds = intact(layer, 'norm_up', 'norm_low') and is_affine(layer.norm_up) and is_affine(layer.norm_low)
-    if folds:
+    norms_intact = intact(layer, 'norm_up', 'norm_low')
+    if norms_intact and is_affine(layer.norm_up) and is_affine(layer.norm_low):
         up, low = folded(*up, layer.norm_up), folded(*low, layer.norm_low)
+        return squeeze_reconstructed(x, before, up, low, layer.pool)
     branches = squeeze_reconstructed(x, before, up, low, layer.pool)
-    return branches if folds else _normed(layer, branches, 'native')
+    return _normed_branches(layer, branches) if norms_intact else layer.normed(*branches)
 
 
 def squeeze_reconstructed(

@@ -359,12 +359,12 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Ten
     c = x.shape[1]
     _check('batch_norm', _has(weight, c) and _has(bias, c), x=x, weight=weight, bias=bias)
     values = as_dense(x, torch.channels_last)
-    out, (mean, variance) = torch.empty_like(values), empty(2, c, dtype=torch.float64)
+    out, mean, variance = torch.empty_like(values), *(empty(c, dtype=torch.float64) for _ in range(2))
     call(
         'batch_norm_forward', values, weight.contiguous(), bias.contiguous(), x.numel() // c, c, eps,
         torch.get_num_threads(), out, mean, variance,
     )  # fmt: skip
-    return out, mean.clone(), variance.clone()
+    return out, mean, variance
 
 
 def batch_norm_backward(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.spies import kernels_called
+from helpers.doubled import OtherNorm
 from mmscconv import CRU, ops
 
 CL = torch.channels_last
@@ -117,30 +117,12 @@ def test_ops_are_registered_right():
     torch.library.opcheck(torch.ops.mmscconv.batch_norm.default, (*leaves, 1e-5), test_utils=kinds)
 
 
-class OtherNorm(nn.BatchNorm2d):
-    pass
-
-
-@pytest.mark.parametrize('momentum', [0.3, None], ids=str)
-def test_running_statistics_are_those_of_the_modules(momentum):
-    cru = CRU(16, inner_norm=True, backend='native')
-    for norm in (cru.norm_up, cru.norm_low):
-        norm.momentum = momentum
-    plain = copy.deepcopy(cru)
-    plain.backend = 'plain'
-    for _ in range(3):
-        x = torch.randn(2, 16, 5, 5).contiguous(memory_format=CL)
-        cru(x), plain(x)
-    for (name, got), expected in zip(cru.named_buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(got, expected, msg=name)
-
-
 @pytest.mark.parametrize(
     ('case', 'kernels'),
     [('as built', 2), ('hooked', 0), ('of another class', 0), ('one in eval mode', 1),
      ('without running statistics', 2), ('without weights', 0), ('channels fill vectors', 0), ('NCHW', 0), ('fp64', 0)],
 )  # fmt: skip
-def test_norms_by_kernel(case, kernels, monkeypatch):
+def test_norms_by_kernel(case, kernels, called):
     channels = 128 if case == 'channels fill vectors' else 16
     cru = CRU(channels, inner_norm=True, backend=None if case == 'fp64' else 'native')
     x = torch.randn(2, channels, 5, 5).contiguous(memory_format=CL)
@@ -160,14 +142,7 @@ def test_norms_by_kernel(case, kernels, monkeypatch):
         cru, x = cru.double(), x.double()
     plain = copy.deepcopy(cru)
     plain.backend = 'plain'
-    called = kernels_called(monkeypatch)
     torch.testing.assert_close(cru(x), plain(x), rtol=1e-4, atol=1e-5)
     assert called.count('batch_norm_forward') == kernels
     for (name, got), expected in zip(cru.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(got, expected, msg=name)
-
-
-def test_one_value_has_no_variance():
-    cru = CRU(16, inner_norm=True, backend='native')
-    with pytest.raises(ValueError, match='more than 1 value per channel'):
-        cru(torch.randn(1, 16, 1, 1).contiguous(memory_format=CL))

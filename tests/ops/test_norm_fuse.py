@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.doubled import OtherNorm
 from mmscconv import CRU, ops
 
 CL = torch.channels_last
@@ -80,10 +81,11 @@ def test_ops_are_registered_right():
 
 
 @pytest.mark.parametrize('momentum', [0.3, None], ids=str)
-def test_running_statistics_are_those_of_the_modules(momentum):
+@pytest.mark.parametrize('names', [('norm1', 'norm2'), ('norm_up', 'norm_low')], ids=str)
+def test_running_statistics_are_those_of_the_modules(names, momentum):
     cru = CRU(16, inner_norm=True, backend='native')
-    for norm in (cru.norm1, cru.norm2):
-        norm.momentum = momentum
+    for name in names:
+        getattr(cru, name).momentum = momentum
     plain = copy.deepcopy(cru)
     plain.backend = 'plain'
     for _ in range(3):
@@ -91,10 +93,6 @@ def test_running_statistics_are_those_of_the_modules(momentum):
         cru(x), plain(x)
     for (name, got), expected in zip(cru.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(got, expected, msg=name)
-
-
-class OtherNorm(nn.BatchNorm2d):
-    pass
 
 
 @pytest.mark.parametrize('case', ['hooked', 'of another class', 'one in eval mode', 'without running statistics'])

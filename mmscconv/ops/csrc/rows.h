@@ -7,6 +7,14 @@
 
 #define WIDE 16 /* columns of the widest block */
 
+/* CALL(n) for blocks of n columns from column j on; n is a constant, so that the loops over columns are unrolled. */
+#define IN_BLOCKS(width, CALL)                       \
+    int64_t j = 0;                                   \
+    for (; j + WIDE <= (width); j += WIDE) CALL(16); \
+    for (; j + 8 <= (width); j += 8) CALL(8);        \
+    for (; j + 4 <= (width); j += 4) CALL(4);        \
+    for (; j < (width); j++) CALL(1);
+
 static inline void sums_of_columns(const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows,
                                    const int columns, double *sum_a, double *sum_ab) {
     double first[WIDE] = {0}, product[WIDE] = {0};
@@ -14,42 +22,31 @@ static inline void sums_of_columns(const float *a, int64_t a_row, const float *b
 #pragma omp simd
         for (int j = 0; j < columns; j++) {
             double v = a[j];
-            first[j] += v;
+            if (sum_a) first[j] += v;
             product[j] += v * b[j];
         }
     }
-    for (int j = 0; j < columns; j++) sum_a[j] += first[j], sum_ab[j] += product[j];
+    for (int j = 0; j < columns; j++) {
+        if (sum_a) sum_a[j] += first[j];
+        sum_ab[j] += product[j];
+    }
 }
 
 /* Add the sums of a and of a * b over `rows` rows to sum_a and sum_ab, (width) each. a and b: rows of `width` values,
  * a_row and b_row apart. */
 static inline void sums_of_rows(const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows, int64_t width,
                                 double *sum_a, double *sum_ab) {
-    int64_t j = 0;
-    for (; j + 16 <= width; j += 16) sums_of_columns(a + j, a_row, b + j, b_row, rows, 16, sum_a + j, sum_ab + j);
-    for (; j + 8 <= width; j += 8) sums_of_columns(a + j, a_row, b + j, b_row, rows, 8, sum_a + j, sum_ab + j);
-    for (; j + 4 <= width; j += 4) sums_of_columns(a + j, a_row, b + j, b_row, rows, 4, sum_a + j, sum_ab + j);
-    for (; j < width; j++) sums_of_columns(a + j, a_row, b + j, b_row, rows, 1, sum_a + j, sum_ab + j);
+#define BLOCK(n) sums_of_columns(a + j, a_row, b + j, b_row, rows, n, sum_a + j, sum_ab + j)
+    IN_BLOCKS(width, BLOCK)
+#undef BLOCK
 }
 
-static inline void products_of_columns(const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows,
-                                       const int columns, double *sum) {
-    double product[WIDE] = {0};
-    for (int64_t i = 0; i < rows; i++, a += a_row, b += b_row) {
-#pragma omp simd
-        for (int j = 0; j < columns; j++) product[j] += (double)a[j] * b[j];
-    }
-    for (int j = 0; j < columns; j++) sum[j] += product[j];
-}
-
-/* Add the sums of a * b over `rows` rows to sum, (width); otherwise as above. */
+/* Add the sums of a * b alone to sum, (width); otherwise as above. */
 static inline void products_of_rows(const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows,
                                     int64_t width, double *sum) {
-    int64_t j = 0;
-    for (; j + 16 <= width; j += 16) products_of_columns(a + j, a_row, b + j, b_row, rows, 16, sum + j);
-    for (; j + 8 <= width; j += 8) products_of_columns(a + j, a_row, b + j, b_row, rows, 8, sum + j);
-    for (; j + 4 <= width; j += 4) products_of_columns(a + j, a_row, b + j, b_row, rows, 4, sum + j);
-    for (; j < width; j++) products_of_columns(a + j, a_row, b + j, b_row, rows, 1, sum + j);
+#define BLOCK(n) sums_of_columns(a + j, a_row, b + j, b_row, rows, n, NULL, sum + j)
+    IN_BLOCKS(width, BLOCK)
+#undef BLOCK
 }
 
 static inline void combine_columns(const float *x, int64_t x_row, const float *y, int64_t y_row, const float *p,
@@ -68,11 +65,8 @@ static inline void combine_columns(const float *x, int64_t x_row, const float *y
 /* to = p * x + q * y + r in `rows` rows of `width` values; p, q and r: (width). */
 static inline void combine_rows(const float *x, int64_t x_row, const float *y, int64_t y_row, const float *p,
                                 const float *q, const float *r, int64_t rows, int64_t width, float *to, int64_t to_row) {
-    int64_t j = 0;
-#define BLOCK(n) \
-    for (; j + n <= width; j += n) \
-        combine_columns(x + j, x_row, y + j, y_row, p + j, q + j, r + j, rows, n, to + j, to_row);
-    BLOCK(16) BLOCK(8) BLOCK(4) BLOCK(1)
+#define BLOCK(n) combine_columns(x + j, x_row, y + j, y_row, p + j, q + j, r + j, rows, n, to + j, to_row)
+    IN_BLOCKS(width, BLOCK)
 #undef BLOCK
 }
 
