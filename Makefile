@@ -1,4 +1,4 @@
-# make demo | make test | make test-fast | make lint | make docs; everything is installed into .venv first.
+# make demo | make test | make test-fast | make coverage | make lint | make docs; everything is installed into .venv first.
 # STACK=official takes OpenMMLab's last releases in place of the onedl forks, in an environment of its own.
 # PYTHON=/path/to/python makes the environment; otherwise the newest one that fits (.ci/find-python).
 PYTHON ?=
@@ -12,7 +12,7 @@ onedl := onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmdetection==3.5.1 oned
 official := mmengine==0.10.7 mmcv==2.1.0 mmdet==3.3.0 mmpretrain==1.2.0 'numpy<2'
 $(if $(filter onedl official,$(STACK)),,$(error STACK is onedl or official, not $(STACK)))
 
-.PHONY: setup demo test test-fast lint docs clean
+.PHONY: setup demo test test-fast coverage lint docs clean
 
 setup: $(VENV)/ready
 
@@ -40,7 +40,10 @@ demo: setup $(DIGITS)/annotations/val.json
 	$(BIN)/python tools/report.py $(DEMO_DIR)
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 --cov
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10
+
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --cov
 
 test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow' tests/layers tests/ops

@@ -1,17 +1,20 @@
 """The built wheel works away from the checkout; a broken stack is told apart and mended by a named command."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from helpers.annotated import made_objects, write_coco
+from helpers.annotated import made_objects, write_coco, write_voc, write_yolo
 from helpers.paths import ROOT
-from helpers.running_tools import MMCV, MMENGINE
+from helpers.running_tools import MMCV, MMENGINE, ONE_WORKER
+from helpers.tutorials import blocks
 from mmscconv.checks import environment
 from mmscconv.errors import UserError
 
@@ -93,28 +96,50 @@ def test_config_and_tool_work_installed(installed, tmp_path):
     assert str(installed) in where.stdout
 
 
-def test_own_dataset_and_report_work_installed(installed, tmp_path):
-    """The config that is written inherits the wheel's, and the page's template is in the wheel."""
-    write_coco(tmp_path / 'cells', made_objects(4), {'train': ['img_00', 'img_01'], 'val': ['img_02', 'img_03']})
-    tools = installed / 'mmscconv' / '.mim' / 'tools'
-    env = {**os.environ, 'PYTHONPATH': str(installed), 'OMP_NUM_THREADS': '1'}
-    config = 'own_datasets/cells_r18/cells_r18.py'
-    short = ['train_cfg.max_epochs=1', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
-    for command in (
-        ['own_dataset.py', 'cells', '--baseline'],
-        ['train.py', config, '--cfg-options', *short],
-        ['report.py', 'work_dirs/cells_r18'],
-    ):
-        done = subprocess.run(
-            [sys.executable, tools / command[0], *command[1:]], capture_output=True, text=True, cwd=tmp_path, env=env
-        )
+@pytest.fixture(scope='module')
+def beginner(installed, tmp_path_factory):
+    """A folder with the wheel's tools and with data/ as the tutorial has them, of eight tiny images each."""
+    folder = tmp_path_factory.mktemp('beginner')
+    (folder / 'tools').symlink_to(installed / 'mmscconv' / '.mim' / 'tools')
+    objects = made_objects()
+    stems = list(objects)
+    splits = {'train': stems[:6], 'val': stems[6:]}
+    write_voc(folder / 'data' / 'cells_voc', objects, splits)
+    write_coco(folder / 'data' / 'cells_coco', objects, splits)
+    write_yolo(folder / 'data' / 'cells_yolo', objects, splits)
+    return folder
+
+
+@pytest.fixture
+def printed(installed, beginner):
+    """Run a command of the tutorial: its standard output."""
+    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    env = {**os.environ, 'PYTHONPATH': str(installed), 'OMP_NUM_THREADS': '1', 'PATH': path}
+
+    def run(command):
+        done = subprocess.run(command, shell=True, cwd=beginner, env=env, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    assert (tmp_path / 'work_dirs' / 'cells_r18' / 'report.html').is_file()
-    where = subprocess.run(
-        [sys.executable, '-c', f'from mmengine import Config; print(Config.fromfile({config!r}).model.backbone.type)'],
-        capture_output=True, text=True, cwd=tmp_path, env=env, check=True,
-    )  # fmt: skip
-    assert where.stdout.splitlines()[-1] == 'ResNet'  # mmdet greets on stdout
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize('layout', ['voc', 'coco', 'yolo'])
+def test_commands_of_the_tutorial_work_installed(layout, beginner, printed):
+    """The config that is written inherits the wheel's, and the page's template is in the wheel.
+
+    One layout is enough for the training, cut to one epoch, and for the report.
+    """
+    (block,) = (block for block in blocks('own_dataset.md', 'bash') if f'own_dataset.py data/cells_{layout}\n' in block)
+    own_dataset, train, report = commands = block.splitlines()
+    names = [re.search(r'tools/(\w+)\.py', command).group(1) for command in commands]
+    assert names == ['own_dataset', 'train', 'report']
+    assert [line.split('#')[0].strip() for line in printed(own_dataset).splitlines()[-2:]] == [train, report]
+    if layout == 'coco':
+        options = ' '.join([*ONE_WORKER, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1'])
+        printed(f'{train} --cfg-options {options}')
+        printed(report)
+        assert 'Worst images' in (beginner / report.split()[-1] / 'report.html').read_text()
 
 
 def test_environment_is_complete():

@@ -15,7 +15,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -51,7 +51,7 @@ def train(args: argparse.Namespace) -> None:
     options.fit_amp_to_device(cfg)
     if args.auto_scale_lr:
         options.scale_lr(cfg)
-    with full_disk_named(cfg.work_dir):
+    with made(cfg.work_dir), full_disk_named(cfg.work_dir):
         runner = checked_runner(cfg, ('train', 'val'), args.trusted, args.resume)
     check_pretrained(runner.model, args.trusted)
     if not args.auto_scale_lr:
@@ -74,7 +74,8 @@ def test(args: argparse.Namespace) -> None:
         options.use_tta(cfg)
     if args.show or args.show_dir:
         options.draw(cfg, args.show, args.show_dir, args.wait_time)
-    runner = checked_runner(cfg, ('test',), args.trusted)
+    with made(cfg.work_dir):
+        runner = checked_runner(cfg, ('test',), args.trusted)
     if args.deploy:
         runner.register_hook(DeployForm())
     with ExitStack() as stack:
@@ -138,16 +139,34 @@ def run_errors_named() -> Iterator[None]:
 
 
 def _load(args: argparse.Namespace) -> Config:
-    """Read the config, apply the common flags and create the work dir."""
+    """Read the config and apply the common flags."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = config_of(args)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
-    try:
-        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'cannot write to the work dir {cfg.work_dir}: {error.strerror} (pass --work-dir)') from error
     return cfg
+
+
+@contextmanager
+def made(work_dir: str) -> Iterator[None]:
+    """Make a work dir; take folders that are still empty away again if the body raises.
+
+    Raises:
+        UserError: The folder cannot be made.
+    """
+    folder = Path(work_dir)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot write to the work dir {work_dir}: {error.strerror} (pass --work-dir)') from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # a folder that is not empty any more
+            for path in missing:
+                path.rmdir()
+        raise
 
 
 def _set_resume(cfg: Config, checkpoint: str, trusted: bool) -> None:

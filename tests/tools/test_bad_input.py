@@ -98,6 +98,18 @@ def test_broken_files_are_named(case, digits, tmp_path, fails):
     assert str(data) in line
 
 
+@pytest.mark.parametrize('there', [False, True])
+def test_a_run_that_cannot_start_leaves_no_empty_folder(there, tmp_path, fails):
+    if there:
+        (tmp_path / 'runs').mkdir()
+    fails(
+        'train', CONFIGS / 'retinanet_scconv_r18_digits.py', '--data-root', tmp_path / 'nowhere',
+        '--work-dir', tmp_path / 'runs' / 'new',
+    )  # fmt: skip
+    assert list(tmp_path.iterdir()) == ([tmp_path / 'runs'] if there else [])
+    assert not list(tmp_path.glob('runs/*'))
+
+
 def test_wrong_checkpoint_is_refused(digits, tmp_path, fails):
     torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(64, 3, 7, 7)}}, tmp_path / 'wrong.pth')
     line = fails(
