@@ -48,7 +48,19 @@ class Library:
         return sorted(file for pattern in self.sources for file in SOURCES.glob(pattern))
 
 
-KERNELS = Library('kernels', ('*.c',), (('-march=native', '-fopenmp'), ('-march=native', '-fopenmp-simd'), ()))
+# clang for Arm and GCC for some processors know no -march=native.
+KERNELS = Library(
+    'kernels',
+    ('*.c',),
+    (
+        ('-march=native', '-fopenmp'),
+        ('-march=native', '-fopenmp-simd'),
+        ('-mcpu=native', '-fopenmp'),
+        ('-fopenmp',),
+        ('-fopenmp-simd',),
+        (),
+    ),
+)
 # mmscconv::SCConv for ONNX Runtime, on whose threads it runs.
 ONNXRUNTIME_OP = Library(
     'onnxruntime_op',

@@ -14,6 +14,8 @@ from mmscconv.ops.prototypes import prototypes
 
 pytestmark = pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 SOURCES = sorted(compiled.SOURCES.glob('*.c'))
+# clang's -fopenmp is a package of its own.
+COMPILERS = ('gcc', '-fopenmp'), ('gcc', '-fopenmp-simd'), ('clang', '-fopenmp-simd')
 
 
 def test_the_header_says_what_ctypes_is_told():
@@ -47,12 +49,10 @@ def test_what_the_header_may_not_say(header):
         prototypes(header)
 
 
+@pytest.mark.parametrize(('compiler', 'openmp'), [pair for pair in COMPILERS if shutil.which(pair[0])])
 @pytest.mark.parametrize('source', SOURCES, ids=lambda path: path.name)
-def test_every_definition_is_compared_with_its_declaration(source, tmp_path):
-    compiler = shutil.which('gcc') or shutil.which('clang')
-    if compiler is None:
-        pytest.skip('needs gcc or clang')
-    flags = ['-std=gnu11', '-fopenmp', '-fsyntax-only', '-Wmissing-prototypes', '-Wall', '-Werror', '-Wno-psabi']
+def test_every_definition_is_compared_with_its_declaration(source, compiler, openmp, tmp_path):
+    flags = ['-std=gnu11', openmp, '-fsyntax-only', '-Wmissing-prototypes', '-Wall', '-Werror', '-Wno-psabi']
     assert subprocess.run([compiler, *flags, source], capture_output=True, text=True).stderr == ''
     # A definition that says otherwise does not compile.
     changed = tmp_path / source.name

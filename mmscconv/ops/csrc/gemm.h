@@ -5,10 +5,15 @@
 
 #include "common.h"
 
-/* TILE_ROWS x 2 vectors of sums fill the registers of AVX-512 or AVX2, with room for operands. */
+/* TILE_ROWS x 2 vectors of sums fill the registers of AVX-512, NEON or AVX2, with room for operands. Vectors that are
+ * longer than a register would lie on the stack. Of NEON's 16 pairs of sums 10 are used: for more rows, the general
+ * registers do not hold the addresses. */
 #ifdef __AVX512F__
 #define LANES 16
 #define TILE_ROWS 14
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#define LANES 4
+#define TILE_ROWS 10
 #else
 #define LANES 8
 #define TILE_ROWS 6
@@ -23,6 +28,8 @@ typedef Vec Sums[TILE_ROWS][2];
 /* Without this GCC reads a vector again for each product, and loads limit the speed. */
 #ifdef __AVX__
 #define IN_REGISTERS(a, b) __asm__("" : "+v"(a), "+v"(b))
+#elif LANES == 4
+#define IN_REGISTERS(a, b) __asm__("" : "+w"(a), "+w"(b))
 #else
 #define IN_REGISTERS(a, b)
 #endif
@@ -82,12 +89,17 @@ static inline __attribute__((always_inline)) void tile(const float *start, const
 }
 
 /* Rows of one tile, a constant in each case: `body(R)` becomes code for R rows. */
-#if TILE_ROWS > 6
+#if TILE_ROWS == 14
 #define FOR_ROWS_OF_TILE(rows, body)                                                                               \
     switch (rows) {                                                                                                \
         ROW_CASES_TO_6(body)                                                                                       \
         ROW_CASE(7, body) ROW_CASE(8, body) ROW_CASE(9, body) ROW_CASE(10, body) ROW_CASE(11, body)                \
         ROW_CASE(12, body) ROW_CASE(13, body) ROW_CASE(14, body)                                                   \
+    }
+#elif TILE_ROWS == 10
+#define FOR_ROWS_OF_TILE(rows, body)                                                                               \
+    switch (rows) {                                                                                                \
+        ROW_CASES_TO_6(body) ROW_CASE(7, body) ROW_CASE(8, body) ROW_CASE(9, body) ROW_CASE(10, body)              \
     }
 #else
 #define FOR_ROWS_OF_TILE(rows, body) \
@@ -107,9 +119,9 @@ static inline int64_t next_rows(int64_t left) {
 }
 
 /* start: the initial value of each row (biases), or NULL for zeros. */
-static __attribute__((noinline)) void gemm(const float *start, const float *a, int64_t stride, int64_t rows,
-                                           const float *packed, int64_t depth, int64_t columns, float *out,
-                                           int64_t out_stride) {
+static __attribute__((noinline, unused)) void gemm(const float *start, const float *a, int64_t stride, int64_t rows,
+                                                   const float *packed, int64_t depth, int64_t columns, float *out,
+                                                   int64_t out_stride) {
     for (int64_t j = 0; j < columns; j += STEP) {
         const float *panel = packed + j / PANEL * PANEL * depth + j % PANEL;
         for (int64_t r = 0, count; r < rows; r += count) {
@@ -130,8 +142,9 @@ static __attribute__((noinline)) void gemm(const float *start, const float *a, i
 }
 
 /* out[i][j] += sum over rows of a[row][i] * b[row][j]; behind the last row of b, STEP numbers can be read. */
-static __attribute__((noinline)) void add_products(const float *a, int64_t a_stride, int64_t a_columns, const float *b,
-                                                   int64_t b_stride, int64_t b_columns, int64_t rows, float *out) {
+static __attribute__((noinline, unused)) void add_products(const float *a, int64_t a_stride, int64_t a_columns,
+                                                           const float *b, int64_t b_stride, int64_t b_columns,
+                                                           int64_t rows, float *out) {
     for (int64_t j = 0; j < b_columns; j += STEP)
         for (int64_t i = 0, count; i < a_columns; i += count) {
             count = next_rows(a_columns - i);

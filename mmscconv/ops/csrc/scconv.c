@@ -31,13 +31,14 @@ static int some_samples(Layer layer, Geometry all, const float *x, int threads, 
                              layer.eps, layer.threshold, layer.hard, layer.cut, u, l, pool_height, pool_width, threads,
                              x_up, x_low, statistics, statistics + at_once * layer.groups);
         if (failed) break;
-        if (!has_centre)
+        if (!has_centre) { /* without a brace, GCC takes the pragma for the branch where it runs no threads */
 #pragma omp parallel for num_threads(threads) schedule(static)
             for (int64_t i = 0; i < g.samples * g.out[0]; i++) {
                 int64_t first = i % g.out[0] * pool_height, lines = min_of(pool_height, g.height - first);
                 pool_lines(x_up + (i / g.out[0] * g.height + first) * g.width * u, g.width, u, u, lines, pool_width,
                            pooled + i * g.out[1] * u);
             }
+        }
         failed = transform_fuse(x_up, has_centre ? NULL : pooled, x_low, layer.packed, layer.bias1, layer.bias2,
                                 layer.norm_scale, layer.norm_shift, (const int64_t *)&g, layer.relu, threads,
                                 out + n * out_positions * g.channels, statistics + 2 * at_once * layer.groups);
@@ -69,10 +70,11 @@ int scconv(const float *x, const float *scale, const float *shift, const float *
     int64_t in_step = own.samples * own.height * own.width * channels;
     int64_t out_step = own.samples * own.out[0] * own.out[1] * own.channels;
     int failed = 0;
-    if (own.samples)
+    if (own.samples) {
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
         for (int64_t i = 0; i < threads; i++)
             failed |= some_samples(layer, own, x + i * in_step, 1, out + i * out_step);
+    }
     if (rest.samples && !failed)
         failed = some_samples(layer, rest, x + threads * in_step, threads, out + threads * out_step);
     return failed;

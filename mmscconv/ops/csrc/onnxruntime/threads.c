@@ -1,5 +1,8 @@
 /* The three functions that GCC calls for `#pragma omp parallel for schedule(static)`. They are hidden, so that a real
  * OpenMP in the same process keeps its own. */
+#ifdef __clang__
+#error "clang calls other functions for these loops: set CC to a GCC"
+#endif
 #define _GNU_SOURCE
 #include "threads.h"
 
