@@ -194,13 +194,14 @@ def test_int8_tells_what_it_costs(scope, classifier, tool, tmp_path):
     graph = onnx.load(tmp_path / 'c.int8.onnx').graph
     made_by = {out: node for node in graph.node for out in node.output}
     fed = {
-        n.op_type
+        (n.op_type, '/sru/' in n.name)
         for n in graph.node
         if any(made_by.get(i) and made_by[i].op_type == 'DequantizeLinear' for i in n.input[:1])
     }
-    assert 'Conv' in fed
-    assert ('Sigmoid' in fed) == (scope == 'all')
-    assert ('Softmax' in fed) == (scope != 'conv')
+    assert ('Conv', False) in fed
+    assert ('Sigmoid', True) in {(n.op_type, '/sru/' in n.name) for n in graph.node}
+    assert (('Sigmoid', True) in fed) == (scope == 'all')
+    assert (('Sigmoid', False) in fed) == (scope != 'conv')  # the CRU's weights of its branches
     images, labels = [], []
     for path in sorted((data / 'test').glob('*/*.png')):
         images.append(torch.from_numpy(cv2.imread(str(path)).transpose(2, 0, 1).copy()))
