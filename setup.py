@@ -30,9 +30,11 @@ DATA = ['globox>=2.9', 'matplotlib', 'pillow', 'pyyaml']
 REPORT = ['jinja2', 'matplotlib', 'pillow', 'pycocotools']
 DEMO = ['scikit-learn', *DATA, *REPORT]
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
+OPENVINO = ['onnx', 'openvino']
 DOCS = ['sphinx', 'furo', 'myst-parser']
 COUNTERS = ['fvcore', 'ptflops', 'thop', 'torchinfo']  # tests compare their counts with ours
-DEV = [*COUNTERS, *DEMO, *EXPORT, *DOCS, 'hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'timm']
+TOOLS = ['hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'timm']
+DEV = [*COUNTERS, *DEMO, *EXPORT, *OPENVINO, *DOCS, *TOOLS]
 
 
 class BuildWithMim(build_py):
@@ -69,6 +71,7 @@ setup(
         'report': REPORT,
         'demo': DEMO,
         'export': EXPORT,
+        'openvino': OPENVINO,
         'docs': DOCS,
         'dev': DEV,
     },

@@ -77,12 +77,23 @@ def check_batch(graph: Graph, exported: Runs, batch: Inputs, what: str) -> Agree
             if not matched_share >= MATCHED:
                 raise UserError(f'{place} only {100 * matched_share:.1f} % of {total} detections are those of mmdet')
             return Agreement(n, (height, width), matched_share, total)
-        wanted = graph.network(*batch)
+        name, off = _largest(graph, got, batch)
+    if not off <= TOLERANCE:  # also for NaN
+        raise UserError(f'{place} {name} is {off:.1e} off in relative L2 norm, {TOLERANCE:.0e} is allowed')
+    return Agreement(n, (height, width), off)
+
+
+def largest_difference(graph: Graph, exported: Runs, batch: Inputs) -> tuple[str, float]:
+    """Return the name of the output that differs most from PyTorch's, and its relative L2 norm."""
+    with torch.no_grad():
+        return _largest(graph, exported(*batch), batch)
+
+
+def _largest(graph: Graph, got: Sequence[Tensor], batch: Inputs) -> tuple[str, float]:
+    wanted = graph.network(*batch)
     errors = {name: distance(g, w) for name, g, w in zip(graph.outputs, got, wanted, strict=True)}
     worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float('inf'))
-    if not errors[worst] <= TOLERANCE:  # also for NaN
-        raise UserError(f'{place} {worst} is {errors[worst]:.1e} off in relative L2 norm, {TOLERANCE:.0e} is allowed')
-    return Agreement(n, (height, width), errors[worst])
+    return worst, errors[worst]
 
 
 def distance(got: Tensor, wanted: Tensor) -> float:

@@ -1,10 +1,11 @@
-"""Writing of a graph as ONNX or with torch.export, and opening of the written file."""
+"""Writing of a graph in each format, and opening of the written file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from mmscconv.export.agreement import Inputs
 from mmscconv.export.graphs import Graph
 from mmscconv.export.image_inputs import resized
 from mmscconv.export.onnx_file import export_onnx, open_session
+from mmscconv.export.openvino_file import convert_onnx, open_openvino
 from mmscconv.foreign_errors import first_line
 from mmscconv.ops.backend import plain_only
 
@@ -61,6 +63,14 @@ def open_onnx(file: Path, library: Path | None = None) -> Callable[..., Sequence
     return call
 
 
+def write_openvino(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: Path) -> None:
+    """Write OpenVINO's *.xml and *.bin, with ``metadata`` in rt_info."""
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / 'model.onnx'
+        write_onnx(graph, images, {}, source)
+        convert_onnx(source, file, metadata)
+
+
 def write_program(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: Path) -> None:
     """Write a program of torch.export, with ``metadata`` as its extra file ``metadata.json``.
 
@@ -88,3 +98,12 @@ def write_program(graph: Graph, images: Tensor, metadata: Mapping[str, str], fil
 def open_program(file: Path) -> Callable[..., Sequence[Tensor]]:
     """Return a function from tensors to tensors that runs the program in the file."""
     return torch.export.load(file).module()
+
+
+Write = Callable[[Graph, Tensor, Mapping[str, str], Path], None]
+# Format -> functions that write and open a file.
+FUNCTIONS: dict[str, tuple[Write, Callable[[Path], Callable[..., Sequence[Tensor]]]]] = {
+    'onnx': (write_onnx, open_onnx),
+    'pt2': (write_program, open_program),
+    'openvino': (write_openvino, open_openvino),
+}

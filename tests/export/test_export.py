@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 
-import mmscconv.datasets
-import mmscconv.models  # noqa: F401
-from helpers.paths import ROOT
+from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW
 from helpers.trained import relative
 from mmscconv.errors import UserError
 from mmscconv.export import job as jobs
@@ -23,51 +20,11 @@ from mmscconv.export.postprocess import PostProcess
 from mmscconv.ops.compiled import ONNXRUNTIME_OP
 from mmscconv.ops.compiled import build as build_library
 
-CONFIGS = ROOT / 'configs'
-DETECTOR = CONFIGS / 'retinanet_scconv_r18_digits.py'
-CLASSIFIER = CONFIGS / 'cifar' / 'scconv_resnet56_cifar10_folder.py'
-SHALLOW = ['--cfg-options', 'model.backbone.depth=8']
-
 pytest.importorskip('onnxruntime', reason="ONNX Runtime is not installed: pip install 'mmscconv[export]'")
 
 
 LIBRARY = build_library(ONNXRUNTIME_OP)
 needs_gcc = pytest.mark.skipif(isinstance(LIBRARY, str), reason=str(LIBRARY))
-
-
-def build(config, path, **backbone):
-    """Return the config's model with weights and statistics that training might give, also written to ``path``."""
-    cfg = Config.fromfile(config)
-    cfg.model.backbone.update(backbone)
-    init_default_scope(cfg.default_scope)
-    settings = dict(cfg.model)
-    settings.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    model = MODELS.build(settings).eval()
-    for m in model.modules():
-        if isinstance(m, torch.nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.1)
-            m.running_var.uniform_(0.5, 1.5)
-    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': list('0123456789')}}}, path)
-    return model
-
-
-@pytest.fixture(scope='module')
-def detector(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp('detector') / 'detector.pth'
-    return build(DETECTOR, path), path
-
-
-@pytest.fixture(scope='module')
-def classifier(tmp_path_factory, digits):
-    """A shallow classifier, its checkpoint, and scanned digits as its test data, 32 x 32 in class folders."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp('classifier')
-    for label in range(10):
-        (folder / 'test' / str(label)).mkdir(parents=True)
-    for i, path in enumerate(sorted(digits.glob('*/*.png'))):
-        cv2.imwrite(str(folder / 'test' / str(i % 10) / path.name), cv2.resize(cv2.imread(str(path)), (32, 32)))
-    return build(CLASSIFIER, folder / 'classifier.pth', depth=8), folder / 'classifier.pth', folder
 
 
 def run_session(file, **inputs):
@@ -219,13 +176,13 @@ def test_int8_tells_what_it_costs(scope, classifier, tool, tmp_path):
 
 def test_a_file_that_differs_is_not_kept(classifier, tool, tmp_path, monkeypatch):
     _, checkpoint, data = classifier
-    opened = jobs.writing.open_onnx
+    write, opened = jobs.writing.FUNCTIONS['onnx']
 
     def altered(file):
         call = opened(file)
         return lambda *inputs: [1.01 * t for t in call(*inputs)]
 
-    monkeypatch.setattr(jobs.writing, 'open_onnx', altered)
+    monkeypatch.setitem(jobs.writing.FUNCTIONS, 'onnx', (write, altered))
     (tmp_path / 'c.onnx').write_text('of before')
     status, _, error = tool(
         'export', CLASSIFIER, checkpoint, '--out', tmp_path / 'c.onnx', '--data-root', data, *SHALLOW
@@ -236,7 +193,7 @@ def test_a_file_that_differs_is_not_kept(classifier, tool, tmp_path, monkeypatch
 
 
 BAD = {
-    'suffix': ([DETECTOR, 'x.pth', '--out', 'a.txt'], '--out must end with .onnx or .pt2, or pass --format: a.txt'),
+    'suffix': ([DETECTOR, 'x.pth', '--out', 'a.txt'], '--out must end with .onnx, .pt2, .xml, or pass --format: a.txt'),
     'folder': ([DETECTOR, 'x.pth', '--out', 'no/a.onnx'], 'folder of --out is not there: no'),
     'postprocess': ([CLASSIFIER, 'x.pth', '--out', 'a.onnx', '--postprocess'], '--postprocess is for detectors'),
     'int8': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--int8'], '--int8 is for classifiers'),

@@ -8,11 +8,14 @@ from torch import nn
 
 from helpers.trained import relative, trained
 from mmscconv import SCConv
-from mmscconv.export.onnx_file import export_onnx, open_session
+from mmscconv.export.onnx_file import export_onnx
+from mmscconv.export.openvino_file import open_openvino
+from mmscconv.export.writing import open_onnx
 from mmscconv.models import switch_to_deploy
 
 onnx = pytest.importorskip('onnx', reason="onnx is not installed: pip install 'mmscconv[export]'")
 pytest.importorskip('onnxruntime', reason="it is not installed: pip install 'mmscconv[export]'")
+pytest.importorskip('openvino', reason="it is not installed: pip install 'mmscconv[openvino]'")
 
 SETTINGS = [
     {},
@@ -51,15 +54,16 @@ def wanted(model, x):
 
 @pytest.mark.parametrize('settings', SETTINGS, ids=str)
 @pytest.mark.parametrize('deployed', [False, True], ids=['training form', 'deploy form'])
-def test_onnx_runtime(settings, deployed, tmp_path):
+def test_layer_in_onnx_runtime_and_openvino(settings, deployed, tmp_path):
     model = layer(**settings)
     form = switch_to_deploy(copy.deepcopy(model)) if deployed else model
     write(form, tmp_path / 'm.onnx')
-    session = open_session(tmp_path / 'm.onnx')
+    runtimes = [open_file(tmp_path / 'm.onnx') for open_file in (open_onnx, open_openvino)]
     for size in ((1, 16, 13, 10), (3, 16, 8, 9)):
         x = torch.randn(size)
-        got = torch.from_numpy(session.run(None, {'x': x.numpy()})[0])
-        assert relative(got, wanted(model, x)) < 1e-5
+        want = wanted(model, x)
+        for run in runtimes:
+            assert relative(run(x)[0], want) < 1e-5
 
 
 def names_of(file):
@@ -80,7 +84,7 @@ def test_a_hook_on_the_sru_is_in_the_graph(tmp_path):
     model[0].sru.register_forward_hook(lambda module, args, y: 2 * y)
     write(model, tmp_path / 'm.onnx')
     x = torch.randn(2, 16, 8, 8)
-    got = torch.from_numpy(open_session(tmp_path / 'm.onnx').run(None, {'x': x.numpy()})[0])
+    got = open_onnx(tmp_path / 'm.onnx')(x)[0]
     assert relative(got, wanted(model, x)) < 1e-5
     assert relative(got, wanted(layer(), x)) > 1e-2
 
