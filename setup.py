@@ -31,10 +31,11 @@ REPORT = ['jinja2', 'matplotlib', 'pillow', 'pycocotools']
 DEMO = ['scikit-learn', *DATA, *REPORT]
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 OPENVINO = ['onnx', 'openvino']
+NCNN = ['ncnn', 'pnnx']
 DOCS = ['sphinx', 'furo', 'myst-parser']
 COUNTERS = ['fvcore', 'ptflops', 'thop', 'torchinfo']  # tests compare their counts with ours
 TOOLS = ['hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'timm']
-DEV = [*COUNTERS, *DEMO, *EXPORT, *OPENVINO, *DOCS, *TOOLS]
+DEV = [*COUNTERS, *DEMO, *EXPORT, *OPENVINO, *NCNN, *DOCS, *TOOLS]
 
 
 class BuildWithMim(build_py):
@@ -72,6 +73,7 @@ setup(
         'demo': DEMO,
         'export': EXPORT,
         'openvino': OPENVINO,
+        'ncnn': NCNN,
         'docs': DOCS,
         'dev': DEV,
     },

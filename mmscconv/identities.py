@@ -23,6 +23,9 @@ from torch import Tensor
 from mmscconv import equations
 from mmscconv.equations import per_channel
 
+# In place of infinite thresholds: ncnn's text files have no infinity.
+LARGEST = torch.finfo(torch.float32).max
+
 
 def affine(gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Return scale and shift of W_gamma * GN, W_gamma * gamma and W_gamma * beta, (C) each, in at least fp32."""
@@ -64,14 +67,26 @@ def sru(
 
 
 def sru_halves(
-    x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, threshold: float, hard: bool = False
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    eps: float,
+    threshold: float,
+    hard: bool = False,
+    one_operator: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the halves of X^w, (N, C/2, H, W) each, in operators that runtimes fuse; arguments as of :func:`sru`."""
     half = int(x.shape[1]) // 2
-    factors, summands = channel_affine(x, scale, shift, num_groups, eps)
+    threshold = min(max(threshold, -LARGEST), LARGEST)
+    parts = x.split(half, dim=1)
+    if one_operator:
+        logits = logit(x, scale, shift, num_groups, eps, one_operator).split(half, dim=1)
+    else:
+        affine = (t.split(half, dim=1) for t in channel_affine(x, scale, shift, num_groups, eps))
+        logits = tuple(part.to(f.dtype) * f + s for part, f, s in zip(parts, *affine, strict=True))
     kept, less = [], []
-    for part, factor, summand in zip(*(t.split(half, dim=1) for t in (x, factors, summands)), strict=True):
-        z = part.to(factor.dtype) * factor + summand
+    for part, z in zip(parts, logits, strict=True):
         kept.append((z > threshold) * part)
         less.append(part - kept[-1] if hard else z.sigmoid() * (part - kept[-1]))
     up, low = crossed(kept, less, hard)

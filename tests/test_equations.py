@@ -67,7 +67,9 @@ def test_eq_1_to_4(threshold, hard):
     torch.testing.assert_close(equations.sru(x, gamma, beta, 4, EPS, at, hard), want)
     affine = identities.affine(gamma, beta, EPS, x.dtype)
     torch.testing.assert_close(identities.sru(x, *affine, 4, EPS, at, hard), want)
-    torch.testing.assert_close(torch.cat(identities.sru_halves(x, *affine, 4, EPS, at, hard), dim=1), want)
+    for one_operator in (False, True):
+        halves = identities.sru_halves(x, *affine, 4, EPS, at, hard, one_operator)
+        torch.testing.assert_close(torch.cat(halves, dim=1), want)
 
 
 @pytest.mark.parametrize('hard', [False, True], ids=['soft', 'hard'])

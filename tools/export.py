@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a checkpoint of a classifier or a detector as ONNX, for OpenVINO or by torch.export.
+"""Write a checkpoint of a classifier or a detector as ONNX, for OpenVINO or ncnn, or by torch.export.
 
 The file is compared with PyTorch on real images, at more than one batch and size,
 and is kept only if file and PyTorch agree.

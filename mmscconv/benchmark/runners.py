@@ -1,4 +1,5 @@
-"""Runners of a candidate: eager PyTorch, torch.compile, ONNX Runtime or OpenVINO, each also with the deploy form.
+"""Runners of a candidate: eager PyTorch, torch.compile, ONNX Runtime, OpenVINO or ncnn, each also with the deploy
+form.
 
 ``onnxruntime-op`` is ONNX Runtime with each SCConv as one op, which needs the deploy form.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmscconv.benchmark import onnx, openvino
+from mmscconv.benchmark import ncnn, onnx, openvino
 from mmscconv.benchmark.jobs import BEST, DTYPES, LAYOUTS, Job, Setting
 from mmscconv.errors import UserError
 from mmscconv.export.installed import check_installed
@@ -40,8 +41,9 @@ RUNTIMES = {
     'onnxruntime': Runtime('ONNX Runtime', 'export', ('fp32',)),
     CUSTOM_OP: Runtime('ONNX Runtime', 'export', ('fp32',)),
     'openvino': Runtime('OpenVINO', 'openvino', ('fp32', 'bf16')),
+    'ncnn': Runtime('ncnn', 'ncnn', ('fp32',)),
 }
-ENGINES = ('eager', 'compile', 'onnxruntime', 'openvino')
+ENGINES = ('eager', 'compile', 'onnxruntime', 'openvino', 'ncnn')
 RUNNERS = (*(engine + form for engine in ENGINES for form in ('', DEPLOY)), CUSTOM_OP + DEPLOY)
 
 
@@ -105,6 +107,8 @@ def prepare(model: nn.Module, x: Tensor, setting: Setting, layout: str, *, deplo
     dtype = DTYPES[setting.dtype]
     if engine == 'openvino':
         return Job(model, x, dtype, False, openvino.program_of(model, x, setting.dtype))
+    if engine == 'ncnn':
+        return Job(model, x, dtype, False, ncnn.network_of(model, x))
     if engine in RUNTIMES:
         return Job(model, x, dtype, False, onnx.session_of(model, x, engine == CUSTOM_OP))
     if engine == 'eager':

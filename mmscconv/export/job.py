@@ -20,7 +20,7 @@ from mmscconv.export.graphs import Graph, graph_of
 from mmscconv.export.image_inputs import Item, find_images, load_dataset, load_files, preprocess
 from mmscconv.export.installed import check_installed
 from mmscconv.export.metadata import describe
-from mmscconv.export.target import files_of, format_of, kept_if_right
+from mmscconv.export.target import FORMATS, files_of, format_of, kept_if_right
 from mmscconv.foreign_errors import explained
 from mmscconv.storage.checkpoint_match import require_filled
 from mmscconv.storage.checkpoints import load_checkpoint, unwrapped, weights_of
@@ -28,11 +28,11 @@ from mmscconv.storage.checkpoints import load_checkpoint, unwrapped, weights_of
 # Enough to compare two programs; quantization needs more.
 IMAGES, IMAGES_INT8 = 4, 500
 # Format -> its name in messages, and the extra of this package that installs its packages.
-PACKAGES = {'onnx': ('ONNX', 'export'), 'openvino': ('OpenVINO', 'openvino')}
+PACKAGES = {'onnx': ('ONNX', 'export'), 'openvino': ('OpenVINO', 'openvino'), 'ncnn': ('ncnn', 'ncnn')}
 
 
-# Options of ONNX that another format has, too.
-ALSO = {('openvino', '--postprocess')}
+# Option -> the formats that have it.
+FORMATS_OF = {'--postprocess': ('onnx', 'openvino'), '--int8': ('onnx',), '--custom-op': ('onnx',)}
 
 
 @dataclass
@@ -82,7 +82,7 @@ class ExportJob:
             raise UserError(f'--size {self.size[0]}x{self.size[1]}: both must be multiples of {graph.divisor}')
         images, shapes = preprocess(model, self.items[:IMAGES] if self.int8 else self.items)
         metadata = describe(self.cfg, model, graph, self.weights, self.deploy, self.custom_op)
-        inputs = batches(graph, images, shapes, self.size)
+        inputs = batches(graph, images, shapes, self.size, multiples=self.format == 'pt2')
         written = graph
         lines: list[str] = []
         write, open_file = writing.FUNCTIONS[cast('str', self.format)]
@@ -127,9 +127,10 @@ class ExportJob:
         if self.int8 and not classifier:
             raise UserError('--int8 is for classifiers: of a detector, its effect on boxes is not measured here')
         options = {'--postprocess': self.postprocess, '--int8': self.int8, '--custom-op': self.custom_op}
-        chosen = [name for name, value in options.items() if value and (self.format, name) not in ALSO]
-        if self.format != 'onnx' and chosen:
-            raise UserError(f'{chosen[0]} writes ONNX: --out must end with .onnx')
+        for name, formats in FORMATS_OF.items():
+            if options[name] and self.format not in formats:
+                suffixes = [suffix for suffix, format in FORMATS.items() if format in formats]
+                raise UserError(f'{name} writes {", ".join(suffixes)}, not {self.out.suffix}')
         if self.custom_op and not self.deploy:
             raise UserError('--custom-op is a deploy form: pass --deploy as well')
         if self.custom_op and self.int8:

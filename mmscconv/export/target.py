@@ -10,9 +10,9 @@ from pathlib import Path
 from mmscconv.errors import UserError
 from mmscconv.storage.disk import replacing
 
-FORMATS = {'.onnx': 'onnx', '.pt2': 'pt2', '.xml': 'openvino'}
+FORMATS = {'.onnx': 'onnx', '.pt2': 'pt2', '.xml': 'openvino', '.param': 'ncnn'}
 # Suffixes of the files beside the main one, whose reader finds them by their names: the main one needs its suffix.
-BESIDE = {'openvino': ('.bin',)}
+BESIDE = {'openvino': ('.bin',), 'ncnn': ('.bin', '.json')}
 
 
 def format_of(out: Path, wanted: str | None) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmscconv.errors import UserError
+from mmscconv.export import ncnn_file
 from mmscconv.export.agreement import Inputs
 from mmscconv.export.graphs import Graph
 from mmscconv.export.image_inputs import resized
@@ -71,6 +72,24 @@ def write_openvino(graph: Graph, images: Tensor, metadata: Mapping[str, str], fi
         convert_onnx(source, file, metadata)
 
 
+def write_ncnn(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: Path) -> None:
+    """Write ncnn's *.param and *.bin, and ``metadata`` and the names of inputs and outputs as *.json beside them."""
+    (traced,) = example(graph, images)
+    height, width = traced.shape[2:]
+    other = resized(traced[:1], (height + 2 * STEP, width + STEP))[0]
+    ncnn_file.convert(graph.network, [traced[:1], other], file, list(graph.inputs), list(graph.outputs))
+    content = {key: json.loads(value) for key, value in metadata.items()}
+    file.with_suffix('.json').write_text(
+        json.dumps({**content, 'inputs': [*graph.inputs], 'outputs': [*graph.outputs]})
+    )
+
+
+def open_ncnn(file: Path) -> Callable[..., Sequence[Tensor]]:
+    """Return a function from tensors to tensors that runs the file, one image after the other."""
+    content = json.loads(file.with_suffix('.json').read_text())
+    return ncnn_file.load(file, content['inputs'], content['outputs'])
+
+
 def write_program(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: Path) -> None:
     """Write a program of torch.export, with ``metadata`` as its extra file ``metadata.json``.
 
@@ -106,4 +125,5 @@ FUNCTIONS: dict[str, tuple[Write, Callable[[Path], Callable[..., Sequence[Tensor
     'onnx': (write_onnx, open_onnx),
     'pt2': (write_program, open_program),
     'openvino': (write_openvino, open_openvino),
+    'ncnn': (write_ncnn, open_ncnn),
 }

@@ -11,7 +11,8 @@ for its input (:func:`mmscconv.ops.choose_backend`, :func:`mmscconv.ops.fits`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
@@ -44,6 +45,7 @@ class Unit(Protocol):
 
 L = TypeVar('L', bound=Unit)
 
+_group_norm_is_kept = False
 # Channels of a vector. PyTorch's batch norm is slow on maps whose channels do not fill vectors.
 VECTOR = 16
 
@@ -97,7 +99,18 @@ def sru(layer: SRU, x: Tensor) -> Tensor | None:
 
 def sru_halves(layer: SRU, x: Tensor) -> Halves:
     """SRU's output in halves, for exported graphs."""
-    return identities.sru_halves(x, *sru_arguments(layer, x.dtype))
+    return identities.sru_halves(x, *sru_arguments(layer, x.dtype), one_operator=_group_norm_is_kept)
+
+
+@contextmanager
+def group_norm_kept() -> Iterator[None]:
+    """Let exported graphs have GN as one operator, for runtimes that fuse nothing and have a kernel for it."""
+    global _group_norm_is_kept
+    _group_norm_is_kept = True
+    try:
+        yield
+    finally:
+        _group_norm_is_kept = False
 
 
 def sru_arguments(layer: SRU, dtype: torch.dtype) -> SRUArguments:

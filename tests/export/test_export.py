@@ -126,6 +126,7 @@ def test_torch_export_runs_at_other_batches_and_sizes(classifier, tool, tmp_path
     status, text, error = tool('export', CLASSIFIER, checkpoint, '--out', out, '--data-root', data, *SHALLOW)
     assert status == 0, error[-2000:]
     assert 'compared with PyTorch on 4 x 32 x 32: largest difference' in text
+    assert 'on 1 x 64 x 96: ' in text
     meta = {'metadata.json': ''}
     program = torch.export.load(out, extra_files=meta).module()
     assert json.loads(json.loads(meta['metadata.json'])['size_divisor']) == 32
@@ -193,12 +194,18 @@ def test_a_file_that_differs_is_not_kept(classifier, tool, tmp_path, monkeypatch
 
 
 BAD = {
-    'suffix': ([DETECTOR, 'x.pth', '--out', 'a.txt'], '--out must end with .onnx, .pt2, .xml, or pass --format: a.txt'),
+    'suffix': (
+        [DETECTOR, 'x.pth', '--out', 'a.txt'],
+        '--out must end with .onnx, .pt2, .xml, .param, or pass --format: a.txt',
+    ),
     'folder': ([DETECTOR, 'x.pth', '--out', 'no/a.onnx'], 'folder of --out is not there: no'),
     'postprocess': ([CLASSIFIER, 'x.pth', '--out', 'a.onnx', '--postprocess'], '--postprocess is for detectors'),
     'int8': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--int8'], '--int8 is for classifiers'),
     'custom op, training form': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--custom-op'], 'pass --deploy as well'),
-    'custom op, pt2': ([DETECTOR, 'x.pth', '--out', 'a.pt2', '--deploy', '--custom-op'], '--custom-op writes ONNX'),
+    'custom op, pt2': (
+        [DETECTOR, 'x.pth', '--out', 'a.pt2', '--deploy', '--custom-op'],
+        '--custom-op writes .onnx, not .pt2',
+    ),
     'custom op, same file': (
         [DETECTOR, 'x.pth', '--out', 'a.so', '--format', 'onnx', '--deploy', '--custom-op'],
         '--out needs another suffix',
@@ -207,7 +214,7 @@ BAD = {
         [CLASSIFIER, 'x.pth', '--out', 'a.onnx', '--deploy', '--custom-op', '--int8'],
         '--int8 cannot quantize it',
     ),
-    'pt2': ([DETECTOR, 'x.pth', '--out', 'a.pt2', '--postprocess'], '--postprocess writes ONNX'),
+    'pt2': ([DETECTOR, 'x.pth', '--out', 'a.pt2', '--postprocess'], '--postprocess writes .onnx, .xml, not .pt2'),
     'size': (
         [DETECTOR, 'x.pth', '--out', 'a.onnx', '--size', '12'],
         '--size must be HxW, for example 800x1344, got 12',

@@ -81,7 +81,7 @@ def test_files_that_differ_are_not_kept(classifier, tool, tmp_path, monkeypatch)
 
 BAD = {
     'suffix': (['--out', 'a.onnx', '--format', 'openvino'], '--format openvino: --out must end with .xml, got a.onnx'),
-    'custom op': (['--out', 'a.xml', '--deploy', '--custom-op'], '--custom-op writes ONNX: --out must end with .onnx'),
+    'custom op': (['--out', 'a.xml', '--deploy', '--custom-op'], '--custom-op writes .onnx, not .xml'),
 }
 
 

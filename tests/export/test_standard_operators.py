@@ -8,6 +8,7 @@ from torch import nn
 
 from helpers.trained import relative, trained
 from mmscconv import SCConv
+from mmscconv.export import ncnn_file
 from mmscconv.export.onnx_file import export_onnx
 from mmscconv.export.openvino_file import open_openvino
 from mmscconv.export.writing import open_onnx
@@ -16,6 +17,7 @@ from mmscconv.models import switch_to_deploy
 onnx = pytest.importorskip('onnx', reason="onnx is not installed: pip install 'mmscconv[export]'")
 pytest.importorskip('onnxruntime', reason="it is not installed: pip install 'mmscconv[export]'")
 pytest.importorskip('openvino', reason="it is not installed: pip install 'mmscconv[openvino]'")
+pytest.importorskip('ncnn', reason="it is not installed: pip install 'mmscconv[ncnn]'")
 
 SETTINGS = [
     {},
@@ -64,6 +66,37 @@ def test_layer_in_onnx_runtime_and_openvino(settings, deployed, tmp_path):
         want = wanted(model, x)
         for run in runtimes:
             assert relative(run(x)[0], want) < 1e-5
+
+
+class Tupled(nn.Module):
+    """``model`` with a tuple of outputs."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return (self.model(x),)
+
+
+@pytest.mark.parametrize('settings', SETTINGS, ids=str)
+@pytest.mark.parametrize('deployed', [False, True], ids=['training form', 'deploy form'])
+def test_layer_in_ncnn(settings, deployed, tmp_path):
+    model = layer(**settings)
+    form = switch_to_deploy(copy.deepcopy(model)) if deployed else model
+    sizes = [torch.randn(1, 16, 8, 8), torch.randn(1, 16, 12, 10)]
+    ncnn_file.convert(Tupled(form).eval(), sizes, tmp_path / 'm.param', ['x'], ['y'])
+    run = ncnn_file.load(tmp_path / 'm.param', ['x'], ['y'])
+    for size in ((1, 16, 13, 10), (3, 16, 9, 11)):
+        x = torch.randn(size)
+        assert relative(run(x)[0], wanted(model, x)) < 1e-5
+
+
+def test_ncnn_has_group_norm_as_one_layer(tmp_path):
+    form = switch_to_deploy(layer())
+    ncnn_file.convert(Tupled(form).eval(), [torch.randn(1, 16, 8, 8)], tmp_path / 'm.param', ['x'], ['y'])
+    kinds = [line.split()[0] for line in (tmp_path / 'm.param').read_text().splitlines()[2:]]
+    assert kinds.count('GroupNorm') == 1
 
 
 def names_of(file):
