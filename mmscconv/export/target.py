@@ -19,8 +19,8 @@ def format_of(out: Path, wanted: str | None) -> str:
     """Return the format of ``out``: ``wanted``, or the format that its suffix names.
 
     Raises:
-        UserError: An unknown suffix without ``wanted``, or one that the format cannot have; a folder that is missing or
-            not writable.
+        UserError: An unknown suffix without ``wanted``, or one that the format cannot have; weights that belong to
+            another file; a folder that is missing or not writable.
     """
     found = wanted or FORMATS.get(out.suffix)
     if found is None:
@@ -28,6 +28,11 @@ def format_of(out: Path, wanted: str | None) -> str:
     if found in BESIDE and FORMATS.get(out.suffix) != found:
         suffix = next(suffix for suffix, name in FORMATS.items() if name == found)
         raise UserError(f'--format {found}: --out must end with {suffix}, got {out}')
+    for suffix, other in FORMATS.items():
+        shared = set(BESIDE.get(found, ())) & set(BESIDE.get(other, ()))
+        if other != found and shared and out.with_suffix(suffix).exists():
+            taken = out.with_suffix(min(shared))
+            raise UserError(f'{taken} belongs to {out.with_suffix(suffix)}: --out needs another name')
     if out.is_dir():
         raise UserError(f'--out is a folder, not a file: {out}')
     if not out.parent.is_dir():

@@ -81,6 +81,14 @@ def test_bad_arguments_end_in_one_line(case, tool, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(('there', 'wanted'), [('a.xml', 'a.param'), ('a.param', 'a.xml')])
+def test_weights_of_another_format_are_not_overwritten(there, wanted, tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / there).touch()
+    status, _, error = tool('export', DETECTOR, 'x.pth', '--out', wanted)
+    assert (status, error) == (2, f'error: a.bin belongs to {there}: --out needs another name\n')
+
+
 def test_missing_package_is_named(tool, tmp_path, monkeypatch):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *_: None if name == 'pnnx' else there(name))
