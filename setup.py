@@ -30,9 +30,12 @@ DATA = ['globox>=2.9', 'matplotlib', 'pillow', 'pyyaml']
 REPORT = ['jinja2', 'matplotlib', 'pillow', 'pycocotools']
 DEMO = ['scikit-learn', *DATA, *REPORT]
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
+OPENVINO = ['onnx', 'openvino']
+NCNN = ['ncnn', 'pnnx']
 DOCS = ['sphinx', 'furo', 'myst-parser']
 COUNTERS = ['fvcore', 'ptflops', 'thop', 'torchinfo']  # tests compare their counts with ours
-DEV = [*COUNTERS, *DEMO, *EXPORT, *DOCS, 'hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'timm']
+TOOLS = ['hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'timm']
+DEV = [*COUNTERS, *DEMO, *EXPORT, *OPENVINO, *NCNN, *DOCS, *TOOLS]
 
 
 class BuildWithMim(build_py):
@@ -69,6 +72,8 @@ setup(
         'report': REPORT,
         'demo': DEMO,
         'export': EXPORT,
+        'openvino': OPENVINO,
+        'ncnn': NCNN,
         'docs': DOCS,
         'dev': DEV,
     },

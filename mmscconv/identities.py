@@ -5,16 +5,26 @@
   Kernels take these two vectors, and exporters see one group norm.
 * With K = (W > t) * X and L = W * (X - K), the soft gate's X1 = K + L and X2 = L:
   ONNX Runtime takes several times longer over a choice than over these products.
+* Exported graphs take :func:`sru_halves`: the halves of X^w as two tensors, for the
+  CRU squeezes them apart. Runtimes fuse element-wise operators, and stop at every
+  split, concatenation and reshape of a whole map; so GN is one product and one sum
+  by numbers of each channel, whose roots and divisions end before the maps.
+* A softmax over two is a sigmoid of the difference.
 * A norm behind the fuse scales beta and shifts the sum.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mmscconv import equations
 from mmscconv.equations import per_channel
+
+# In place of infinite thresholds: ncnn's text files have no infinity.
+LARGEST = torch.finfo(torch.float32).max
 
 
 def affine(gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -56,19 +66,69 @@ def sru(
     return separate_and_cross(x, z > threshold, None if hard else z.sigmoid())
 
 
+def sru_halves(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    eps: float,
+    threshold: float,
+    hard: bool = False,
+    one_operator: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return the halves of X^w, (N, C/2, H, W) each, in operators that runtimes fuse; arguments as of :func:`sru`."""
+    half = int(x.shape[1]) // 2
+    threshold = min(max(threshold, -LARGEST), LARGEST)
+    parts = x.split(half, dim=1)
+    if one_operator:
+        logits = logit(x, scale, shift, num_groups, eps, one_operator).split(half, dim=1)
+    else:
+        affine = (t.split(half, dim=1) for t in channel_affine(x, scale, shift, num_groups, eps))
+        logits = tuple(part.to(f.dtype) * f + s for part, f, s in zip(parts, *affine, strict=True))
+    kept, less = [], []
+    for part, z in zip(parts, logits, strict=True):
+        kept.append((z > threshold) * part)
+        less.append(part - kept[-1] if hard else z.sigmoid() * (part - kept[-1]))
+    up, low = crossed(kept, less, hard)
+    return up.to(x.dtype), low.to(x.dtype)
+
+
+def channel_affine(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Return factor and summand, (N, C, 1, 1) each, with which W_gamma * GN(X) is factor * X + summand.
+
+    The variance of a group is the mean of its channels' variances and of the squared distances of their means: no
+    square of a mean is subtracted, which would lose the digits of maps that lie far from zero.
+    """
+    channels = int(x.shape[1])  # a number in traced graphs, too, where sizes are tensors
+    groups = (num_groups, channels // num_groups)
+    x = x.to(scale.dtype)
+    means = x.mean(dim=(2, 3), keepdim=True)
+    variances = (x - means).square().mean(dim=(2, 3), keepdim=True)
+    means, variances = means.reshape(-1, *groups), variances.reshape(-1, *groups)
+    mean = means.mean(dim=2, keepdim=True)
+    variance = (variances + (means - mean).square()).mean(dim=2, keepdim=True)
+    factor = scale.view(groups) * torch.rsqrt(variance + eps)
+    summand = shift.view(groups) - mean * factor
+    # The reshape also keeps runtimes from doing the small operators above once for each element of X.
+    return factor.reshape(-1, channels, 1, 1), summand.reshape(-1, channels, 1, 1)
+
+
 def separate_and_cross(x: Tensor, informative: Tensor, weights: Tensor | None) -> Tensor:
     """Return X^w of Eq. 4 from the gate's decisions W > t and the weights W, None for the hard gate."""
     kept = informative * x
     less = x - kept
     if weights is not None:
         less = weights * less
-    kept_a, kept_b = kept.chunk(2, dim=1)
-    less_a, less_b = less.chunk(2, dim=1)
-    if weights is None:
-        return torch.cat((kept_a + less_b, kept_b + less_a), dim=1)
+    return torch.cat(crossed(kept.chunk(2, dim=1), less.chunk(2, dim=1), weights is None), dim=1).to(x.dtype)
+
+
+def crossed(kept: Sequence[Tensor], less: Sequence[Tensor], hard: bool) -> tuple[Tensor, Tensor]:
+    """Return X11 + X22 and X21 + X12 of Eq. 4 from the halves of K and L; with the hard gate, X1 = K and X2 = L."""
+    if hard:
+        return kept[0] + less[1], kept[1] + less[0]
     # X11 + X22 and X21 + X12 share the less informative part.
-    shared = less_a + less_b
-    return torch.cat((kept_a + shared, kept_b + shared), dim=1).to(x.dtype)
+    shared = less[0] + less[1]
+    return kept[0] + shared, kept[1] + shared
 
 
 def fuse(
@@ -89,8 +149,9 @@ def fuse(
     """
     y1 = first if second is None else equations.y1(first, second)
     y2 = equations.y2(made, low)
-    if scale is None or shift is None:
-        return equations.fuse(y1, y2)
-    beta1, beta2 = (beta.to(y1.dtype) for beta in equations.betas(equations.pooling(y1), equations.pooling(y2)))
-    scale, shift = (per_channel(t.to(y1.dtype)) for t in (scale, shift))
-    return (beta1 * scale) * y1 + ((beta2 * scale) * y2 + shift)
+    s1, s2 = y1.mean(dim=(2, 3)), y2.mean(dim=(2, 3))
+    beta1, beta2 = (s1 - s2).sigmoid(), (s2 - s1).sigmoid()
+    if scale is not None:
+        beta1, beta2 = beta1 * scale.to(y1.dtype), beta2 * scale.to(y1.dtype)
+    y = beta1[..., None, None] * y1 + beta2[..., None, None] * y2
+    return y if shift is None else y + per_channel(shift.to(y1.dtype))

@@ -67,6 +67,40 @@ def test_eq_1_to_4(threshold, hard):
     torch.testing.assert_close(equations.sru(x, gamma, beta, 4, EPS, at, hard), want)
     affine = identities.affine(gamma, beta, EPS, x.dtype)
     torch.testing.assert_close(identities.sru(x, *affine, 4, EPS, at, hard), want)
+    for one_operator in (False, True):
+        halves = identities.sru_halves(x, *affine, 4, EPS, at, hard, one_operator)
+        torch.testing.assert_close(torch.cat(halves, dim=1), want)
+
+
+@pytest.mark.parametrize('hard', [False, True], ids=['soft', 'hard'])
+@pytest.mark.parametrize('at', [-math.inf, math.inf])
+def test_halves_where_the_gate_is_open_or_shut(at, hard):
+    x, gamma, beta = arguments()
+    got = identities.sru_halves(x, *identities.affine(gamma, beta, EPS, x.dtype), 4, EPS, at, hard)
+    torch.testing.assert_close(torch.cat(got, dim=1), equations.sru(x, gamma, beta, 4, EPS, at, hard))
+
+
+@pytest.mark.parametrize('mean', [0.0, 3.0, 1000.0, 1e4])
+def test_affine_of_channels_is_as_exact_as_the_definition_far_from_zero(mean):
+    x, gamma, beta = arguments(16, (2, 16, 28, 28), torch.float32)
+    x = x + mean + torch.randn(2, 16, 1, 1)
+    affine = identities.affine(gamma, beta, EPS)
+    wide = [t.double() for t in affine]
+    want = identities.logit(x.double(), *wide, 4, EPS)
+    factor, summand = identities.channel_affine(x, *affine, 4, EPS)
+    assert factor.shape == summand.shape == (2, 16, 1, 1)
+    off = (factor * x + summand - want).abs().max()
+    definition = (identities.logit(x, *affine, 4, EPS) - want).abs().max()
+    assert off <= 4 * max(definition, torch.finfo(torch.float32).eps * want.abs().max())
+    decided = want.abs() > off
+    assert decided.float().mean() > 0.95
+    assert torch.equal((factor * x + summand > 0)[decided], (want > 0)[decided])
+
+
+def test_affine_of_channels_without_variance():
+    x = torch.full((1, 4, 3, 3), 7.0)
+    factor, summand = identities.channel_affine(x, torch.ones(4), torch.arange(4.0), 2, EPS)
+    torch.testing.assert_close(factor * x + summand, torch.arange(4.0).view(1, 4, 1, 1).expand_as(x), atol=1e-3, rtol=0)
 
 
 def test_eq_7_to_9_and_parts():

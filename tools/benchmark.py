@@ -159,18 +159,18 @@ def measure_candidates(args: argparse.Namespace) -> None:
     from mmscconv.benchmark.candidates import CANDIDATES
     from mmscconv.benchmark.machine import environment
     from mmscconv.benchmark.reporting import Report
+    from mmscconv.benchmark.runners import check_packages, runtime_of
     from mmscconv.benchmark.session import measure, settings_of
-    from mmscconv.export.onnx_file import check_installed
 
     plan = plan_of(args)
     settings, left_out = settings_of(
         runner=args.runners, dtype=args.dtypes, memory_format=args.memory_formats, mode=args.modes,
         batch=args.batches, size=args.sizes,
     )  # fmt: skip
-    if any(setting.runner.startswith('onnxruntime') for setting in settings):
-        check_installed('runner onnxruntime')
-        if args.profile:
-            raise UserError("--profile sees PyTorch's operators, not those of the runner onnxruntime: leave one out")
+    check_packages(setting.runner for setting in settings)
+    unseen = [setting.runner for setting in settings if runtime_of(setting.runner) is not None]
+    if args.profile and unseen:
+        raise UserError(f"--profile sees PyTorch's operators, not those of the runner {unseen[0]}: leave one out")
     for line in left_out:
         print(f'left out: {line}')
     subject = subject_of(args)
@@ -226,11 +226,10 @@ def measure_matrix(args: argparse.Namespace) -> None:
     """Measure row after row; a row that fails is named in the table, and the others go on."""
     from mmscconv.benchmark import matrix
     from mmscconv.benchmark.machine import environment
-    from mmscconv.export.onnx_file import check_installed
+    from mmscconv.benchmark.runners import check_packages
 
     rows, device = matrix.chosen(args.rows), device_of(args.device)
-    if any(row.setting.runner.startswith('onnxruntime') for row in rows):
-        check_installed('runner onnxruntime')
+    check_packages(row.setting.runner for row in rows)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

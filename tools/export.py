@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a checkpoint of a classifier or a detector as ONNX or by torch.export.
+"""Write a checkpoint of a classifier or a detector as ONNX, for OpenVINO or ncnn, or by torch.export.
 
 The file is compared with PyTorch on real images, at more than one batch and size,
 and is kept only if file and PyTorch agree.
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', type=Path, required=True, help=f'file to write, *{" or *".join(FORMATS)}')
+    parser.add_argument('--out', type=Path, required=True, help=f'file to write, *{", *".join(FORMATS)}')
     parser.add_argument('--format', choices=FORMATS.values(), help='format to write (default: by the suffix of --out)')
     parser.add_argument(
         '--images', nargs='+', default=[], metavar='PATH', help="images or folders (default: the config's test data)"

@@ -35,7 +35,7 @@ def environment(device: torch.device) -> dict[str, str]:
         facts['CUDA, cuDNN'] = f'{torch.version.cuda}, {torch.backends.cudnn.version()}'
         facts['cuDNN benchmark'] = str(torch.backends.cudnn.benchmark)
         facts['TF32'] = f'matmul {torch.backends.cuda.matmul.allow_tf32}, cuDNN {torch.backends.cudnn.allow_tf32}'
-    for package in ('onnxruntime', 'triton'):
+    for package in ('onnxruntime', 'openvino', 'ncnn', 'pnnx', 'triton'):
         facts[package] = version(package) if importlib.util.find_spec(package) else 'not installed'
     variables = [f'{k}={v}' for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)]
     facts['variables'] = ' '.join(variables) or f'none of {", ".join(f"{v}*" for v in VARIABLES)}'

@@ -17,7 +17,7 @@ import torch
 
 from mmscconv.benchmark.config_subject import ConfigSubject
 from mmscconv.benchmark.jobs import BEST, Setting
-from mmscconv.benchmark.runners import DEPLOY, refusal
+from mmscconv.benchmark.runners import DEPLOY, RUNTIMES, refusal
 from mmscconv.benchmark.session import Competitor, Plan, measure
 from mmscconv.benchmark.subjects import BackboneSubject, Subject
 from mmscconv.benchmark.timing import Quartiles, ratios
@@ -100,7 +100,7 @@ def rows() -> list[Row]:
     found = [
         Row(f'R50, {dtype}, {runner}', r50, setting(runner, dtype, 'forward', 8, 224))
         for dtype in ('fp32', 'bf16')
-        for runner in ('eager+deploy', 'compile+deploy', 'onnxruntime+deploy', 'onnxruntime-op+deploy')
+        for runner in ('eager+deploy', 'compile+deploy', *(runtime + DEPLOY for runtime in RUNTIMES))
     ]
     for dtype in ('fp32', 'bf16'):
         found += [

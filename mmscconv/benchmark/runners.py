@@ -1,4 +1,5 @@
-"""Runners of a candidate: eager PyTorch, torch.compile or ONNX Runtime, each also with the deploy form.
+"""Runners of a candidate: eager PyTorch, torch.compile, ONNX Runtime, OpenVINO or ncnn, each also with the deploy
+form.
 
 ``onnxruntime-op`` is ONNX Runtime with each SCConv as one op, which needs the deploy form.
 """
@@ -6,41 +7,78 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mmscconv.benchmark import onnx
+from mmscconv.benchmark import ncnn, onnx, openvino
 from mmscconv.benchmark.jobs import BEST, DTYPES, LAYOUTS, Job, Setting
 from mmscconv.errors import UserError
+from mmscconv.export.installed import check_installed
 from mmscconv.foreign_errors import first_line
 
-ENGINES = ('eager', 'compile', 'onnxruntime')
+
+@dataclass(frozen=True)
+class Runtime:
+    """Another program than PyTorch, which runs exported graphs.
+
+    Args:
+        title: Name in messages.
+        extra: Extra of this package that installs it.
+        dtypes: That it computes in.
+    """
+
+    title: str
+    extra: str
+    dtypes: tuple[str, ...]
+
+
 DEPLOY = '+deploy'
 CUSTOM_OP = 'onnxruntime-op'
+RUNTIMES = {
+    'onnxruntime': Runtime('ONNX Runtime', 'export', ('fp32',)),
+    CUSTOM_OP: Runtime('ONNX Runtime', 'export', ('fp32',)),
+    'openvino': Runtime('OpenVINO', 'openvino', ('fp32', 'bf16')),
+    'ncnn': Runtime('ncnn', 'ncnn', ('fp32',)),
+}
+ENGINES = ('eager', 'compile', 'onnxruntime', 'openvino', 'ncnn')
 RUNNERS = (*(engine + form for engine in ENGINES for form in ('', DEPLOY)), CUSTOM_OP + DEPLOY)
+
+
+def runtime_of(runner: str) -> Runtime | None:
+    """Return the runtime of a runner; None for PyTorch."""
+    return RUNTIMES.get(runner.removesuffix(DEPLOY))
+
+
+def check_packages(runners: Iterable[str]) -> None:
+    """Raise UserError that names a runner and its packages if one of them is missing."""
+    for runner in runners:
+        runtime = runtime_of(runner)
+        if runtime is not None:
+            check_installed(f'runner {runner.removesuffix(DEPLOY)}', runtime.extra)
 
 
 def refusal(setting: Setting) -> str | None:
     """Return why ``setting`` cannot be run, or None."""
-    engine = setting.runner.removesuffix(DEPLOY)
+    runtime = runtime_of(setting.runner)
     if setting.training and setting.runner.endswith(DEPLOY):
         return 'the deploy form cannot be trained'
-    if not engine.startswith('onnxruntime'):
+    if runtime is None:
         return None
     if setting.training:
-        return 'ONNX Runtime does not train'
-    if setting.dtype != 'fp32':
-        return 'autocast is not exported, ONNX Runtime runs fp32'
+        return f'{runtime.title} does not train'
+    if setting.dtype not in runtime.dtypes:
+        return f'autocast is not exported, {runtime.title} runs {" and ".join(runtime.dtypes)}'
     if setting.memory_format == 'channels_last':
-        return 'ONNX knows NCHW alone'
+        return 'exported graphs know NCHW alone'
     return None
 
 
 def layouts(setting: Setting) -> tuple[str, ...]:
     """Return the memory formats to try."""
-    if setting.runner.startswith('onnxruntime'):
+    if runtime_of(setting.runner) is not None:
         return ('nchw',)
     return tuple(LAYOUTS) if setting.memory_format == BEST else (setting.memory_format,)
 
@@ -66,10 +104,15 @@ def prepare(model: nn.Module, x: Tensor, setting: Setting, layout: str, *, deplo
     needs_grad = x.requires_grad and setting.training
     x = x.detach().clone(memory_format=LAYOUTS[layout]).requires_grad_(needs_grad)
     model.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]  # torch's stub declares memory_format beside a tensor only
-    if engine.startswith('onnxruntime'):
-        return Job(model, x, DTYPES[setting.dtype], False, onnx.session_of(model, x, engine == CUSTOM_OP))
+    dtype = DTYPES[setting.dtype]
+    if engine == 'openvino':
+        return Job(model, x, dtype, False, openvino.program_of(model, x, setting.dtype))
+    if engine == 'ncnn':
+        return Job(model, x, dtype, False, ncnn.network_of(model, x))
+    if engine in RUNTIMES:
+        return Job(model, x, dtype, False, onnx.session_of(model, x, engine == CUSTOM_OP))
     if engine == 'eager':
-        return Job(model, x, DTYPES[setting.dtype], setting.training)
+        return Job(model, x, dtype, setting.training)
     return _compiled(model, x, setting, graph_is_whole)
 
 

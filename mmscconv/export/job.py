@@ -7,26 +7,32 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmscconv.errors import UserError
-from mmscconv.export import custom_op, int8, writing
-from mmscconv.export.agreement import Agreement, batches, check
+from mmscconv.export import custom_op, int8, openvino_file, writing
+from mmscconv.export.agreement import Agreement, Inputs, batches, check, largest_difference
 from mmscconv.export.graphs import Graph, graph_of
 from mmscconv.export.image_inputs import Item, find_images, load_dataset, load_files, preprocess
+from mmscconv.export.installed import check_installed
 from mmscconv.export.metadata import describe
-from mmscconv.export.onnx_file import check_installed
-from mmscconv.export.target import format_of, kept_if_right
+from mmscconv.export.target import FORMATS, files_of, format_of, kept_if_right
 from mmscconv.foreign_errors import explained
 from mmscconv.storage.checkpoint_match import require_filled
 from mmscconv.storage.checkpoints import load_checkpoint, unwrapped, weights_of
 
 # Enough to compare two programs; quantization needs more.
 IMAGES, IMAGES_INT8 = 4, 500
+# Format -> its name in messages, and the extra of this package that installs its packages.
+PACKAGES = {'onnx': ('ONNX', 'export'), 'openvino': ('OpenVINO', 'openvino'), 'ncnn': ('ncnn', 'ncnn')}
+
+
+# Option -> the formats that have it.
+FORMATS_OF = {'--postprocess': ('onnx', 'openvino'), '--int8': ('onnx',), '--custom-op': ('onnx',)}
 
 
 @dataclass
@@ -36,7 +42,8 @@ class ExportJob:
     Attributes:
         cfg: Config of a classifier or a detector.
         checkpoint, trusted: Arguments of :func:`mmscconv.storage.checkpoints.load_checkpoint`.
-        out: File to write; ``format`` is ``'onnx'`` or ``'pt2'``, None to follow the suffix.
+        out: File to write; ``format`` is one of :data:`mmscconv.export.target.FORMATS`, None to follow the
+            suffix.
         images: Files and folders, empty for the config's test data; ``count`` images are used.
         size: (H, W) of the check in pixels, None for the test pipeline's size.
         deploy: Fold norms first.
@@ -75,25 +82,28 @@ class ExportJob:
             raise UserError(f'--size {self.size[0]}x{self.size[1]}: both must be multiples of {graph.divisor}')
         images, shapes = preprocess(model, self.items[:IMAGES] if self.int8 else self.items)
         metadata = describe(self.cfg, model, graph, self.weights, self.deploy, self.custom_op)
-        inputs = batches(graph, images, shapes, self.size)
+        inputs = batches(graph, images, shapes, self.size, multiples=self.format == 'pt2')
         written = graph
         lines: list[str] = []
-        write, open_file = (
-            (writing.write_onnx, writing.open_onnx)
-            if self.format == 'onnx'
-            else (writing.write_program, writing.open_program)
-        )
+        write, open_file = writing.FUNCTIONS[cast('str', self.format)]
         with ExitStack() as files:
             if self.custom_op:
                 written, lines = self.with_custom_op(graph)
                 library = files.enter_context(kept_if_right(self.library))
                 custom_op.copy_library(library)
                 open_file = partial(writing.open_onnx, library=library)
-            file = files.enter_context(kept_if_right(self.out))
+            file, *_ = (files.enter_context(kept_if_right(f)) for f in self.files)
             write(written, images, metadata, file)
             found = check(graph, open_file(file), inputs, self.out.name)
-        lines = [f'{self.out} ({self.out.stat().st_size / 1e6:.2f} MB)', *lines, *self.check_lines(graph, found)]
+            seen = self.own_precision(graph, file, inputs) if self.format == 'openvino' else []
+        sizes = [f'{f} ({f.stat().st_size / 1e6:.2f} MB)' for f in self.files]
+        lines = [*sizes, *lines, *self.check_lines(graph, found), *seen]
         return lines + self.quantized(model, self.int8) if self.int8 else lines
+
+    @property
+    def files(self) -> list[Path]:
+        """``out`` and the files of its format beside it."""
+        return files_of(self.out, cast('str', self.format))
 
     @property
     def library(self) -> Path:
@@ -117,17 +127,18 @@ class ExportJob:
         if self.int8 and not classifier:
             raise UserError('--int8 is for classifiers: of a detector, its effect on boxes is not measured here')
         options = {'--postprocess': self.postprocess, '--int8': self.int8, '--custom-op': self.custom_op}
-        chosen = [name for name, value in options.items() if value]
-        if self.format != 'onnx' and chosen:
-            raise UserError(f'{chosen[0]} writes ONNX: --out must end with .onnx')
+        for name, formats in FORMATS_OF.items():
+            if options[name] and self.format not in formats:
+                suffixes = [suffix for suffix, format in FORMATS.items() if format in formats]
+                raise UserError(f'{name} writes {", ".join(suffixes)}, not {self.out.suffix}')
         if self.custom_op and not self.deploy:
             raise UserError('--custom-op is a deploy form: pass --deploy as well')
         if self.custom_op and self.int8:
             raise UserError('--custom-op computes in fp32: --int8 cannot quantize it, leave out one of them')
         if self.custom_op and self.library == self.out:
             raise UserError(f'--custom-op writes its library to {self.library}: --out needs another suffix')
-        if self.format == 'onnx':
-            check_installed('ONNX')
+        if self.format in PACKAGES:
+            check_installed(*PACKAGES[self.format])
         if self.custom_op:
             custom_op.library()
         if 'model' not in self.cfg:
@@ -167,6 +178,18 @@ class ExportJob:
             f'inputs: {", ".join(graph.inputs)}; outputs: {", ".join(graph.outputs)}',
             *(f'compared with {reference} on {line}' for line in found),
         ]
+
+    def own_precision(self, graph: Graph, file: Path, inputs: Sequence[Inputs]) -> list[str]:
+        """Return lines on the precision in which OpenVINO runs by itself on this machine, if that is another one.
+
+        Nothing is judged by them: the file is right, and its user chooses the precision.
+        """
+        program = openvino_file.compile_file(file, None)
+        precision = openvino_file.precision_of(program)
+        if precision == 'fp32' or graph.decoded:
+            return []
+        worst = max(largest_difference(graph, openvino_file.runs(program), batch)[1] for batch in inputs)
+        return [f'OpenVINO runs it in {precision} by itself on this machine: largest difference {worst:.1e}']
 
     def quantized(self, model: nn.Module, scope: str) -> list[str]:
         """Write the INT8 file beside ``out``; return its path and the lines of the comparison."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,17 +13,8 @@ from torch import Tensor, nn
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import first_line
 
-PACKAGES = ('onnx', 'onnxruntime')
-REMEDY = "pip install 'mmscconv[export]'"
 # ONNX Runtime 1.12 and newer read it.
 OPSET = 17
-
-
-def check_installed(what: str) -> None:
-    """Raise UserError that names ``what`` if a package for ONNX is missing."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f'{what} needs {" and ".join(missing)}: {REMEDY}')
 
 
 def export_onnx(

@@ -10,18 +10,29 @@ from pathlib import Path
 from mmscconv.errors import UserError
 from mmscconv.storage.disk import replacing
 
-FORMATS = {'.onnx': 'onnx', '.pt2': 'pt2'}
+FORMATS = {'.onnx': 'onnx', '.pt2': 'pt2', '.xml': 'openvino', '.param': 'ncnn'}
+# Suffixes of the files beside the main one, whose reader finds them by their names: the main one needs its suffix.
+BESIDE = {'openvino': ('.bin',), 'ncnn': ('.bin', '.json')}
 
 
 def format_of(out: Path, wanted: str | None) -> str:
     """Return the format of ``out``: ``wanted``, or the format that its suffix names.
 
     Raises:
-        UserError: An unknown suffix without ``wanted``; a folder that is missing or not writable.
+        UserError: An unknown suffix without ``wanted``, or one that the format cannot have; weights that belong to
+            another file; a folder that is missing or not writable.
     """
     found = wanted or FORMATS.get(out.suffix)
     if found is None:
-        raise UserError(f'--out must end with {" or ".join(FORMATS)}, or pass --format: {out}')
+        raise UserError(f'--out must end with {", ".join(FORMATS)}, or pass --format: {out}')
+    if found in BESIDE and FORMATS.get(out.suffix) != found:
+        suffix = next(suffix for suffix, name in FORMATS.items() if name == found)
+        raise UserError(f'--format {found}: --out must end with {suffix}, got {out}')
+    for suffix, other in FORMATS.items():
+        shared = set(BESIDE.get(found, ())) & set(BESIDE.get(other, ()))
+        if other != found and shared and out.with_suffix(suffix).exists():
+            taken = out.with_suffix(min(shared))
+            raise UserError(f'{taken} belongs to {out.with_suffix(suffix)}: --out needs another name')
     if out.is_dir():
         raise UserError(f'--out is a folder, not a file: {out}')
     if not out.parent.is_dir():
@@ -29,6 +40,11 @@ def format_of(out: Path, wanted: str | None) -> str:
     if not os.access(out.parent, os.W_OK):
         raise UserError(f'folder of --out cannot be written to: {out.parent}')
     return found
+
+
+def files_of(out: Path, format: str) -> list[Path]:
+    """Return ``out`` and the files that are written beside it."""
+    return [out, *(out.with_suffix(suffix) for suffix in BESIDE.get(format, ()))]
 
 
 @contextmanager

@@ -1,19 +1,22 @@
-"""Writing of a graph as ONNX or with torch.export, and opening of the written file."""
+"""Writing of a graph in each format, and opening of the written file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from mmscconv.errors import UserError
+from mmscconv.export import ncnn_file
 from mmscconv.export.agreement import Inputs
 from mmscconv.export.graphs import Graph
 from mmscconv.export.image_inputs import resized
 from mmscconv.export.onnx_file import export_onnx, open_session
+from mmscconv.export.openvino_file import convert_onnx, open_openvino
 from mmscconv.foreign_errors import first_line
 from mmscconv.ops.backend import plain_only
 
@@ -61,6 +64,32 @@ def open_onnx(file: Path, library: Path | None = None) -> Callable[..., Sequence
     return call
 
 
+def write_openvino(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: Path) -> None:
+    """Write OpenVINO's *.xml and *.bin, with ``metadata`` in rt_info."""
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / 'model.onnx'
+        write_onnx(graph, images, {}, source)
+        convert_onnx(source, file, metadata)
+
+
+def write_ncnn(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: Path) -> None:
+    """Write ncnn's *.param and *.bin, and ``metadata`` and the names of inputs and outputs as *.json beside them."""
+    (traced,) = example(graph, images)
+    height, width = traced.shape[2:]
+    other = resized(traced[:1], (height + 2 * STEP, width + STEP))[0]
+    ncnn_file.convert(graph.network, [traced[:1], other], file, list(graph.inputs), list(graph.outputs))
+    content = {key: json.loads(value) for key, value in metadata.items()}
+    file.with_suffix('.json').write_text(
+        json.dumps({**content, 'inputs': [*graph.inputs], 'outputs': [*graph.outputs]})
+    )
+
+
+def open_ncnn(file: Path) -> Callable[..., Sequence[Tensor]]:
+    """Return a function from tensors to tensors that runs the file, one image after the other."""
+    content = json.loads(file.with_suffix('.json').read_text())
+    return ncnn_file.load(file, content['inputs'], content['outputs'])
+
+
 def write_program(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: Path) -> None:
     """Write a program of torch.export, with ``metadata`` as its extra file ``metadata.json``.
 
@@ -88,3 +117,13 @@ def write_program(graph: Graph, images: Tensor, metadata: Mapping[str, str], fil
 def open_program(file: Path) -> Callable[..., Sequence[Tensor]]:
     """Return a function from tensors to tensors that runs the program in the file."""
     return torch.export.load(file).module()
+
+
+Write = Callable[[Graph, Tensor, Mapping[str, str], Path], None]
+# Format -> functions that write and open a file.
+FUNCTIONS: dict[str, tuple[Write, Callable[[Path], Callable[..., Sequence[Tensor]]]]] = {
+    'onnx': (write_onnx, open_onnx),
+    'pt2': (write_program, open_program),
+    'openvino': (write_openvino, open_openvino),
+    'ncnn': (write_ncnn, open_ncnn),
+}

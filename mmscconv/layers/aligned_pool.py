@@ -70,7 +70,8 @@ class AlignedAvgPool2d(OneNode):
             return x
         if self.is_plain:
             # Does not read the size of x: dynamic export stays possible.
-            return F.avg_pool2d(x, self.stride, ceil_mode=True)
+            # The last argument changes nothing without padding; ncnn would divide a cut window by its whole area.
+            return F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
         check_window(x.shape[2:], self.kernel_size, self.padding, self.dilation)
         pads, scales = [], []
         for axis in (1, 0):  # F.pad starts with the last axis

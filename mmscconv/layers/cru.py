@@ -68,7 +68,10 @@ class ChannelUnit(NormsFirst, OneNode, NoWeight):
     def squeeze(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the squeezed branches of X^w, (N, C1, H, W), before their norms."""
         c = self.channels
-        up, low = x.split((c.up, c.low), dim=1) if c.up and c.low else (x, x)
+        return self.squeeze_halves(*(x.split((c.up, c.low), dim=1) if c.up and c.low else (x, x)))
+
+    def squeeze_halves(self, up: Tensor, low: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the squeezed branches of the parts of X^w, (N, alpha*C1, H, W) and the rest, before their norms."""
         return (
             None if self.squeeze_up is None else self.squeeze_up(up),
             None if self.squeeze_low is None else self.squeeze_low(self.pool(low)),
@@ -229,7 +232,7 @@ class CRU(ChannelUnit):
         for part in self.children():
             reset(part)
 
-    @fused.replaced_by(fused.cru)
+    @fused.replaced_by(fused.cru, fused.cru_of_halves)
     def forward(self, x: Tensor) -> Tensor:
         x_up, x_low = self.split(x)
         y1, y2 = self.transform(x_up, x_low)

@@ -111,7 +111,7 @@ class DeployedCRU(ChannelUnit):
         self.pack()  # device or dtype may have changed
         return self
 
-    @fused.replaced_by(fused.deployed)
+    @fused.replaced_by(fused.deployed, fused.cru_of_halves)
     def forward(self, x: Tensor) -> Tensor:
         x_up, x_low = self.split(x)
         y = self.fuse(*self.transform(x_up, x_low))

@@ -11,7 +11,8 @@ for its input (:func:`mmscconv.ops.choose_backend`, :func:`mmscconv.ops.fits`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mmscconv.layers.sru import SRU
 
 Branches = tuple[Tensor | None, Tensor | None]
+Halves = tuple[Tensor, Tensor]
 SRUArguments = tuple[Tensor, Tensor, int, float, float, bool]
 
 
@@ -43,23 +45,33 @@ class Unit(Protocol):
 
 L = TypeVar('L', bound=Unit)
 
+_group_norm_is_kept = False
 # Channels of a vector. PyTorch's batch norm is slow on maps whose channels do not fill vectors.
 VECTOR = 16
 
 
 def replaced_by(
-    function: Callable[[L, Tensor], Tensor | None],
-) -> Callable[[Callable[[L, Tensor], Tensor]], Callable[[L, Tensor], Tensor]]:
+    function: Callable[[L, Tensor], Tensor | None], exported: Callable[[L, Any], Any]
+) -> Callable[[Callable[[L, Tensor], Tensor]], Callable[..., Any]]:
     """Decorate a unit's ``forward``, its definition for (N, C, H, W), with a ``function`` that may run instead.
 
     The wrapper checks the input, and adds the batch axis to an unbatched one, (C, H, W).
+
+    Args:
+        function: Returns the unit's output, or None to let ``forward`` run.
+        exported: Runs where an exported graph hands over X^w in halves, which :func:`sru_then_cru` has checked: the
+            SRU returns them, and the CRU gets them. The units are called as modules, so that their nodes have their
+            names.
     """
 
-    def decorate(forward: Callable[[L, Tensor], Tensor]) -> Callable[[L, Tensor], Tensor]:
+    def decorate(forward: Callable[[L, Tensor], Tensor]) -> Callable[..., Any]:
         @functools.wraps(forward)
-        def run(self: L, x: Tensor) -> Tensor:
+        def run(self: L, x: Tensor | Halves, in_halves: bool = False) -> Any:
+            if in_halves:
+                return exported(self, x)
+            x = cast('Tensor', x)
             if isinstance(x, Proxy):
-                return cast('Tensor', self.node(x))
+                return self.node(x)
             self.check(x)
             if x.dim() == 3:
                 return run(self, x.unsqueeze(0)).squeeze(0)
@@ -77,10 +89,28 @@ def sru(layer: SRU, x: Tensor) -> Tensor | None:
     if backend == 'plain':
         if not ops.becoming_graph() or not undisturbed(layer.gn):
             return None
+        if ops.exporting():
+            return torch.cat(sru_halves(layer, x), dim=1)
         return identities.sru(x, *sru_arguments(layer, x.dtype), one_operator=not ops.transformed())
     if not x.numel() or not intact(layer, 'gn'):
         return None
     return ops.sru(x, *sru_arguments(layer, x.dtype), backend=backend)
+
+
+def sru_halves(layer: SRU, x: Tensor) -> Halves:
+    """SRU's output in halves, for exported graphs."""
+    return identities.sru_halves(x, *sru_arguments(layer, x.dtype), one_operator=_group_norm_is_kept)
+
+
+@contextmanager
+def group_norm_kept() -> Iterator[None]:
+    """Let exported graphs have GN as one operator, for runtimes that fuse nothing and have a kernel for it."""
+    global _group_norm_is_kept
+    _group_norm_is_kept = True
+    try:
+        yield
+    finally:
+        _group_norm_is_kept = False
 
 
 def sru_arguments(layer: SRU, dtype: torch.dtype) -> SRUArguments:
@@ -94,14 +124,43 @@ def cru(layer: CRU, x: Tensor) -> Tensor | None:
     """CRU with its squeezes as one convolution, and as few kernels as possible from GWC to fuse."""
     backend = ops.choose_backend(x, layer.backend)
     if backend == 'plain' or not x.numel():
-        return None
+        return _exported(layer, layer.squeeze(x)) if ops.exporting() else None
     return _transformed(layer, _normed(layer, _squeezed(layer, x), backend), backend)
+
+
+def cru_of_halves(layer: ChannelUnit, halves: Halves) -> Tensor:
+    """CRU, or its deploy form, of SRU's output in halves, for exported graphs."""
+    y = _exported(layer, layer.squeeze_halves(*halves))
+    assert y is not None  # both branches are there
+    return y
+
+
+def _exported(layer: ChannelUnit, branches: Branches) -> Tensor | None:
+    """Return the output of the squeezed branches in few operators, for exported graphs; None without both branches."""
+    x_up, x_low = layer.normed(*branches)
+    if x_up is None or x_low is None:
+        return None
+    first, second = layer.transform_up(x_up)
+    made, low = layer.transform_low(x_low)
+    y = identities.fuse(first, low, second, made, getattr(layer, 'scale', None), getattr(layer, 'shift', None))
+    return F.relu(y) if getattr(layer, 'relu', False) else y
+
+
+def _through_halves(layer: ChannelUnit, before: SRU, x: Tensor) -> Tensor | None:
+    """``layer(before(x))`` of an exported graph, X^w handed over in halves if the CRU splits it there, else None."""
+    c = layer.channels
+    if not ops.exporting() or not undisturbed(before, layer, before.gn) or c.up != c.low:
+        return None
+    before.check(x)
+    return cast('Tensor', layer(before(x, in_halves=True), in_halves=True))
 
 
 def sru_then_cru(layer: CRU, before: SRU, x: Tensor) -> Tensor | None:
     """``layer(before(x))`` without keeping X^w for backward."""
     backend = ops.choose_backend(x, layer.backend)
-    if backend == 'plain' or not x.numel() or not undisturbed(before, layer):
+    if backend == 'plain':
+        return _through_halves(layer, before, x)
+    if not x.numel() or not undisturbed(before, layer):
         return None
     if not intact(before, 'gn') or not intact(layer, 'squeeze_up', 'squeeze_low', 'pool'):
         branches = _normed(layer, _squeezed(layer, before(x)), backend)
@@ -273,6 +332,8 @@ def _normed_by_kernel(layer: CRU, x_up: Tensor, x_low: Tensor) -> Tensor:
 def deployed(layer: DeployedCRU, x: Tensor) -> Tensor | None:
     """The CRU's deploy form with its squeezes as one convolution, and its fuse as one kernel."""
     backend = ops.choose_backend(x, layer.backend)
+    if backend == 'plain' and ops.exporting():
+        return _exported(layer, layer.squeeze(x))
     if backend == 'plain' or not x.numel() or not 0 < layer.channels.alpha < 1:
         return None
     x_up, x_low = cast('tuple[Tensor, Tensor]', _squeezed(layer, x))
@@ -284,6 +345,8 @@ def deployed(layer: DeployedCRU, x: Tensor) -> Tensor | None:
 
 def sru_then_deployed(layer: DeployedCRU, before: SRU, x: Tensor) -> Tensor | None:
     """``layer(before(x))`` by one op, for inference."""
+    if ops.exporting():
+        return _through_halves(layer, before, x)
     if layer.packed is None or not ops.runs_on(x, layer.backend, layer.packed) or not undisturbed(before, layer):
         return None
     if not intact(before, 'gn') or not intact(layer, 'squeeze_up', 'squeeze_low', 'gwc', 'pwc1', 'pwc2', 'pool'):

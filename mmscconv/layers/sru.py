@@ -116,7 +116,7 @@ class SRU(OneNode, NoWeight):
         """Return the masks W1 and W2 (Eq. 3) of (N, C, H, W), in at least fp32."""
         return equations.gate(self.logit(x), self.logit_threshold, self.gate == 'hard')
 
-    @fused.replaced_by(fused.sru)
+    @fused.replaced_by(fused.sru, fused.sru_halves)
     def forward(self, x: Tensor) -> Tensor:
         w1, w2 = self.separate(x)
         return equations.reconstruct(x, w1, w2)

@@ -13,7 +13,7 @@ from torch import nn
 
 from helpers.running_tools import NARROW_DETECTOR
 from mmscconv import SRU, SCConv, ops
-from mmscconv.benchmark import onnx, profiling
+from mmscconv.benchmark import ncnn, onnx, openvino, profiling
 from mmscconv.benchmark.candidates import CANDIDATES
 from mmscconv.benchmark.correctness import DiffersError, check_flips, check_network, reference_of, with_shut_gates
 from mmscconv.benchmark.jobs import Job, Setting
@@ -27,6 +27,7 @@ from mmscconv.benchmark.unofficial import unofficial_like
 from mmscconv.errors import UserError
 from mmscconv.export.custom_op import library
 from mmscconv.export.onnx_file import open_session
+from mmscconv.export.openvino_file import compile_file
 
 CPU = torch.device('cpu')
 QUICK = ['--rounds', 2, '--warmup', 1, '--batches', 2]
@@ -123,7 +124,11 @@ def test_lineup_of_a_deploy_runner_has_the_plain_baseline_too():
 def test_what_cannot_be_run_is_known():
     possible = {(r, m) for r in RUNNERS for m in ('forward', 'train') if refusal(setting(r, m)) is None}
     assert possible == {('eager', 'train'), ('compile', 'train'), *((r, 'forward') for r in RUNNERS)}
-    assert 'fp32' in refusal(setting('onnxruntime', dtype='bf16'))
+    assert 'ONNX Runtime runs fp32' in refusal(setting('onnxruntime', dtype='bf16'))
+    assert 'OpenVINO runs fp32 and bf16' in refusal(setting('openvino+deploy', dtype='fp16'))
+    assert refusal(setting('openvino', dtype='bf16')) is None
+    assert 'ncnn runs fp32' in refusal(setting('ncnn', dtype='bf16'))
+    assert 'NCHW alone' in refusal(setting('openvino', memory_format='channels_last'))
 
 
 @pytest.mark.parametrize('mode', ['forward', 'train'])
@@ -234,6 +239,47 @@ def test_onnx_runtime(tool, tmp_path):
     assert status == 0, err
     assert '| scconv | nchw |' in out
     assert out.count('| scconv+deploy | nchw |') == 2
+
+
+@pytest.mark.parametrize('runtime', ['openvino', 'ncnn'])
+def test_openvino_and_ncnn(runtime, tool, tmp_path):
+    runners = [runtime, f'{runtime}+deploy']
+    status, out, err = tool('benchmark', *TINY_LAYER, '--norm', '--runners', *runners, '--out', tmp_path)
+    assert status == 0, err
+    assert '| scconv | nchw |' in out
+    assert '| scconv+deploy | nchw |' in out
+    assert re.search(rf'- {runtime}: \d', (tmp_path / 'layer.md').read_text())
+
+
+def test_config_in_ncnn(tool, root, tmp_path):
+    status, out, err = tool(
+        'benchmark', 'config', root / 'configs' / 'retinanet_scconv_r50_coco.py',
+        root / 'configs' / 'retinanet_r50_coco.py', '--sizes', '64x96', *QUICK, '--runners', 'ncnn+deploy',
+        '--out', tmp_path, '--cfg-options', *NARROW_DETECTOR,
+    )  # fmt: skip
+    assert status == 0, err
+    assert '| scconv+deploy | nchw |' in out
+
+
+def test_openvino_is_asked_for_the_precision_of_the_setting(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        openvino, 'compile_file', lambda file, precision: (asked.append(precision), compile_file(file, 'fp32'))[1]
+    )
+    model = LayerSubject(16, 1, True, {}).build(CANDIDATES['scconv'], CPU)
+    x = torch.randn(2, 16, 9, 9)
+    for dtype in ('fp32', 'bf16'):
+        job = prepare(model, x, setting('openvino', dtype=dtype), 'nchw', deployed=False, graph_is_whole=True)
+        check_network(job, reference_of(model, job), 'scconv')
+    assert asked == ['fp32', 'bf16']
+
+
+def test_runtimes_of_the_cpu_do_not_take_tensors_of_a_gpu():
+    x = types.SimpleNamespace(device=torch.device('cuda'))
+    with pytest.raises(UserError, match='the runner openvino is for the CPU: --device cpu'):
+        openvino.program_of(torch.nn.Identity(), x, 'fp32')
+    with pytest.raises(UserError, match='the runner ncnn is for the CPU: --device cpu'):
+        ncnn.network_of(torch.nn.Identity(), x)
 
 
 def test_runner_with_the_op_uses_it(monkeypatch):

@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 
-import mmscconv.datasets
-import mmscconv.models  # noqa: F401
-from helpers.paths import ROOT
+from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW
 from helpers.trained import relative
 from mmscconv.errors import UserError
 from mmscconv.export import job as jobs
@@ -23,51 +20,11 @@ from mmscconv.export.postprocess import PostProcess
 from mmscconv.ops.compiled import ONNXRUNTIME_OP
 from mmscconv.ops.compiled import build as build_library
 
-CONFIGS = ROOT / 'configs'
-DETECTOR = CONFIGS / 'retinanet_scconv_r18_digits.py'
-CLASSIFIER = CONFIGS / 'cifar' / 'scconv_resnet56_cifar10_folder.py'
-SHALLOW = ['--cfg-options', 'model.backbone.depth=8']
-
 pytest.importorskip('onnxruntime', reason="ONNX Runtime is not installed: pip install 'mmscconv[export]'")
 
 
 LIBRARY = build_library(ONNXRUNTIME_OP)
 needs_gcc = pytest.mark.skipif(isinstance(LIBRARY, str), reason=str(LIBRARY))
-
-
-def build(config, path, **backbone):
-    """Return the config's model with weights and statistics that training might give, also written to ``path``."""
-    cfg = Config.fromfile(config)
-    cfg.model.backbone.update(backbone)
-    init_default_scope(cfg.default_scope)
-    settings = dict(cfg.model)
-    settings.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    model = MODELS.build(settings).eval()
-    for m in model.modules():
-        if isinstance(m, torch.nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.1)
-            m.running_var.uniform_(0.5, 1.5)
-    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': list('0123456789')}}}, path)
-    return model
-
-
-@pytest.fixture(scope='module')
-def detector(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp('detector') / 'detector.pth'
-    return build(DETECTOR, path), path
-
-
-@pytest.fixture(scope='module')
-def classifier(tmp_path_factory, digits):
-    """A shallow classifier, its checkpoint, and scanned digits as its test data, 32 x 32 in class folders."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp('classifier')
-    for label in range(10):
-        (folder / 'test' / str(label)).mkdir(parents=True)
-    for i, path in enumerate(sorted(digits.glob('*/*.png'))):
-        cv2.imwrite(str(folder / 'test' / str(i % 10) / path.name), cv2.resize(cv2.imread(str(path)), (32, 32)))
-    return build(CLASSIFIER, folder / 'classifier.pth', depth=8), folder / 'classifier.pth', folder
 
 
 def run_session(file, **inputs):
@@ -169,6 +126,7 @@ def test_torch_export_runs_at_other_batches_and_sizes(classifier, tool, tmp_path
     status, text, error = tool('export', CLASSIFIER, checkpoint, '--out', out, '--data-root', data, *SHALLOW)
     assert status == 0, error[-2000:]
     assert 'compared with PyTorch on 4 x 32 x 32: largest difference' in text
+    assert 'on 1 x 64 x 96: ' in text
     meta = {'metadata.json': ''}
     program = torch.export.load(out, extra_files=meta).module()
     assert json.loads(json.loads(meta['metadata.json'])['size_divisor']) == 32
@@ -194,13 +152,14 @@ def test_int8_tells_what_it_costs(scope, classifier, tool, tmp_path):
     graph = onnx.load(tmp_path / 'c.int8.onnx').graph
     made_by = {out: node for node in graph.node for out in node.output}
     fed = {
-        n.op_type
+        (n.op_type, '/sru/' in n.name)
         for n in graph.node
         if any(made_by.get(i) and made_by[i].op_type == 'DequantizeLinear' for i in n.input[:1])
     }
-    assert 'Conv' in fed
-    assert ('Sigmoid' in fed) == (scope == 'all')
-    assert ('Softmax' in fed) == (scope != 'conv')
+    assert ('Conv', False) in fed
+    assert ('Sigmoid', True) in {(n.op_type, '/sru/' in n.name) for n in graph.node}
+    assert (('Sigmoid', True) in fed) == (scope == 'all')
+    assert (('Sigmoid', False) in fed) == (scope != 'conv')  # the CRU's weights of its branches
     images, labels = [], []
     for path in sorted((data / 'test').glob('*/*.png')):
         images.append(torch.from_numpy(cv2.imread(str(path)).transpose(2, 0, 1).copy()))
@@ -218,13 +177,13 @@ def test_int8_tells_what_it_costs(scope, classifier, tool, tmp_path):
 
 def test_a_file_that_differs_is_not_kept(classifier, tool, tmp_path, monkeypatch):
     _, checkpoint, data = classifier
-    opened = jobs.writing.open_onnx
+    write, opened = jobs.writing.FUNCTIONS['onnx']
 
     def altered(file):
         call = opened(file)
         return lambda *inputs: [1.01 * t for t in call(*inputs)]
 
-    monkeypatch.setattr(jobs.writing, 'open_onnx', altered)
+    monkeypatch.setitem(jobs.writing.FUNCTIONS, 'onnx', (write, altered))
     (tmp_path / 'c.onnx').write_text('of before')
     status, _, error = tool(
         'export', CLASSIFIER, checkpoint, '--out', tmp_path / 'c.onnx', '--data-root', data, *SHALLOW
@@ -235,12 +194,18 @@ def test_a_file_that_differs_is_not_kept(classifier, tool, tmp_path, monkeypatch
 
 
 BAD = {
-    'suffix': ([DETECTOR, 'x.pth', '--out', 'a.txt'], '--out must end with .onnx or .pt2, or pass --format: a.txt'),
+    'suffix': (
+        [DETECTOR, 'x.pth', '--out', 'a.txt'],
+        '--out must end with .onnx, .pt2, .xml, .param, or pass --format: a.txt',
+    ),
     'folder': ([DETECTOR, 'x.pth', '--out', 'no/a.onnx'], 'folder of --out is not there: no'),
     'postprocess': ([CLASSIFIER, 'x.pth', '--out', 'a.onnx', '--postprocess'], '--postprocess is for detectors'),
     'int8': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--int8'], '--int8 is for classifiers'),
     'custom op, training form': ([DETECTOR, 'x.pth', '--out', 'a.onnx', '--custom-op'], 'pass --deploy as well'),
-    'custom op, pt2': ([DETECTOR, 'x.pth', '--out', 'a.pt2', '--deploy', '--custom-op'], '--custom-op writes ONNX'),
+    'custom op, pt2': (
+        [DETECTOR, 'x.pth', '--out', 'a.pt2', '--deploy', '--custom-op'],
+        '--custom-op writes .onnx, not .pt2',
+    ),
     'custom op, same file': (
         [DETECTOR, 'x.pth', '--out', 'a.so', '--format', 'onnx', '--deploy', '--custom-op'],
         '--out needs another suffix',
@@ -249,7 +214,7 @@ BAD = {
         [CLASSIFIER, 'x.pth', '--out', 'a.onnx', '--deploy', '--custom-op', '--int8'],
         '--int8 cannot quantize it',
     ),
-    'pt2': ([DETECTOR, 'x.pth', '--out', 'a.pt2', '--postprocess'], '--postprocess writes ONNX'),
+    'pt2': ([DETECTOR, 'x.pth', '--out', 'a.pt2', '--postprocess'], '--postprocess writes .onnx, .xml, not .pt2'),
     'size': (
         [DETECTOR, 'x.pth', '--out', 'a.onnx', '--size', '12'],
         '--size must be HxW, for example 800x1344, got 12',
