@@ -21,7 +21,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
@@ -96,12 +96,20 @@ def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool =
 def runs_on(x: Tensor, backend: str | None, *weights: Tensor) -> bool:
     """Return whether :func:`mmscconv.ops.scconv` takes an input like ``x``; ``backend``: explicit choice, or None."""
     chosen = choose_backend(x, backend, beyond_fusion=True)
-    return chosen == 'native' and not torch.is_grad_enabled() and fits(x, *weights)
+    return (
+        chosen == 'native' and not torch.is_grad_enabled() and fits(x, *weights, maps=(torch.float32, torch.bfloat16))
+    )
 
 
-def fits(x: Tensor, *weights: Tensor) -> bool:
-    """Return whether the kernels are written for an input like ``x`` and for ``weights``, which they read as fp32."""
-    alike = all(t.dtype is torch.float32 for t in (x, *weights))
+def fits(x: Tensor, *weights: Tensor, maps: Sequence[torch.dtype] = (torch.float32,)) -> bool:
+    """Return whether the kernels are written for an input like ``x`` and for ``weights``, which they read as fp32.
+
+    Args:
+        x: (N, C, H, W).
+        weights: Of the layer.
+        maps: The dtypes that ``x`` may have.
+    """
+    alike = x.dtype in maps and all(t.dtype is torch.float32 for t in weights)
     return alike and layout_of(x) is torch.channels_last and x.numel() > 0
 
 

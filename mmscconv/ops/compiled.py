@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmscconv.ops.prototypes import Argument, Parameter, prototypes
+from mmscconv.ops.prototypes import MAP_DTYPES, Argument, Parameter, prototypes
 
 SOURCES = Path(__file__).parent / 'csrc'
 # No -ffast-math: NaN and infinity keep their meaning. Not c11: it rules out fused multiply-adds.
@@ -172,9 +172,13 @@ def call(name: str, *arguments: Argument) -> None:
     parameters = _prototypes()[name]
     if len(arguments) != len(parameters):
         raise TypeError(f'{name} takes {len(parameters)} arguments, got {len(arguments)}')
+    pairs = list(zip(parameters, arguments, strict=True))
+    map_dtype = MAP_DTYPES[next((bool(argument) for parameter, argument in pairs if parameter.name == 'bf16'), False)]
     values = [
-        argument if parameter.dtype is None else parameter.address(argument, name)
-        for parameter, argument in zip(parameters, arguments, strict=True)
+        parameter.address(argument, name, map_dtype if parameter.is_map else parameter.dtype)
+        if parameter.ctype is ctypes.c_void_p
+        else argument
+        for parameter, argument in pairs
     ]
     if getattr(_library(), name)(*values):
         raise MemoryError(f'{name}: no memory for its workspace')

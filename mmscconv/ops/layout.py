@@ -47,9 +47,9 @@ def empty(
     return torch.empty(shape, dtype=dtype, device='cpu', memory_format=layout)
 
 
-def empty_channels_last(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return an uninitialized fp32 tensor in channels last, as the channels-last ops return maps."""
-    return torch.empty(shape, dtype=torch.float32, device=device, memory_format=torch.channels_last)
+def empty_channels_last(shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return an uninitialized tensor in channels last, as the channels-last ops return maps."""
+    return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
 
 
 def empty_like_dense(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The CPU kernels as functions of tensors.
 
-They work in fp32 on NCHW or channels-last data; fp16 and bf16 are converted on the
-way in and out.
+They work in fp32 on NCHW or channels-last data. The SRU and the fuse alone convert fp16 and bf16
+maps on the way in and out; the joined kernels read and write bf16 maps themselves, block by block.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mmscconv.ops.compiled import call
 from mmscconv.ops.layout import as_dense, as_rows, empty, layout_of, row_stride
 from mmscconv.ops.packing import (
     PANEL,
+    as_fp32,
     fingerprint,
     packed,
     packed_transform,
@@ -38,6 +39,11 @@ def _check(op: str, fitting: bool, **tensors: Tensor | None) -> None:
 def _has(t: Tensor | None, *shape: int) -> bool:
     """Return whether ``t`` has ``shape`` or is None."""
     return t is None or t.shape == shape
+
+
+def _is_bf16(x: Tensor) -> bool:
+    """Return whether ``x`` and the other maps of a call are bfloat16, which the kernels convert in the caches."""
+    return x.dtype is torch.bfloat16
 
 
 def _size(x: Tensor) -> tuple[int, int, int]:
@@ -146,13 +152,14 @@ def sru_squeeze(
     fitting = fitting and _has(bias_up, len(up)) and _has(bias_low, len(low))
     _check('sru_squeeze', fitting, x=x, scale=scale, shift=shift, up=up, low=low, bias_up=bias_up, bias_low=bias_low)
     x_up, x_low = (
-        empty(n, len(weight), *size, layout=torch.channels_last)
+        empty(n, len(weight), *size, dtype=x.dtype, layout=torch.channels_last)
         for weight, size in ((up, (h, w)), (low, pooled_size((h, w), pool)))
     )
     mean, rstd = (empty(n, num_groups) for _ in range(2))
     call(
         'sru_squeeze', values, scale, shift, packed(up), packed(low), bias_up, bias_low, n, c, h, w, num_groups, eps,
-        threshold, hard, up.shape[1], len(up), len(low), *pool, torch.get_num_threads(), x_up, x_low, mean, rstd,
+        threshold, hard, up.shape[1], len(up), len(low), *pool, _is_bf16(x), torch.get_num_threads(), x_up, x_low, mean,
+        rstd,
     )  # fmt: skip
     return x_up, x_low, mean, rstd
 
@@ -178,7 +185,7 @@ def sru_squeeze_backward(
     call(
         'sru_squeeze_backward', grad_up, grad_low, values, scale, shift, mean, rstd, packed(up.flatten(1).T),
         packed(low.flatten(1).T), *_size(x), mean.shape[1], threshold, hard, up.shape[1], len(up), len(low),
-        torch.get_num_threads(), grad_x, grad_scale, grad_shift, *grad_weights,
+        _is_bf16(x), torch.get_num_threads(), grad_x, grad_scale, grad_shift, *grad_weights,
     )  # fmt: skip
     return grad_x, grad_scale.float(), grad_shift.float(), grad_weights[0], grad_weights[1]
 
@@ -199,12 +206,13 @@ def transform_fuse(
     _check_transform(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups)
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
-    out = empty(len(low), len(gwc), *low.shape[2:], layout=torch.channels_last)
+    out = empty(len(low), len(gwc), *low.shape[2:], dtype=low.dtype, layout=torch.channels_last)
     beta1 = empty(len(low), len(gwc))
     channels = x_up.shape[1], low.shape[1], len(gwc), len(pwc2)
     call(
         'transform_fuse', x_up, up, low, packed_transform(gwc, pwc1, pwc2, groups, centre), bias1, bias2, None, None,
-        _geometry(x_up, channels, groups, window, low.shape[2:], centre), False, torch.get_num_threads(), out, beta1,
+        _geometry(x_up, channels, groups, window, low.shape[2:], centre), False, _is_bf16(low),
+        torch.get_num_threads(), out, beta1,
     )  # fmt: skip
     return out, beta1
 
@@ -234,12 +242,14 @@ def scconv(
         transform = packed_transform(gwc, pwc1, pwc2, groups, centre), *transform[1:]
     values = as_dense(x, torch.channels_last)
     cut, *others = channels
+    squeezes, transform = ([t if t is None else as_fp32(t) for t in part] for part in (squeezes, transform))
     _check_deployed(x, scale, shift, num_groups, squeezes, transform, channels, groups, window, centre)
     size = pooled_size(x.shape[2:], window[2:4])
-    out = empty(len(x), others[2], *size, layout=torch.channels_last)
+    out = empty(len(x), others[2], *size, dtype=x.dtype, layout=torch.channels_last)
     call(
         'scconv', values, scale, shift, *squeezes, *transform, x.shape[1], num_groups, eps, threshold, hard, cut,
-        _geometry(x, others, groups, window, size, centre), relu, torch.get_num_threads(), out,
+        _geometry(x, others, groups, window, size, centre), relu, _is_bf16(x), torch.get_num_threads(),
+        out,
     )  # fmt: skip
     return out
 
@@ -296,7 +306,7 @@ def transform_fuse_backward(
     geometry = _geometry(x_up, channels, groups, window, low.shape[2:], centre)
     call(
         'transform_fuse_backward', grad, x_up, up, low, weights, beta1, bias1, bias2, geometry,
-        torch.get_num_threads(), grad_x_up, grad_up, grad_low, grad_weights, *grad_biases,
+        _is_bf16(low), torch.get_num_threads(), grad_x_up, grad_up, grad_low, grad_weights, *grad_biases,
     )  # fmt: skip
     grads = weights_of_rows(grad_weights, gwc, pwc1, pwc2, groups, centre)
     optional = [x_up.new_empty(0) if t is None else t for t in (grad_up, *grad_biases)]
@@ -362,7 +372,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Ten
     out, mean, variance = torch.empty_like(values), *(empty(c, dtype=torch.float64) for _ in range(2))
     call(
         'batch_norm_forward', values, weight.contiguous(), bias.contiguous(), x.numel() // c, c, eps,
-        torch.get_num_threads(), out, mean, variance,
+        _is_bf16(x), torch.get_num_threads(), out, mean, variance,
     )  # fmt: skip
     return out, mean, variance
 
@@ -377,7 +387,7 @@ def batch_norm_backward(
     grad_x, (grad_weight, grad_bias) = torch.empty_like(values), empty(2, c, dtype=torch.float64)
     call(
         'batch_norm_backward', grad, values, weight.contiguous(), mean.contiguous(), variance.contiguous(),
-        x.numel() // c, c, eps, torch.get_num_threads(), grad_x, grad_weight, grad_bias,
+        x.numel() // c, c, eps, _is_bf16(x), torch.get_num_threads(), grad_x, grad_weight, grad_bias,
     )  # fmt: skip
     return grad_x, grad_weight.float(), grad_bias.float()
 
@@ -393,14 +403,25 @@ def check_parts(y1: Tensor, made: Tensor, low: Tensor, *affine: Tensor) -> None:
 def norm_fuse_sums(grad: Tensor | None, y1: Tensor, made: Tensor, low: Tensor) -> Tensor:
     """Return the sums over the positions of Y1, Y1^2, Y2 and Y2^2, or grad, grad * Y1 and grad * Y2: (N, 4 or 3, C)."""
     sums = empty(len(y1), 4 if grad is None else 3, y1.shape[1], dtype=torch.float64)
-    call('norm_fuse_sums', grad, y1, made, low, *_size(y1), low.shape[1], torch.get_num_threads(), sums)
+    call('norm_fuse_sums', grad, y1, made, low, *_size(y1), low.shape[1], _is_bf16(y1), torch.get_num_threads(), sums)
     return sums
 
 
 def norm_fuse_forward(y1: Tensor, made: Tensor, low: Tensor, factors: Tensor) -> Tensor:
     """Return p * Y1 + q * Y2 + r of the ``factors`` p, q and r, (N, 3, C)."""
     out = torch.empty_like(y1)
-    call('norm_fuse_forward', y1, made, low, factors, *_size(y1), low.shape[1], torch.get_num_threads(), out)
+    call(
+        'norm_fuse_forward',
+        y1,
+        made,
+        low,
+        factors,
+        *_size(y1),
+        low.shape[1],
+        _is_bf16(y1),
+        torch.get_num_threads(),
+        out,
+    )
     return out
 
 
@@ -410,6 +431,7 @@ def norm_fuse_backward(
     """Return a * grad + b * Y + c for Y1 and for the parts of Y2; ``factors``: (N, 6, C), those of Y1 first."""
     grads = torch.empty_like(y1), torch.empty_like(made), torch.empty_like(low)
     call(
-        'norm_fuse_backward', grad, y1, made, low, factors, *_size(y1), low.shape[1], torch.get_num_threads(), *grads
+        'norm_fuse_backward', grad, y1, made, low, factors, *_size(y1), low.shape[1], _is_bf16(y1),
+        torch.get_num_threads(), *grads,
     )  # fmt: skip
     return grads

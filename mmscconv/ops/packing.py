@@ -12,14 +12,20 @@ from mmscconv.ops.compiled import call, unavailable
 from mmscconv.ops.layout import empty
 
 PANEL = 32  # the same as in csrc/gemm.h
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def as_fp32(t: Tensor) -> Tensor:
+    """Return bf16 weights in fp32, others as they are."""
+    return t.float() if t.dtype is torch.bfloat16 else t
 
 
 def can_pack(*weights: Tensor) -> bool:
-    """Return whether the functions of this module take ``weights``: fp32 on the CPU, where the kernels run.
+    """Return whether the functions of this module take ``weights``: fp32 or bf16 on the CPU, where the kernels run.
 
     Tensor subclasses (FakeTensor, for example) are refused: they may own no memory.
     """
-    fitting = all(type(t) is Tensor and t.device.type == 'cpu' and t.dtype is torch.float32 for t in weights)
+    fitting = all(type(t) is Tensor and t.device.type == 'cpu' and t.dtype in DTYPES for t in weights)
     return fitting and unavailable() is None
 
 
@@ -34,6 +40,7 @@ def packed(weight: Tensor, groups: int = 1) -> Tensor:
     Panels are PANEL output channels wide, padded with zeros, and never hold
     channels of two groups.
     """
+    weight = as_fp32(weight)
     (rows, depth), strides = weight.shape[:2], weight.stride()[:2]
     out = empty(groups * panels_of(rows // groups), depth, PANEL)
     call('pack', weight, *strides, rows, depth, groups, out)
@@ -41,12 +48,12 @@ def packed(weight: Tensor, groups: int = 1) -> Tensor:
 
 
 def fingerprint(weights: Sequence[Tensor]) -> int:
-    """Return a 64-bit checksum of fp32 CPU weights: of all bits, their places, shapes and strides.
+    """Return a 64-bit checksum of fp32 or bf16 CPU weights: of all bits, their places, shapes and strides.
 
     The number of threads does not change it. A change of one value always does; another change is missed once in 2^64.
     """
     total = (ctypes.c_int64 * 1)()
-    for weight in weights:
+    for weight in map(as_fp32, weights):
         if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
             weight = weight.contiguous()
         numbers = (*weight.shape, *weight.stride())
@@ -90,7 +97,8 @@ def weights_of_rows(
 
 
 def _inputs(gwc: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """Return the weights as the kernels can read them: the GWC's taps a stride apart, the others dense."""
+    """Return the weights as the kernels can read them, in fp32: the GWC's taps a stride apart, the others dense."""
+    gwc, others = as_fp32(gwc), tuple(map(as_fp32, others))
     (_, _, _, width), (_, _, line, tap) = gwc.shape, gwc.stride()
     return gwc if line == width * tap else gwc.contiguous(), *(t.contiguous() for t in others)
 

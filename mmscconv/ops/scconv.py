@@ -1,4 +1,4 @@
-"""A whole SCConv in its deploy form: the CPU op for channels-last fp32, for inference only."""
+"""A whole SCConv in its deploy form: the CPU op for channels-last fp32 and bf16, for inference only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scconv(
     """Run :func:`sru_squeeze` and :func:`transform_fuse` one after the other, for inference only.
 
     Args:
-        x: (N, C, H, W).
+        x: (N, C, H, W), fp32 or bf16. Maps between the convolutions have this dtype, too; all arithmetic is fp32.
         arguments: As :func:`sru_squeeze`'s.
         squeezes: Both weights from :func:`mmscconv.ops.packing.packed`, and both biases.
         transform: The weights from :func:`mmscconv.ops.packing.packed_transform`, the biases of Y1 and of PWC2, and
@@ -44,7 +44,7 @@ def scconv(
         fingerprint: Of the weights when they were packed, from :func:`mmscconv.ops.packing.fingerprint`.
 
     Returns:
-        (N, C2, H', W'), channels last.
+        (N, C2, H', W'), channels last, of the dtype of ``x``.
     """
     return torch.ops.mmscconv.scconv(
         x, *arguments, squeezes, transform, channels, window.groups, window.numbers, centre, relu, weights, fingerprint
@@ -64,7 +64,7 @@ register_kernel('scconv', 'cpu', native.scconv)
 def _scconv_fake(x: Tensor, *arguments: Any) -> Tensor:
     channels, window = arguments[8], arguments[10]
     size = pooled_size(x.shape[2:], window[2:4])
-    return empty_channels_last((len(x), channels[3], *size), x.device)
+    return empty_channels_last((len(x), channels[3], *size), x.device, x.dtype)
 
 
 def _backward(ctx: Any, *_: Tensor | None) -> None:

@@ -144,6 +144,7 @@ def scconv() -> None:
         layer.eval()
         layer.switch_to_deploy(norm.eval() if norm_and_relu else None, relu=norm_and_relu)
         run_deployed(layer, torch.randn(n, inputs, 9, 13))
+        run_deployed(layer.bfloat16(), torch.randn(n, inputs, 9, 13).bfloat16())
 
 
 def run_deployed(layer: SCConv, x: Tensor) -> None:

@@ -63,7 +63,7 @@ def entries(functions: dict[str, tuple[Parameter, ...]]) -> str:
     for name, parameters in functions.items():
         values = []
         for i, parameter in enumerate(parameters):
-            field = 'pointer' if parameter.dtype is not None else FIELDS.get(parameter.ctype)
+            field = 'pointer' if parameter.ctype is ctypes.c_void_p else FIELDS.get(parameter.ctype)
             if field is None:
                 raise ProgramError(f'{name}: {parameter.name} is of a type that cannot be replayed: {parameter.ctype}')
             values.append('threads' if parameter.name == 'threads' else f'a[{i}].{field}')

@@ -21,7 +21,11 @@ BREAKS = {
     'threads': ('fuse.c', '    free(sums);\n    return 0;', '    free(sums);\n    *beta1 += threads;\n    return 0;'),
     'input': ('batch_norm.c', '    free(total);', '    ((float *)weight)[0] += 1e-3f;\n    free(total);'),
     'integer': ('fingerprint.c', '    *sum = (int64_t)total;', '    *sum = (int64_t)total + 1;'),
-    'behind': ('norm_fuse.c', '    free(parts);', '    sums[samples * 4 * channels] = 0;\n    free(parts);'),
+    'behind': (
+        'norm_fuse.c',
+        '    free(scratch);\n    return 0;',
+        '    sums[samples * 4 * channels] = 0;\n    free(scratch);\n    return 0;',
+    ),
     'before': ('packing.c', '    return 0;\n}\n\n/* gwc', '    out[-1] = 0;\n    return 0;\n}\n\n/* gwc'),
     'unused': ('kernels.h', '/* fuse.c */', 'int another(const float *x, int64_t n);\n/* fuse.c */'),
 }
@@ -58,7 +62,9 @@ def test_kernels_are_as_recorded(checked):
     assert right, printed
     rows = [line.strip('| ').split(' | ') for line in printed.splitlines()[2:] if line]
     assert [row[0] for row in rows] == list(entry_points(compiled.SOURCES))
-    assert all(int(row[1]) and float(row[2]) <= 2e-6 and row[3] == 'as recorded' for row in rows)
+    # Some calls of scconv have bf16 maps: one of their last bits.
+    assert all(float(row[2]) <= (2**-7 if row[0] == 'scconv' else 2e-6) for row in rows)
+    assert all(int(row[1]) and row[3] == 'as recorded' for row in rows)
 
 
 def test_faults_are_told(checked):

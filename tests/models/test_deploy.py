@@ -70,6 +70,42 @@ def test_layer_and_the_norm_behind_it(settings, backend, layout):
     assert relative(model(x), reference(x.double()).float()) < 1e-6  # gradients recorded: the other composition
 
 
+def in_double(conv):
+    """A copy with plain operations in float64."""
+    reference = copy.deepcopy(conv).double()
+    for m in reference.modules():
+        if hasattr(m, 'backend'):
+            m.backend = 'plain'
+    return reference
+
+
+@pytest.mark.parametrize('compiled', [False, True], ids=['eager', 'compiled'])
+@pytest.mark.parametrize(
+    'settings', [{}, {'stride': 2, 'inner_norm': True}, {'alpha': 0.75}, {'gate': 'hard'}, {'dilation': 2}], ids=str
+)
+def test_bf16_by_one_kernel(settings, compiled, called):
+    """Maps are bf16, all arithmetic is fp32: nearer to float64 than plain operations in bf16 are."""
+    conv = trained(layer(settings))
+    conv.switch_to_deploy(trained(nn.BatchNorm2d(32)), relu=True)
+    conv = conv.bfloat16().to(memory_format=torch.channels_last)
+    x = torch.randn(3, 32, 9, 7).bfloat16().contiguous(memory_format=torch.channels_last)
+    plain = copy.deepcopy(conv)
+    for m in plain.modules():
+        if hasattr(m, 'backend'):
+            m.backend = 'plain'
+    with torch.no_grad():
+        want = in_double(conv)(x.double())
+        got = (torch.compile(conv, fullgraph=True) if compiled else conv)(x)
+        assert 'scconv' in called
+        assert got.dtype is torch.bfloat16
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        error, plain_error = ((y.double() - want).square().mean().sqrt() for y in (got, plain(x)))
+        assert error < plain_error
+        conv.cru.gwc.weight.data.mul_(2)  # no version counter shows it
+        changed = in_double(conv)(x.double())
+        assert (conv(x).double() - changed).square().mean().sqrt() < 2 * plain_error
+
+
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'channels-last'])
 @pytest.mark.parametrize('settings', [{}, {'stride': 2, 'inner_norm': True}, {'alpha': 0.75}, {'alpha': 0}], ids=str)
 def test_relu_behind_both(settings, layout):

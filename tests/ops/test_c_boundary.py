@@ -72,7 +72,7 @@ def arguments(**others):
     """Those of norm_fuse_sums, some of them replaced."""
     y1, made, low = torch.ones(2, 3, 4), torch.ones(2, 3, 3), torch.ones(2, 3, 1)
     sums = torch.empty(2, 4, 4, dtype=torch.float64)
-    given = dict(grad=None, y1=y1, made=made, low=low, n=2, c=4, p=3, l=1, threads=1, sums=sums)
+    given = dict(grad=None, y1=y1, made=made, low=low, n=2, c=4, p=3, l=1, bf16=False, threads=1, sums=sums)
     return {**given, **others}.values()
 
 
@@ -129,7 +129,7 @@ def test_wrappers_of_torch_func_raise(transform):
 
 
 def test_number_of_arguments():
-    with pytest.raises(TypeError, match='norm_fuse_sums takes 10 arguments, got 9'):
+    with pytest.raises(TypeError, match='norm_fuse_sums takes 11 arguments, got 10'):
         call('norm_fuse_sums', *list(arguments())[1:])
     with pytest.raises(ctypes.ArgumentError):
         call('norm_fuse_sums', *arguments(n='2'))

@@ -6,7 +6,7 @@
 #ifndef MMSCCONV_GATE_H
 #define MMSCCONV_GATE_H
 
-#include "common.h"
+#include "maps.h"
 
 #define RUN 512        /* NCHW: positions */
 #define CHANNEL_RUN 32 /* channels last */
@@ -324,15 +324,25 @@ static inline void finish_grads(Shape s, const float *restrict x, int64_t rows, 
             out[c] -= t.rstd[c] * (t.mean_dl[c] + (x[c] - t.mean[c]) * t.rstd[c] * t.mean_dlx[c]);
 }
 
-/* Statistics of the samples [n, n + count) and the parameters of their gates. */
-static inline void measure(Shape s, Gate g, const float *x, const float *scale, const float *shift, double eps, int64_t n,
-                    int64_t count, int threads, Sample *all, float *mean, float *rstd) {
+/* Floats that each thread needs to read a chunk of a bfloat16 map. */
+static inline int64_t chunk_room(Shape s, int bf16) { return bf16 ? chunk_positions(s) * s.channels : 0; }
+
+/* Statistics of the samples [n, n + count) and the parameters of their gates. scratch: [threads][room], of at least
+ * chunk_room; bf16 is for channels last alone. */
+static inline void measure(Shape s, Gate g, const Map *x, int bf16, const float *scale, const float *shift, double eps,
+                           int64_t n, int64_t count, int threads, float *scratch, int64_t room, Sample *all, float *mean,
+                           float *rstd) {
     int64_t chunks = chunk_count(s), step = chunk_positions(s), values = s.channels * s.positions;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < count * chunks; i++) {
         int64_t k = i / chunks, chunk = i % chunks, first = chunk * step, last = min_of(first + step, s.positions);
-        add_moments(s, x + (n + k) * values, first, last, all[k].sum + chunk * s.channels,
-                    all[k].product + chunk * s.channels);
+        const float *image = (const float *)x + (n + k) * values;
+        if (bf16) {
+            image = values_at(x, bf16, (n + k) * values + first * s.channels, (last - first) * s.channels,
+                              own_part_of(scratch, room));
+            last -= first, first = 0;
+        }
+        add_moments(s, image, first, last, all[k].sum + chunk * s.channels, all[k].product + chunk * s.channels);
     }
     for (int64_t k = 0; k < count; k++) {
         float *mu = mean + (n + k) * g.groups, *r = rstd + (n + k) * g.groups;

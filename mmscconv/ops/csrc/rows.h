@@ -3,7 +3,7 @@
 #ifndef MMSCCONV_ROWS_H
 #define MMSCCONV_ROWS_H
 
-#include "common.h"
+#include "maps.h"
 
 #define WIDE 16 /* columns of the widest block */
 

@@ -8,37 +8,42 @@
  * squeezed_up, H, W) and (N, squeezed_low, H', W'), with the weights up and low in panels and NULL for no bias. The pool
  * averages windows of pool_height x pool_width, cut off where the image ends; 1 and 1 for none. mean and rstd: (N,
  * groups). */
-int sru_squeeze(const float *x, const float *scale, const float *shift, const float *up, const float *low,
-                const float *bias_up, const float *bias_low, int64_t samples, int64_t channels, int64_t height, int64_t width, int64_t groups, double eps,
-                float threshold, int hard, int64_t cut, int64_t squeezed_up, int64_t squeezed_low, int64_t pool_height,
-                int64_t pool_width, int threads, float *out_up, float *out_low, float *mean, float *rstd) {
+int sru_squeeze(const Map *x, const float *scale, const float *shift, const float *up, const float *low,
+                const float *bias_up, const float *bias_low, int64_t samples, int64_t channels, int64_t height,
+                int64_t width, int64_t groups, double eps, float threshold, int hard, int64_t cut, int64_t squeezed_up,
+                int64_t squeezed_low, int64_t pool_height, int64_t pool_width, int bf16, int threads, Map *out_up,
+                Map *out_low, float *mean, float *rstd) {
     int64_t positions = height * width, pooled = pool_height * pool_width > 1;
     int64_t step = pooled ? pool_height * width : BLOCK_ROWS, blocks = (positions + step - 1) / step;
     int64_t columns = (width + pool_width - 1) / pool_width; /* of out_low, whose lines are the blocks */
     Shape s = {samples, channels, positions, 1};
     Gate g = {groups, threshold, hard};
-    int64_t at_once = block_samples(s), room = step * channels + (pooled ? columns * (channels - cut) : 0);
+    int64_t at_once = block_samples(s), depth = channels - cut;
+    int64_t of_means = step * channels, of_out = of_means + (pooled ? columns * depth : 0);
+    int64_t of_x = of_out + (bf16 ? max_of(step, columns) * max_of(squeezed_up, squeezed_low) : 0);
+    int64_t room = max_of(of_x + (bf16 ? step * channels : 0), chunk_room(s, bf16));
     float *scratch = malloc(threads * room * sizeof(float));
     Sample *all = make_samples(s, at_once);
     int failed = !scratch || !all;
     for (int64_t n = 0; n < samples && !failed; n += at_once) {
         int64_t count = min_of(at_once, samples - n);
-        measure(s, g, x, scale, shift, eps, n, count, threads, all, mean, rstd);
+        measure(s, g, x, bf16, scale, shift, eps, n, count, threads, scratch, room, all, mean, rstd);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < count * blocks; i++) {
             int64_t k = i / blocks, first = i % blocks * step, rows = min_of(step, positions - first);
-            float *reconstructed = scratch + thread_number() * room, *means = reconstructed + step * channels;
-            int64_t at = (n + k) * positions + first, depth = channels - cut;
-            gate_chunk(s, g, x + at * channels, 0, rows, all[k], reconstructed);
-            gemm(bias_up, reconstructed, channels, rows, up, cut, squeezed_up, out_up + at * squeezed_up, squeezed_up);
-            if (pooled) {
-                pool_lines(reconstructed + cut, width, channels, depth, rows / width, pool_width, means);
-                gemm(bias_low, means, depth, columns, low, depth, squeezed_low,
-                     out_low + ((n + k) * blocks + i % blocks) * columns * squeezed_low, squeezed_low);
-            } else {
-                gemm(bias_low, reconstructed + cut, channels, rows, low, depth, squeezed_low, out_low + at * squeezed_low,
-                     squeezed_low);
-            }
+            float *own = scratch + thread_number() * room, *means = own + of_means;
+            int64_t at = (n + k) * positions + first, lows = pooled ? columns : rows;
+            int64_t to_up = at * squeezed_up;
+            int64_t to_low = (pooled ? ((n + k) * blocks + i % blocks) * columns : at) * squeezed_low;
+            gate_chunk(s, g, values_at(x, bf16, at * channels, rows * channels, own + of_x), 0, rows, all[k], own);
+            float *to = place_at(out_up, bf16, to_up, own + of_out);
+            gemm(bias_up, own, channels, rows, up, cut, squeezed_up, to, squeezed_up);
+            put(out_up, bf16, to_up, rows * squeezed_up, to);
+            if (pooled) pool_lines(own + cut, width, channels, depth, rows / width, pool_width, means);
+            to = place_at(out_low, bf16, to_low, own + of_out);
+            gemm(bias_low, pooled ? means : own + cut, pooled ? depth : channels, lows, low, depth, squeezed_low, to,
+                 squeezed_low);
+            put(out_low, bf16, to_low, lows * squeezed_low, to);
         }
     }
     free(scratch);
@@ -46,17 +51,16 @@ int sru_squeeze(const float *x, const float *scale, const float *shift, const fl
     return failed;
 }
 
-/* Both squeezes' weights, transposed and in panels, and the gradients of their outputs. */
+/* Both squeezes' weights, transposed and in panels, and the gradients of their outputs at some positions. */
 typedef struct {
     const float *up, *low, *grad_up, *grad_low;
     int64_t cut, squeezed_up, squeezed_low;
 } Squeezes;
 
-/* The gradient of X^w at `rows` positions from position `at` on, counted over all samples. */
-static void reconstructed_grad(Shape s, Squeezes q, int64_t at, int64_t rows, float *grad) {
-    gemm(NULL, q.grad_up + at * q.squeezed_up, q.squeezed_up, rows, q.up, q.squeezed_up, q.cut, grad, s.channels);
-    gemm(NULL, q.grad_low + at * q.squeezed_low, q.squeezed_low, rows, q.low, q.squeezed_low, s.channels - q.cut,
-         grad + q.cut, s.channels);
+/* The gradient of X^w at `rows` positions. */
+static void reconstructed_grad(Shape s, Squeezes q, int64_t rows, float *grad) {
+    gemm(NULL, q.grad_up, q.squeezed_up, rows, q.up, q.squeezed_up, q.cut, grad, s.channels);
+    gemm(NULL, q.grad_low, q.squeezed_low, rows, q.low, q.squeezed_low, s.channels - q.cut, grad + q.cut, s.channels);
 }
 
 /* The gradients of sru_squeeze's inputs from those of its outputs, (N, squeezed_up, H*W) and (N, squeezed_low, H*W). The
@@ -66,20 +70,23 @@ static void reconstructed_grad(Shape s, Squeezes q, int64_t at, int64_t rows, fl
  * grad_x: as x; grad_scale, grad_shift: (C); grad_weight_up: (squeezed_up, cut); grad_weight_low: (squeezed_low,
  * C - cut). Returns 0, or 1 without memory. */
 #define PARTS 16
-int sru_squeeze_backward(const float *grad_up, const float *grad_low, const float *x, const float *scale,
-                         const float *shift, const float *mean, const float *rstd, const float *up, const float *low,
-                         int64_t samples, int64_t channels, int64_t positions, int64_t groups, float threshold, int hard,
-                         int64_t cut, int64_t squeezed_up, int64_t squeezed_low, int threads, float *grad_x,
+int sru_squeeze_backward(const Map *grad_up, const Map *grad_low, const Map *x, const float *scale, const float *shift,
+                         const float *mean, const float *rstd, const float *up, const float *low, int64_t samples,
+                         int64_t channels, int64_t positions, int64_t groups, float threshold, int hard, int64_t cut,
+                         int64_t squeezed_up, int64_t squeezed_low, int bf16, int threads, Map *grad_x,
                          double *grad_scale, double *grad_shift, float *grad_weight_up, float *grad_weight_low) {
     Shape s = {samples, channels, positions, 1};
     Gate g = {groups, threshold, hard};
-    Squeezes q = {up, low, grad_up, grad_low, cut, squeezed_up, squeezed_low};
     int64_t at_once = block_samples(s), chunks = chunk_count(s), step = chunk_positions(s);
     int64_t weights_up = squeezed_up * cut, weights = weights_up + squeezed_low * (channels - cut);
-    int64_t room = 2 * BLOCK_ROWS * channels + STEP;
+    int64_t of_x = 2 * BLOCK_ROWS * channels + STEP, of_up = of_x + (bf16 ? BLOCK_ROWS * channels : 0);
+    int64_t of_low = of_up + (bf16 ? BLOCK_ROWS * squeezed_up : 0), values = channels * positions;
+    int64_t room = max_of(of_low + (bf16 ? BLOCK_ROWS * squeezed_low : 0), chunk_room(s, bf16));
     float *scratch = malloc(threads * room * sizeof(float)), *parts = calloc(PARTS * weights, sizeof(float));
+    /* X's gradient before the means over the groups are subtracted: not rounded twice. */
+    float *direct = bf16 ? malloc(at_once * values * sizeof(float)) : NULL;
     Sample *all = make_samples(s, at_once);
-    int failed = !scratch || !parts || !all;
+    int failed = !scratch || !parts || !all || (bf16 && !direct);
     memset(grad_scale, 0, channels * sizeof(double));
     memset(grad_shift, 0, channels * sizeof(double));
     for (int64_t n = 0; n < samples && !failed; n += at_once) {
@@ -91,25 +98,33 @@ int sru_squeeze_backward(const float *grad_up, const float *grad_low, const floa
             for (int64_t i = tasks * part / PARTS; i < tasks * (part + 1) / PARTS; i++) {
                 int64_t k = i / chunks, chunk = i % chunks, last = min_of((chunk + 1) * step, positions);
                 double *sum = all[k].sum + chunk * channels, *product = all[k].product + chunk * channels;
-                float *grad = scratch + thread_number() * room, *reconstructed = grad + BLOCK_ROWS * channels;
+                float *own = scratch + thread_number() * room, *reconstructed = own + BLOCK_ROWS * channels;
                 memset(sum, 0, channels * sizeof(double));
                 memset(product, 0, channels * sizeof(double));
                 for (int64_t first = chunk * step; first < last; first += BLOCK_ROWS) {
                     int64_t rows = min_of(BLOCK_ROWS, last - first), at = (n + k) * positions + first;
-                    reconstructed_grad(s, q, at, rows, grad);
-                    pair_grads_of_rows(s, g, x + at * channels, grad, rows, all[k], reconstructed,
-                                       grad_x + at * channels, sum, product);
-                    add_products(grad_up + at * squeezed_up, squeezed_up, squeezed_up, reconstructed, channels, cut, rows,
+                    Squeezes q = {up, low, values_at(grad_up, bf16, at * squeezed_up, rows * squeezed_up, own + of_up),
+                                  values_at(grad_low, bf16, at * squeezed_low, rows * squeezed_low, own + of_low), cut,
+                                  squeezed_up, squeezed_low};
+                    const float *x_rows = values_at(x, bf16, at * channels, rows * channels, own + of_x);
+                    reconstructed_grad(s, q, rows, own);
+                    pair_grads_of_rows(s, g, x_rows, own, rows, all[k], reconstructed,
+                                       bf16 ? direct + (at - n * positions) * channels : (float *)grad_x + at * channels,
+                                       sum, product);
+                    add_products(q.grad_up, squeezed_up, squeezed_up, reconstructed, channels, cut, rows,
                                  parts + part * weights);
-                    add_products(grad_low + at * squeezed_low, squeezed_low, squeezed_low, reconstructed + cut, channels,
-                                 channels - cut, rows, parts + part * weights + weights_up);
+                    add_products(q.grad_low, squeezed_low, squeezed_low, reconstructed + cut, channels, channels - cut,
+                                 rows, parts + part * weights + weights_up);
                 }
             }
         for (int64_t k = 0; k < count; k++) finish_grad_sums(s, g, scale, all[k], grad_scale, grad_shift);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < tasks; i++) {
             int64_t k = i / chunks, first = i % chunks * step, at = (n + k) * positions + first;
-            finish_grads(s, x + at * channels, min_of(step, positions - first), all[k], grad_x + at * channels);
+            int64_t rows = min_of(step, positions - first), count = rows * channels;
+            float *to = bf16 ? direct + (at - n * positions) * channels : (float *)grad_x + at * channels;
+            finish_grads(s, values_at(x, bf16, at * channels, count, scratch + thread_number() * room), rows, all[k], to);
+            put(grad_x, bf16, at * channels, count, to);
         }
     }
     for (int64_t i = 0; i < weights && !failed; i++) {
@@ -119,6 +134,7 @@ int sru_squeeze_backward(const float *grad_up, const float *grad_low, const floa
     }
     free(scratch);
     free(parts);
+    free(direct);
     if (all) free_samples(all);
     return failed;
 }

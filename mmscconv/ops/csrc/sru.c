@@ -15,7 +15,7 @@ int sru_forward(const float *x, const float *scale, const float *shift, int64_t 
     if (!all) return 1;
     for (int64_t n = 0; n < samples; n += at_once) {
         int64_t count = min_of(at_once, samples - n), tasks = count * chunks;
-        measure(s, g, x, scale, shift, eps, n, count, threads, all, mean, rstd);
+        measure(s, g, x, 0, scale, shift, eps, n, count, threads, NULL, 0, all, mean, rstd);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < tasks; i++) {
             int64_t k = i / chunks, first = i % chunks * step, last = min_of(first + step, positions);

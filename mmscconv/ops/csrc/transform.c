@@ -58,25 +58,28 @@ static inline __attribute__((always_inline)) void sum_up(Geometry g, Plan p, Inp
 }
 
 static inline __attribute__((always_inline)) void output_tile(Geometry g, Plan p, Inputs in, const float *panel,
-                                                              const float *copied, Ends e, int relu, int64_t columns,
-                                                              float *out, const int rows) {
+                                                                                                                           const float *copied, Ends e, int relu, int64_t columns,
+                                                             int bf16, Map *out, const int rows) {
     Sums sum = {0};
     for (int r = 0; r < rows; r++) /* the lines to be written arrive while the sums are made */
-        for (int v = 0; v < 2; v++) __builtin_prefetch(out + r * g.channels + v * LANES, 1);
+        for (int v = 0; v < 2; v++) __builtin_prefetch(to_value(out, bf16, r * g.channels + v * LANES), 1);
     sum_up(g, p, in, panel, copied, e.ratio, sum, rows);
     for (int r = 0; r < rows; r++) {
         for (int v = 0; v < 2; v++) {
             Vec z = sum[r][v] * *(const Vec *)(e.factor + v * LANES) + *(const Vec *)(e.offset + v * LANES);
             sum[r][v] = relu ? (Vec)((Mask)z & ~(Mask)(z < 0)) : z; /* a NaN stays one */
         }
-        store(out + r * g.channels, sum[r], columns);
+        if (bf16)
+            narrow((const float *)sum[r], min_of(STEP, columns), (uint16_t *)out + r * g.channels);
+        else
+            store((float *)out + r * g.channels, sum[r], columns);
     }
 }
 
 static __attribute__((noinline)) void output_rows(Geometry g, Plan p, Inputs in, const float *panel,
-                                                  const float *copied, Ends e, int relu, int64_t columns, float *out,
+                                                  const float *copied, Ends e, int relu, int64_t columns, int bf16, Map *out,
                                                   int64_t rows) {
-#define OUTPUT(R) output_tile(g, p, in, panel, copied, e, relu, columns, out, R)
+#define OUTPUT(R) output_tile(g, p, in, panel, copied, e, relu, columns, bf16, out, R)
     FOR_ROWS_OF_TILE(rows, OUTPUT)
 #undef OUTPUT
 }
@@ -117,7 +120,7 @@ static Ends at_sample(Ends e, int64_t n, int64_t length) {
 
 /* The output rows [first, last) of one sample in the columns of one panel. */
 static void output_band(Geometry g, Plan p, const float *padded, const float *up, const float *low, const float *packed,
-                        int64_t index, Ends e, int relu, int64_t first, int64_t last, float *out) {
+                        int64_t index, Ends e, int relu, int64_t first, int64_t last, int bf16, Map *out) {
     int64_t group = index / p.panels_each, in_group = index % p.panels_each * PANEL, each = g.channels / g.groups;
     int64_t before = group * p.group_channels;
     for (int64_t j = 0; j < min_of(PANEL, each - in_group); j += STEP) {
@@ -134,7 +137,8 @@ static void output_band(Geometry g, Plan p, const float *padded, const float *up
                              g.stride[1] * g.up_channels, g.dilation[0] * p.padded[1] * g.up_channels,
                              g.dilation[1] * g.up_channels, before};
                 const float *copied = columns == STEP && c >= g.made ? in.low + c - g.made : NULL;
-                output_rows(g, p, in, panel, copied, ends, relu, columns, out + position * g.channels + c, rows);
+                output_rows(g, p, in, panel, copied, ends, relu, columns, bf16,
+                            to_value(out, bf16, position * g.channels + c), rows);
             }
     }
 }
@@ -143,9 +147,9 @@ static void output_band(Geometry g, Plan p, const float *padded, const float *up
  * up NULL if there is a centre; packed: [panels][depth][PANEL], separate panels for each group of GWC, where the last
  * C - made columns of PWC2 copy X_low; bias1, bias2, scale, shift: (C), (made), (C), (C), or NULL;
  * geometry: 8 + 5 * 2 + 1 numbers in Geometry's order; out: (N, H', W', C); beta1: (N, C). Returns 0, or 1 without memory. */
-int transform_fuse(const float *x, const float *up, const float *low, const float *packed, const float *bias1,
-                   const float *bias2, const float *scale, const float *shift, const int64_t *geometry, int relu,
-                   int threads, float *out, float *beta1) {
+int transform_fuse(const Map *x, const Map *up, const Map *low, const float *packed, const float *bias1,
+                   const float *bias2, const float *scale, const float *shift, const int64_t *geometry, int relu, int bf16,
+                   int threads, Map *out, float *beta1) {
     Geometry g;
     memcpy(&g, geometry, sizeof g);
     Plan p = plan_of(g);
@@ -157,12 +161,18 @@ int transform_fuse(const float *x, const float *up, const float *low, const floa
     double *parts = malloc(at_once * bands * p.means * sizeof(double));
     float *mean = malloc(at_once * p.means * sizeof(float));
     float *ends = calloc(3 * at_once * panels * PANEL, sizeof(float));
-    int failed = !padded || !parts || !mean || !ends;
+    int64_t of_low = positions * g.low_channels, of_up = up ? positions * g.up_channels : 0;
+    float *floats = bf16 ? malloc(at_once * (of_low + of_up) * sizeof(float)) : NULL; /* of low and up */
+    int failed = !padded || !parts || !mean || !ends || (bf16 && !floats);
     Ends all = {ends, ends + at_once * panels * PANEL, ends + 2 * at_once * panels * PANEL};
     for (int64_t n = 0; n < g.samples && !failed; n += at_once) {
         int64_t count = min_of(at_once, g.samples - n);
-        see(g, p, x + n * g.height * g.width * g.up_channels, up ? up + n * positions * g.up_channels : NULL,
-            low + n * positions * g.low_channels, count, bands, threads, padded, parts, mean);
+        const float *lows = all_values(from_value(low, bf16, n * of_low), bf16, count * of_low, threads, floats);
+        const float *ups = NULL;
+        if (up)
+            ups = all_values(from_value(up, bf16, n * of_up), bf16, count * of_up, threads,
+                             bf16 ? floats + at_once * of_low : NULL);
+        see(g, p, x, bf16, n, ups, lows, count, bands, threads, padded, parts, mean);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < count * panels; i++)
             finish_panel(g, p, packed, i % panels, mean + i / panels * p.means, bias1, bias2, scale, shift,
@@ -170,14 +180,15 @@ int transform_fuse(const float *x, const float *up, const float *low, const floa
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < count * bands * panels; i++) {
             int64_t k = i / (bands * panels), band = i / panels % bands, s = n + k;
-            output_band(g, p, padded + k * image, up ? up + s * positions * g.up_channels : NULL,
-                        low + s * positions * g.low_channels, packed, i % panels, at_sample(all, k, panels * PANEL), relu,
-                        g.out[0] * band / bands, g.out[0] * (band + 1) / bands, out + s * positions * g.channels);
+            output_band(g, p, padded + k * image, ups ? ups + k * of_up : NULL, lows + k * of_low, packed, i % panels,
+                        at_sample(all, k, panels * PANEL), relu, g.out[0] * band / bands, g.out[0] * (band + 1) / bands,
+                        bf16, to_value(out, bf16, s * positions * g.channels));
         }
     }
     free(padded);
     free(parts);
     free(mean);
     free(ends);
+    free(floats);
     return failed;
 }

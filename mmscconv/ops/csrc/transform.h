@@ -3,6 +3,7 @@
 #define MMSCCONV_TRANSFORM_H
 
 #include "gemm.h"
+#include "maps.h"
 
 typedef struct {
     int64_t samples, height, width, up_channels, low_channels, channels, made, groups;
@@ -60,14 +61,20 @@ static inline int64_t first_reaching(Geometry g, int i, int64_t tap, int64_t pos
     return distance <= 0 ? 0 : min_of(g.out[i], (distance + g.stride[i] - 1) / g.stride[i]);
 }
 
-/* Copies one sample's input rows [first, last) into the padded image, and adds them to the sums of each tap's inputs,
- * [taps][up_channels]. */
-static inline void take_rows(Geometry g, Plan p, const float *x, int64_t first, int64_t last, float *padded, double *sums) {
+/* Copies one sample's input rows [first, last), which begin at value `start` of x, into the padded image, and adds them
+ * to the sums of each tap's inputs, [taps][up_channels]. */
+static inline void take_rows(Geometry g, Plan p, const Map *x, int bf16, int64_t start, int64_t first, int64_t last,
+                             float *padded, double *sums) {
     int64_t u = g.up_channels, left = g.padding[1], columns = min_of(g.width, p.padded[1] - left);
     for (int64_t y = first; y < min_of(last, p.padded[0] - g.padding[0]); y++) {
-        const float *row = x + y * g.width * u;
-        if (columns > 0)
-            memcpy(padded + ((y + g.padding[0]) * p.padded[1] + left) * u, row, columns * u * sizeof(float));
+        float *row = padded + ((y + g.padding[0]) * p.padded[1] + left) * u;
+        int64_t at = start + y * g.width * u;
+        if (columns > 0) {
+            if (bf16)
+                widen((const uint16_t *)x + at, columns * u, row);
+            else
+                memcpy(row, (const float *)x + at, columns * u * sizeof(float));
+        }
         for (int64_t kx = 0; kx < g.kernel[1]; kx++) {
             int64_t from = first_reaching(g, 1, kx, 0), to = first_reaching(g, 1, kx, g.width);
             const float *seen = row + (from * g.stride[1] + kx * g.dilation[1] - left) * u;
@@ -83,10 +90,11 @@ static inline void take_rows(Geometry g, Plan p, const float *x, int64_t first, 
     }
 }
 
-/* Writes `count` samples' padded images, and the means over the output's positions of the inputs of PWC2, PWC1 and each
- * tap, [count][means]; up NULL if there is a centre; parts: [count * bands][means]. */
-static inline void see(Geometry g, Plan p, const float *x, const float *up, const float *low, int64_t count,
-                       int64_t bands, int threads, float *padded, double *parts, float *mean) {
+/* Writes `count` samples' padded images, from sample n of x on, and the means over the output's positions of the inputs
+ * of PWC2, PWC1 and each tap, [count][means]; up NULL if there is a centre; parts: [count * bands][means]. up and low:
+ * those samples alone, as floats. */
+static inline void see(Geometry g, Plan p, const Map *x, int bf16, int64_t n, const float *up, const float *low,
+                       int64_t count, int64_t bands, int threads, float *padded, double *parts, float *mean) {
     int64_t positions = g.out[0] * g.out[1], image = p.padded[0] * p.padded[1] * g.up_channels;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < count * bands; i++) {
@@ -98,7 +106,7 @@ static inline void see(Geometry g, Plan p, const float *x, const float *up, cons
             add_line(low + at * g.low_channels, g.out[1], g.low_channels, sums);
             if (up) add_line(up + at * g.up_channels, g.out[1], g.up_channels, sums + g.low_channels);
         }
-        take_rows(g, p, x + k * g.height * g.width * g.up_channels, g.height * band / bands,
+        take_rows(g, p, x, bf16, (n + k) * g.height * g.width * g.up_channels, g.height * band / bands,
                   g.height * (band + 1) / bands, padded + k * image, sums + g.low_channels + (up ? g.up_channels : 0));
     }
 #pragma omp parallel for num_threads(threads) schedule(static)

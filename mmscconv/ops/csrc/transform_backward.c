@@ -242,9 +242,9 @@ static void add_up(Geometry g, const float *grad, int64_t bands, int threads, do
  * its rows before they are packed, padded with zeros; beta1: its second result. No norm, no ReLU. grad_x, grad_up (NULL
  * with up), grad_low, grad_bias1, grad_bias2: as the inputs; grad_weights: as the weights, meaningless for those that
  * copy X_low. Returns 0, or 1 without memory. */
-int transform_fuse_backward(const float *grad, const float *x, const float *up, const float *low, const float *weights,
-                            const float *beta1, const float *bias1, const float *bias2, const int64_t *geometry,
-                            int threads, float *grad_x, float *grad_up, float *grad_low, float *grad_weights,
+int transform_fuse_backward(const Map *grad_map, const Map *x, const Map *up_map, const Map *low_map, const float *weights,
+                            const float *beta1, const float *bias1, const float *bias2, const int64_t *geometry, int bf16,
+                            int threads, Map *grad_x_map, Map *grad_up_map, Map *grad_low_map, float *grad_weights,
                             float *grad_bias1, float *grad_bias2) {
     Geometry g;
     memcpy(&g, geometry, sizeof g);
@@ -265,10 +265,22 @@ int transform_fuse_backward(const float *grad, const float *x, const float *up, 
     double *sums = malloc(g.groups * panels * samples * each * sizeof(double));
     double *grad_parts = malloc(samples * bands * g.channels * sizeof(double));
     double *grad_total = calloc(samples * g.channels, sizeof(double));
+    int64_t of_grad = samples * positions * g.channels, of_x = samples * g.height * g.width * g.up_channels;
+    int64_t of_low = samples * positions * l, of_up = up_map ? samples * positions * g.up_channels : 0;
+    float *floats = bf16 ? malloc((of_grad + of_x + 2 * (of_low + of_up)) * sizeof(float)) : NULL;
     int failed = !padded || !mean || !scratch || !e || !of_parts || !means_parts || !sums || !grad_parts || !grad_total;
+    failed |= bf16 && !floats;
     if (!failed) {
+        float *rooms[6] = {floats}; /* of grad, low, up, and the gradients of x, low, up */
+        int64_t counts[6] = {of_grad, of_low, of_up, of_x, of_low, of_up};
+        for (int i = 1; i < 6 && bf16; i++) rooms[i] = rooms[i - 1] + counts[i - 1];
+        const float *grad = all_values(grad_map, bf16, of_grad, threads, rooms[0]);
+        const float *low = all_values(low_map, bf16, of_low, threads, rooms[1]);
+        const float *up = up_map ? all_values(up_map, bf16, of_up, threads, rooms[2]) : NULL;
+        float *grad_x = place_at(grad_x_map, bf16, 0, rooms[3]), *grad_low = place_at(grad_low_map, bf16, 0, rooms[4]);
+        float *grad_up = up_map ? place_at(grad_up_map, bf16, 0, rooms[5]) : NULL;
         memset(grad_weights, 0, weight_count * sizeof(float));
-        see(g, p, x, up, low, samples, bands, threads, padded, means_parts, mean);
+        see(g, p, x, bf16, 0, up, low, samples, bands, threads, padded, means_parts, mean);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
         for (int64_t i = 0; i < parts * tasks; i++) {
             int64_t part = i / tasks, group = i / panels % g.groups, panel = i % panels;
@@ -327,7 +339,11 @@ int transform_fuse_backward(const float *grad, const float *x, const float *up, 
                             own + taps_room + low_room, grad_x + n * g.height * g.width * g.up_channels,
                             grad_up ? grad_up + n * positions * g.up_channels : NULL, grad_low + n * positions * l);
         }
+        put_all(grad_x_map, bf16, of_x, threads, grad_x);
+        put_all(grad_low_map, bf16, of_low, threads, grad_low);
+        if (up_map) put_all(grad_up_map, bf16, of_up, threads, grad_up);
     }
+    free(floats);
     free(padded);
     free(mean);
     free(scratch);

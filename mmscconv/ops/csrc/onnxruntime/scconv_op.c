@@ -145,7 +145,7 @@ static Status *compute(void *kernel, Context *context) {
     int failed = scconv(data[X], data[SCALE], data[SHIFT], data[UP], data[LOW], data[BIAS_UP], data[BIAS_LOW],
                         data[TRANSFORM], data[BIAS1], data[BIAS2], data[NORM_SCALE], data[NORM_SHIFT], x[3],
                         k->num_groups, k->eps, k->threshold, (int)k->hard, k->channels[CUT], (const int64_t *)&g,
-                        (int)k->relu, processors(), y);
+                        (int)k->relu, 0, processors(), y);
     status = give_threads_back();
     if (!status && failed) status = api->new_status(FAIL, "mmscconv::SCConv: no memory for its workspace");
     return status;
