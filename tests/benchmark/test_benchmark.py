@@ -241,6 +241,7 @@ def test_onnx_runtime(tool, tmp_path):
     assert out.count('| scconv+deploy | nchw |') == 2
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize('runtime', ['openvino', 'ncnn'])
 def test_openvino_and_ncnn(runtime, tool, tmp_path):
     runners = [runtime, f'{runtime}+deploy']
@@ -251,6 +252,7 @@ def test_openvino_and_ncnn(runtime, tool, tmp_path):
     assert re.search(rf'- {runtime}: \d', (tmp_path / 'layer.md').read_text())
 
 
+@pytest.mark.apart
 def test_config_in_ncnn(tool, root, tmp_path):
     status, out, err = tool(
         'benchmark', 'config', root / 'configs' / 'retinanet_scconv_r50_coco.py',

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW
+from helpers.runtimes import runtime
 from helpers.trained import relative
 from mmscconv.errors import UserError
 from mmscconv.export import job as jobs
 from mmscconv.export import ncnn_file
 from mmscconv.export.writing import open_ncnn
 
-pytest.importorskip('ncnn', reason="it is not installed: pip install 'mmscconv[ncnn]'")
-pytest.importorskip('pnnx', reason="it is not installed: pip install 'mmscconv[ncnn]'")
+pytestmark = runtime('ncnn', 'pnnx', extra='ncnn')
 
 
 def test_detector_runs_at_other_sizes(detector, digits, tool, tmp_path):

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW
+from helpers.runtimes import runtime
 from helpers.trained import relative
 from mmscconv.errors import UserError
 from mmscconv.export import job as jobs
 from mmscconv.export import openvino_file
 
-openvino = pytest.importorskip('openvino', reason="it is not installed: pip install 'mmscconv[openvino]'")
-pytest.importorskip('onnx', reason="onnx is not installed: pip install 'mmscconv[openvino]'")
+pytestmark = runtime('openvino', 'onnx', extra='openvino')
 
 
 def test_detector_runs_at_other_batches_and_sizes(detector, digits, tool, tmp_path):
@@ -26,6 +26,8 @@ def test_detector_runs_at_other_batches_and_sizes(detector, digits, tool, tmp_pa
     assert 'outputs: cls_score_0, cls_score_1, cls_score_2, bbox_pred_0, bbox_pred_1, bbox_pred_2' in text
     assert sorted(p.name for p in tmp_path.iterdir()) == ['d.bin', 'd.xml']
     assert f'{tmp_path / "d.bin"} (' in text
+    import openvino
+
     read = openvino.Core().read_model(out)
     assert [put.any_name for put in (*read.inputs, *read.outputs)][:2] == ['image', 'cls_score_0']
     assert json.loads(openvino_file.metadata_of(out)['classes']) == list('0123456789')
@@ -103,6 +105,8 @@ def test_missing_package_is_named(tool, tmp_path, monkeypatch):
 
 
 def test_bf16_is_refused_where_the_processor_has_none(tmp_path, monkeypatch):
+    import openvino
+
     core = types.SimpleNamespace(get_property=lambda *_: ['FP32', 'INT8'])
     monkeypatch.setattr(openvino, 'Core', lambda: core)
     with pytest.raises(UserError, match='has no bf16 on this processor'):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.runtimes import runtime
 from helpers.trained import relative, trained
 from mmscconv import SCConv
 from mmscconv.export import ncnn_file
@@ -16,8 +17,7 @@ from mmscconv.models import switch_to_deploy
 
 onnx = pytest.importorskip('onnx', reason="onnx is not installed: pip install 'mmscconv[export]'")
 pytest.importorskip('onnxruntime', reason="it is not installed: pip install 'mmscconv[export]'")
-pytest.importorskip('openvino', reason="it is not installed: pip install 'mmscconv[openvino]'")
-pytest.importorskip('ncnn', reason="it is not installed: pip install 'mmscconv[ncnn]'")
+pytestmark = runtime('openvino', 'ncnn', 'pnnx', extra='openvino,ncnn')
 
 SETTINGS = [
     {},

@@ -59,8 +59,9 @@ def test_shapes_strides_and_order():
     a, b = torch.randn(5), torch.randn(5)
     assert len({of(a, b), of(b, a), of(torch.cat((a, b))), of(a), of(a, b, torch.zeros(0))}) == 5
     assert of(torch.zeros(3)) != of(torch.zeros(4)) != of(-torch.zeros(4))
+    assert of(weight.bfloat16()) != of(weight)
     with pytest.raises(TypeError, match=r'fingerprint: weights must be a CPU tensor of torch.float32'):
-        of(torch.zeros(3, dtype=torch.bfloat16))
+        of(torch.zeros(3, dtype=torch.float16))
 
 
 def test_the_same_with_any_number_of_threads_and_instructions(instructions):

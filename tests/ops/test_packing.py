@@ -89,8 +89,8 @@ def test_rows_of_any_strides(shape, groups):
 
 
 def test_only_what_the_kernels_can_read_is_packed(monkeypatch):
-    assert ops.can_pack(torch.zeros(1), torch.zeros(1))
-    assert not ops.can_pack(torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16))
+    assert ops.can_pack(torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16))
+    assert not ops.can_pack(torch.zeros(1), torch.zeros(1, dtype=torch.float16))
     assert not ops.can_pack(torch.zeros(1, device='meta'))
     with FakeTensorMode():
         assert not ops.can_pack(torch.zeros(1))
