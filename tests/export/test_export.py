@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW
+from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW, altered_outputs
 from helpers.trained import relative
 from mmscconv.errors import UserError
 from mmscconv.export import job as jobs
@@ -177,13 +177,7 @@ def test_int8_tells_what_it_costs(scope, classifier, tool, tmp_path):
 
 def test_a_file_that_differs_is_not_kept(classifier, tool, tmp_path, monkeypatch):
     _, checkpoint, data = classifier
-    write, opened = jobs.writing.FUNCTIONS['onnx']
-
-    def altered(file):
-        call = opened(file)
-        return lambda *inputs: [1.01 * t for t in call(*inputs)]
-
-    monkeypatch.setitem(jobs.writing.FUNCTIONS, 'onnx', (write, altered))
+    altered_outputs(monkeypatch, 'onnx')
     (tmp_path / 'c.onnx').write_text('of before')
     status, _, error = tool(
         'export', CLASSIFIER, checkpoint, '--out', tmp_path / 'c.onnx', '--data-root', data, *SHALLOW

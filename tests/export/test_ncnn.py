@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW
+from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW, altered_outputs
 from helpers.runtimes import runtime
 from helpers.trained import relative
 from mmscconv.errors import UserError
-from mmscconv.export import job as jobs
 from mmscconv.export import ncnn_file
 from mmscconv.export.writing import open_ncnn
 
@@ -49,13 +48,7 @@ def test_classifier(classifier, tool, tmp_path):
 
 def test_files_that_differ_are_not_kept(classifier, tool, tmp_path, monkeypatch):
     _, checkpoint, data = classifier
-    write, opened = jobs.writing.FUNCTIONS['ncnn']
-
-    def altered(file):
-        call = opened(file)
-        return lambda *inputs: [1.01 * t for t in call(*inputs)]
-
-    monkeypatch.setitem(jobs.writing.FUNCTIONS, 'ncnn', (write, altered))
+    altered_outputs(monkeypatch, 'ncnn')
     (tmp_path / 'c.param').write_text('of before')
     status, _, error = tool(
         'export', CLASSIFIER, checkpoint, '--out', tmp_path / 'c.param', '--data-root', data, *SHALLOW

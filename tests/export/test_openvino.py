@@ -7,11 +7,10 @@ import types
 import pytest
 import torch
 
-from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW
+from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW, altered_outputs
 from helpers.runtimes import runtime
 from helpers.trained import relative
 from mmscconv.errors import UserError
-from mmscconv.export import job as jobs
 from mmscconv.export import openvino_file
 
 pytestmark = runtime('openvino', 'onnx', extra='openvino')
@@ -64,13 +63,7 @@ def test_classifier_and_the_precision_that_openvino_chooses(classifier, tool, tm
 
 def test_files_that_differ_are_not_kept(classifier, tool, tmp_path, monkeypatch):
     _, checkpoint, data = classifier
-    write, opened = jobs.writing.FUNCTIONS['openvino']
-
-    def altered(file):
-        call = opened(file)
-        return lambda *inputs: [1.01 * t for t in call(*inputs)]
-
-    monkeypatch.setitem(jobs.writing.FUNCTIONS, 'openvino', (write, altered))
+    altered_outputs(monkeypatch, 'openvino')
     for name in ('c.xml', 'c.bin'):
         (tmp_path / name).write_text('of before')
     status, _, error = tool(

@@ -28,3 +28,16 @@ def build(config, path, **backbone):
             m.running_var.uniform_(0.5, 1.5)
     torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': list('0123456789')}}}, path)
     return model
+
+
+def altered_outputs(monkeypatch, kind):
+    """Let files of this format, once they are written, answer one per cent too much."""
+    from mmscconv.export import writing
+
+    write, opened = writing.FUNCTIONS[kind]
+
+    def altered(file):
+        call = opened(file)
+        return lambda *inputs: [1.01 * t for t in call(*inputs)]
+
+    monkeypatch.setitem(writing.FUNCTIONS, kind, (write, altered))
