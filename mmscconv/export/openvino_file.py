@@ -6,6 +6,7 @@ precision.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def convert_onnx(source: Path, file: Path, metadata: Mapping[str, str]) -> None:
     """
     import openvino
 
-    model = _read(openvino.Core(), source)
+    model = _read(_core(), source)
     for key, value in metadata.items():
         model.set_rt_info(value, [SECTION, key])
     openvino.save_model(model, file, compress_to_fp16=False)
@@ -38,9 +39,7 @@ def convert_onnx(source: Path, file: Path, metadata: Mapping[str, str]) -> None:
 
 def metadata_of(file: Path) -> dict[str, str]:
     """Return what :func:`convert_onnx` was given as ``metadata``."""
-    import openvino
-
-    info = openvino.Core().read_model(file).get_rt_info([SECTION])
+    info = _core().read_model(file).get_rt_info([SECTION])
     return {key: value.astype(str) for key, value in info.astype(dict).items()}
 
 
@@ -54,9 +53,7 @@ def compile_file(file: Path, precision: str | None) -> Any:
     Raises:
         UserError: OpenVINO cannot take the model, or cannot compute in ``precision`` on this processor.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = _core()
     settings: dict[str, Any] = {'PERFORMANCE_HINT': 'LATENCY', 'INFERENCE_NUM_THREADS': torch.get_num_threads()}
     if precision is not None:
         settings['INFERENCE_PRECISION_HINT'] = PRECISIONS[precision]
@@ -94,6 +91,19 @@ def runs(program: Any, shared: bool = False) -> Callable[..., Sequence[Tensor]]:
 def open_openvino(file: Path, precision: str | None = 'fp32') -> Callable[..., Sequence[Tensor]]:
     """Return a function from tensors to tensors that runs the file."""
     return runs(compile_file(file, precision))
+
+
+@functools.cache
+def _core() -> Any:
+    """Return the process's one ``openvino.Core``.
+
+    The first compilation of each Core gives the thread another stack for signal handlers, and its end gives back the
+    one that was there before (OpenVINO 2026.4). Where two end in the order of their beginning, the stack that stays is
+    unmapped, and the next signal with a handler in Python, as at the end of a data loader's worker, ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _read(core: Any, file: Path) -> Any:

@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 import types
 
 import pytest
 import torch
 
 from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW, altered_outputs
+from helpers.paths import ROOT
 from helpers.runtimes import runtime
 from helpers.trained import relative
 from mmscconv.errors import UserError
@@ -98,10 +101,8 @@ def test_missing_package_is_named(tool, tmp_path, monkeypatch):
 
 
 def test_bf16_is_refused_where_the_processor_has_none(tmp_path, monkeypatch):
-    import openvino
-
     core = types.SimpleNamespace(get_property=lambda *_: ['FP32', 'INT8'])
-    monkeypatch.setattr(openvino, 'Core', lambda: core)
+    monkeypatch.setattr(openvino_file, '_core', lambda: core)
     with pytest.raises(UserError, match='has no bf16 on this processor'):
         openvino_file.compile_file(tmp_path / 'a.xml', 'bf16')
 
@@ -111,3 +112,26 @@ def test_a_file_that_is_no_model_is_one_line(tmp_path):
     with pytest.raises(UserError, match='OpenVINO cannot read this network: ') as error:
         openvino_file.open_openvino(tmp_path / 'a.xml')
     assert '\n' not in str(error.value)
+
+
+SIGNALS = """
+import faulthandler, gc, signal, subprocess, sys
+import numpy as np, openvino
+from mmscconv.export.openvino_file import compile_file
+faulthandler.enable()  # as pytest does: a stack for signal handlers
+put = openvino.opset13.parameter([1, 3], np.float32)
+openvino.save_model(openvino.Model([openvino.opset13.relu(put)], [put]), sys.argv[1])
+first = compile_file(sys.argv[1], None)
+second = compile_file(sys.argv[1], None)
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGCHLD, lambda *_: print('told'))
+subprocess.run(['true'])
+"""
+
+
+def test_signals_are_handled_after_programs_have_ended(tmp_path):
+    done = subprocess.run([sys.executable, '-c', SIGNALS, tmp_path / 'm.xml'], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, 'told\n'), done.stderr[-2000:]

@@ -81,8 +81,6 @@ def edit(folder, change):
     path.write_text(json.dumps(content))
 
 
-# A training after thousands of other tests in one process: the process ended twice here, the cause is not known.
-@pytest.mark.apart(OMP_NUM_THREADS='1')
 @pytest.mark.parametrize('case', BROKEN)
 def test_broken_files_are_named(case, digits, tmp_path, fails):
     data = tmp_path / 'data'
