@@ -19,9 +19,10 @@ class NoWeight(nn.Module):
 
 def _no_weight(layer: nn.Module) -> str:
     name = type(layer).__name__
-    inner = ', '.join(key for key, _ in layer.named_parameters() if key.endswith('.weight'))
+    names = [key for key, _ in layer.named_parameters() if '.' in key]
+    inner = ', '.join(key for key in names if key.endswith('.weight')) or ('several inside' if names else 'none')
     return (
-        f'{name} has no weight of its own, unlike nn.Conv2d; its weights: {inner or "several inside"}. '
+        f'{name} has no weight of its own, unlike nn.Conv2d; its weights: {inner}. '
         f'Initialization: leave it to reset_parameters() and skip {name} in functions such as weights_init. '
         "Folding norms: mmscconv.models.switch_to_deploy(model) in place of a detector's own fuse(). "
         'Listing weights: named_parameters().'

@@ -3,9 +3,9 @@
 from mmengine.registry import MODELS
 
 from mmscconv.layers import SCConv
-from mmscconv.layers.rivals import GhostConv, OctConv, SlimConv, SPConv, TiedConv
+from mmscconv.layers.rivals import GhostConv, OctConv, PFLayer, SlimConv, SPConv, TiedConv
 from mmscconv.legacy import LegacySCConv
 
 SCCONV_TYPE = 'SCConv'
-for layer in (SCConv, LegacySCConv, SPConv, TiedConv, GhostConv, SlimConv, OctConv):
+for layer in (SCConv, LegacySCConv, SPConv, TiedConv, GhostConv, SlimConv, OctConv, PFLayer):
     MODELS.register_module(module=layer)

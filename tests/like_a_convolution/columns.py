@@ -6,6 +6,7 @@ A refusal passes where a row allows it, and only if its message names a way out.
 """
 
 import copy
+import inspect
 import multiprocessing
 import traceback
 from collections.abc import Callable, Iterable
@@ -18,12 +19,30 @@ import torch
 from torch import Tensor, nn
 
 from mmscconv import CRU, SRU, LegacySCConv, SCConv
-from mmscconv.layers.rivals import GhostConv, OctConv, SlimConv, SPConv, TiedConv
+from mmscconv.layers.rivals import GhostConv, OctConv, PFLayer, SlimConv, SPConv, TiedConv
 from mmscconv.ops import compiled
 
 CHANNELS, SIZE = 16, (7, 6)
 ARRANGEMENTS = ('S+C', 'C+S', 'C&S', 'S', 'C')
-RIVALS = {'SPConv': SPConv, 'TiedConv': TiedConv, 'GhostConv': GhostConv, 'SlimConv': SlimConv, 'OctConv': OctConv}
+
+
+class BiasedPFLayer(PFLayer):
+    """With its one parameter, for questions about parameters."""
+
+    __signature__ = inspect.signature(PFLayer)
+
+    def __init__(self, *args, bias=True, **settings):
+        super().__init__(*args, bias=bias, **settings)
+
+
+RIVALS = {
+    'SPConv': SPConv,
+    'TiedConv': TiedConv,
+    'GhostConv': GhostConv,
+    'SlimConv': SlimConv,
+    'OctConv': OctConv,
+    'PFLayer': BiasedPFLayer,
+}
 # Settings of S+C that take other code.
 SETTINGS = {
     'inner_norm': dict(inner_norm=True),

@@ -6,8 +6,9 @@ paper's printed counts decide. Plain PyTorch, as all of ``mmscconv.layers``.
 
 from mmscconv.layers.rivals.ghost_conv import GhostConv
 from mmscconv.layers.rivals.oct_conv import OctaveConv2d, OctConv
+from mmscconv.layers.rivals.pf_layer import PFLayer
 from mmscconv.layers.rivals.slim_conv import SlimConv
 from mmscconv.layers.rivals.sp_conv import SPConv
 from mmscconv.layers.rivals.tied_conv import TiedConv
 
-__all__ = ['GhostConv', 'OctConv', 'OctaveConv2d', 'SPConv', 'SlimConv', 'TiedConv']
+__all__ = ['GhostConv', 'OctConv', 'OctaveConv2d', 'PFLayer', 'SPConv', 'SlimConv', 'TiedConv']
