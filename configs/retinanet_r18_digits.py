@@ -30,6 +30,7 @@ model = dict(
     ),
 )
 
+input_shape = (128, 128)  # of tools/complexity.py
 data_root = 'data/digits/'
 metainfo = dict(classes=tuple('0123456789'))
 resize = dict(type='Resize', scale=(128, 128), keep_ratio=True)

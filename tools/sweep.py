@@ -2,8 +2,10 @@
 """Train configs with several seeds, one run after the other, and keep a table of their results.
 
 After an interruption, repeat the same command: finished runs are skipped, unfinished
-runs resumed. Each run has the folder <work-dir>/<config>/seed<n>; the table is
-<work-dir>/table.md and table.csv.
+runs resumed. All configs are trained with the first seed, then with the next, so that
+an unfinished sweep compares like with like. Each run has the folder
+<work-dir>/<config>/seed<n>; <work-dir>/table.md and table.csv have the configs,
+runs.csv has every run.
 """
 
 from __future__ import annotations
@@ -12,24 +14,27 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from mmscconv.engine.results import METRICS, pick_metric, read_log
-from mmscconv.engine.sweep_table import summarize, write_table
+from mmscconv.checks.environment import check_environment
+from mmscconv.engine.results import METRICS
 from mmscconv.errors import UserError, run
 from mmscconv.paper.tables import paper_rows
+
+if TYPE_CHECKING:
+    from mmscconv.complexity import Complexity
 
 TRAIN = Path(__file__).resolve().with_name('train.py')
 STATE = 'sweep.json'
 SEED = 'randomness.seed'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a key by itself
 class Run:
     """One training: a config with a seed, in its folder."""
 
@@ -75,6 +80,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--download', action='store_true', help='passed to tools/train.py')
     parser.add_argument('--metric', help=f'metric of the table (default: the first found of {", ".join(METRICS)})')
     parser.add_argument(
+        '--against',
+        nargs='+',
+        default=[],
+        metavar='NAME',
+        help="configs' names: the table has differences to them by seed",
+    )
+    parser.add_argument(
         '--paper',
         nargs='+',
         metavar='VALUE',
@@ -88,6 +100,7 @@ def main() -> None:
     args = parse_args()
     runs = plan(args)
     paper = paper_values(args)
+    costs = count(args.configs)
     failed = []
     for i, one in enumerate(runs, 1):
         print(f'[{i}/{len(runs)}] {one.name}: ', end='', flush=True)
@@ -98,7 +111,7 @@ def main() -> None:
         if problem:
             failed.append(one.name)
         print(problem or 'done', flush=True)
-        update_table(args, runs, paper)
+        update_tables(args, runs, paper, costs)
     print(f'table: {args.work_dir}/table.md')
     if failed:
         print(f'failed: {", ".join(failed)}', file=sys.stderr)
@@ -117,11 +130,14 @@ def plan(args: argparse.Namespace) -> list[Run]:
         raise UserError(f'a seed stands twice in --seeds {" ".join(map(str, args.seeds))}')
     if any(option.split('=')[0] == SEED for option in args.cfg_options):
         raise UserError(f'{SEED} is set by --seeds, leave it out of --cfg-options')
+    unknown = [name for name in args.against if name not in stems]
+    if unknown:
+        raise UserError(f'--against {unknown[0]} is none of the configs: {", ".join(stems)}')
     settings = {'cfg_options': args.cfg_options, 'data_root': args.data_root, 'amp': args.amp}
     runs = [
         Run(config, seed, Path(args.work_dir) / stem / f'seed{seed}', settings, args.download)
-        for config, stem in zip(args.configs, stems, strict=True)
         for seed in args.seeds
+        for config, stem in zip(args.configs, stems, strict=True)
     ]
     for one in runs:
         state = one.state()
@@ -148,9 +164,24 @@ def train(one: Run) -> str | None:
 
 def unmeasured(one: Run, wanted: str | None) -> str | None:
     """Return the problem if the run's log lacks the metric, or None; mmdet omits it if nothing was detected."""
-    validation = read_log(one.folder)[1]
-    metric = pick_metric(validation, wanted)
-    return None if any(metric in r for r in validation) else f'trained, but no {metric or "known metric"} in its log'
+    from mmscconv.engine.sweep_table import result_of
+
+    return None if result_of(one.folder, wanted) else f'trained, but no {wanted or "known metric"} in its log'
+
+
+def count(configs: Sequence[str]) -> dict[str, Complexity]:
+    """Count the configs' models, which also tells whether they can be built; without those that cannot be counted."""
+    check_environment()
+    from mmscconv.complexity import count_config
+    from mmscconv.configuration import read_config
+
+    costs = {}
+    for config in configs:
+        try:
+            costs[config] = count_config(read_config(config))
+        except UserError as error:
+            print(f'not counted: {error}', file=sys.stderr)
+    return costs
 
 
 def paper_values(args: argparse.Namespace) -> list[float | None]:
@@ -181,13 +212,24 @@ def paper_value(entry: str) -> float:
     )
 
 
-def update_table(args: argparse.Namespace, runs: Sequence[Run], paper: Sequence[float | None]) -> None:
-    """Write the table of all finished runs."""
+def update_tables(
+    args: argparse.Namespace, runs: Sequence[Run], paper: Sequence[float | None], costs: Mapping[str, Complexity]
+) -> None:
+    """Write the tables of the configs, from all finished runs, and of the runs."""
+    from mmscconv.engine.sweep_table import SweepRow, result_of, write_tables
+
+    results = {one: result_of(one.folder, args.metric) for one in runs if one.state().get('finished')}
     rows = []
     for config, value in zip(args.configs, paper, strict=True):
-        finished = [r.folder for r in runs if r.config == config and r.state().get('finished')]
-        rows.append(summarize(Path(config).stem, finished, len(args.seeds), args.metric, value))
-    write_table(Path(args.work_dir), rows)
+        found = {one.seed: result for one, result in results.items() if one.config == config and result is not None}
+        rows.append(SweepRow(Path(config).stem, len(args.seeds), found, value, costs.get(config)))
+    records = []
+    for one in runs:
+        result = results.get(one)
+        measured = asdict(result) if result else dict.fromkeys(('metric', 'last', 'best', 'seconds'))
+        state = 'finished' if one in results else 'unfinished' if one.state() else 'not begun'
+        records.append({'config': Path(one.config).stem, 'seed': one.seed, 'state': state, **measured})
+    write_tables(Path(args.work_dir), rows, args.against, records)
 
 
 if __name__ == '__main__':

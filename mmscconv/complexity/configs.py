@@ -23,7 +23,7 @@ def count_config(
     Args:
         cfg: Of mmpretrain or mmdet.
         classes: Number of classes of a classifier's head, in place of the config's.
-        shape: (H, W); None for the classifier config's ``input_shape`` or training crop, or
+        shape: (H, W); None for the config's ``input_shape`` or, if it has none, a classifier's training crop or
             768 x 1024 for a detector.
         backbone_alone: Count a detector's backbone alone, as the paper does.
 
@@ -44,7 +44,7 @@ def count_config(
         model.head = {**model.head, 'num_classes': classes}
     with explained(f'cannot build the model of {cfg.filename}'):
         network: nn.Module = MODELS.build(model.backbone if backbone_alone and not classifier else model)
-    shape = shape or (cfg.get('input_shape') or training_crop(cfg) if classifier else DETECTOR_SHAPE)
+    shape = shape or cfg.get('input_shape') or (training_crop(cfg) if classifier else DETECTOR_SHAPE)
     try:
         return count(network, shape)
     except (AttributeError, TypeError) as error:

@@ -1,56 +1,88 @@
-"""The table of a sweep: the results of several seeds as one row, in Markdown and CSV."""
+"""The tables of a sweep: configs by their results over seeds, and every run, in Markdown and CSV."""
 
 from __future__ import annotations
 
 import csv
+import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mmscconv.engine.results import pick_metric, read_log
+from mmscconv.complexity import Complexity
+from mmscconv.engine.results import Record, pick_metric, read_log
 from mmscconv.storage.disk import replacing
 from mmscconv.table import Table
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Result:
+    """The measurements of one run.
+
+    Args:
+        metric: Name of the metric.
+        last, best: Its last and its best validation, in percent.
+        seconds: Median of the logged seconds of a training step; None if the log has none.
+    """
+
+    metric: str
+    last: float
+    best: float
+    seconds: float | None
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One config's results over seeds, in percent.
+    """One config of a sweep.
 
     Args:
-        config: Name of the config.
-        seeds: Number of finished, measured seeds of all seeds, such as '2/3'.
-        metric: Name of the metric; empty if no run has finished.
-        last: Mean over seeds of the last validation.
-        std: Sample standard deviation of the last validations; None for fewer than two seeds.
-        best: The best validation of any seed.
-        paper: The paper's value, None if not given.
+        config: Its name.
+        seeds: Number of seeds that were asked for.
+        results: By seed, of the finished and measured runs.
+        paper: The paper's value in percent, None if not given.
+        cost: Parameters and operations; None if the model could not be counted.
     """
 
     config: str
-    seeds: str
-    metric: str = ''
-    last: float | None = None
-    std: float | None = None
-    best: float | None = None
+    seeds: int
+    results: Mapping[int, Result]
     paper: float | None = None
+    cost: Complexity | None = None
+
+    @property
+    def last(self) -> list[float]:
+        return [result.last for result in self.results.values()]
 
 
-def summarize(config: str, finished: Sequence[Path], seeds: int, wanted: str | None, paper: float | None) -> SweepRow:
-    """Summarize the finished work dirs of a config; work dirs without the metric do not count."""
-    metric, last, best = wanted, [], []
-    for folder in finished:
-        validation = read_log(folder)[1]
-        metric = pick_metric(validation, metric)
-        values = [in_percent(metric, record[metric]) for record in validation if metric in record]
-        if values:
-            last.append(values[-1])
-            best.append(max(values))
-    row = SweepRow(config, f'{len(last)}/{seeds}', paper=paper)
-    if metric is None or not last:
-        return row
-    std = statistics.stdev(last) if len(last) > 1 else None
-    return replace(row, metric=metric, last=statistics.fmean(last), std=std, best=max(best))
+@dataclass(frozen=True)
+class Difference:
+    """Mean over seeds of one config's last validation less another's with the same seed, in percentage points.
+
+    Args:
+        mean: Of the differences.
+        half_width: Of the 95 % confidence interval around the mean, by Student's t; None for fewer than two seeds.
+        seeds: Number of seeds that both configs have.
+    """
+
+    mean: float
+    half_width: float | None
+    seeds: int
+
+
+def result_of(folder: Path, wanted: str | None) -> Result | None:
+    """Read a work dir's log; None if the metric was not measured."""
+    training, validation = read_log(folder)
+    metric = pick_metric(validation, wanted)
+    values = [in_percent(metric, record[metric]) for record in validation if metric in record] if metric else []
+    return Result(metric, values[-1], max(values), _seconds(training)) if metric and values else None
+
+
+def _seconds(training: Iterable[Record]) -> float | None:
+    times = [record['time'] for record in training if 'time' in record]
+    return statistics.median(times) if times else None
 
 
 def in_percent(metric: str, value: float) -> float:
@@ -58,20 +90,104 @@ def in_percent(metric: str, value: float) -> float:
     return value * 100 if 'AP' in metric else value
 
 
-def write_table(folder: Path, rows: Sequence[SweepRow]) -> None:
-    """Write ``table.csv`` with full precision and ``table.md`` with two digits into ``folder``."""
-    records = [asdict(row) for row in rows]
-    with replacing(folder / 'table.csv') as path, path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
-    table = Table(('Config', 'Seeds', 'Metric', 'Last, %', 'Best, %', 'Paper, %'))
-    for row in rows:
-        last = _number(row.last) + (f' ± {row.std:.2f}' if row.std is not None else '')
-        table.rows.append((row.config, row.seeds, row.metric, last, _number(row.best), _number(row.paper)))
+def difference(row: SweepRow, other: SweepRow) -> Difference | None:
+    """Return ``row`` less ``other`` over the seeds that both have measured by the same metric, None without any."""
+    pairs = [(row.results[seed], other.results[seed]) for seed in row.results if seed in other.results]
+    values = [one.last - two.last for one, two in pairs if one.metric == two.metric]
+    if not values:
+        return None
+    if len(values) == 1:
+        return Difference(values[0], None, 1)
+    from scipy.stats import t
+
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return Difference(statistics.fmean(values), quantile * error, len(values))
+
+
+def write_tables(
+    folder: Path, rows: Sequence[SweepRow], against: Sequence[str] = (), runs: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write ``table.csv`` with full precision, ``table.md`` with two digits, and ``runs.csv`` into ``folder``.
+
+    Args:
+        folder: Of the sweep.
+        rows: One for each config.
+        against: Names of the configs that the others' differences are taken to.
+        runs: Of ``runs.csv``, one for each config and seed, all with the same keys.
+    """
+    by_name = {row.config: row for row in rows}
+    references = [by_name[name] for name in against]
+    _write_csv(folder / 'table.csv', [_record(row, references) for row in rows])
+    if runs:
+        _write_csv(folder / 'runs.csv', runs)
+    columns = ['Config', 'Seeds', 'Metric', 'Last, %', *(f'Less {name}, points' for name in against)]
+    table = Table([*columns, 'Best, %', 'Paper, %', 'Parameters, M', 'Multiply-adds, M', 'Seconds a step'])
+    table.rows += [_cells(row, references) for row in rows]
     with replacing(folder / 'table.md') as path:
         path.write_text(table.markdown())
 
 
+def _write_csv(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    with replacing(file) as path, path.open('w', newline='') as opened:
+        writer = csv.DictWriter(opened, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def _record(row: SweepRow, references: Sequence[SweepRow]) -> dict[str, Any]:
+    last = row.last
+    record = {
+        'config': row.config,
+        'seeds': f'{len(last)}/{row.seeds}',
+        'metric': _metric(row),
+        'last': statistics.fmean(last) if last else None,
+        'std': statistics.stdev(last) if len(last) > 1 else None,
+        'best': max((result.best for result in row.results.values()), default=None),
+        'paper': row.paper,
+        'params': row.cost.params if row.cost else None,
+        'multiply_adds': row.cost.macs if row.cost else None,
+        'seconds': _step(row),
+    }
+    for other in references:
+        found = None if row is other else difference(row, other)
+        record[f'less {other.config}'] = found.mean if found else None
+        record[f'half width, less {other.config}'] = found.half_width if found else None
+    return record
+
+
+def _cells(row: SweepRow, references: Sequence[SweepRow]) -> list[str]:
+    record = _record(row, references)
+    cost = [row.cost.params / 1e6, row.cost.macs / 1e6] if row.cost else [None, None]
+    return [
+        row.config,
+        record['seeds'],
+        record['metric'],
+        _with_spread(record['last'], record['std']),
+        *(_signed(None if row is other else difference(row, other)) for other in references),
+        *(_number(value) for value in (record['best'], row.paper, *cost)),
+        '' if record['seconds'] is None else f'{record["seconds"]:.3f}',
+    ]
+
+
+def _metric(row: SweepRow) -> str:
+    return next((result.metric for result in row.results.values()), '')
+
+
+def _step(row: SweepRow) -> float | None:
+    times = [result.seconds for result in row.results.values() if result.seconds is not None]
+    return statistics.median(times) if times else None
+
+
 def _number(value: float | None) -> str:
     return '' if value is None else f'{value:.2f}'
+
+
+def _with_spread(mean: float | None, spread: float | None) -> str:
+    return _number(mean) + ('' if spread is None else f' ± {spread:.2f}')
+
+
+def _signed(found: Difference | None) -> str:
+    if found is None:
+        return ''
+    return f'{found.mean:+.2f}' + ('' if found.half_width is None else f' ± {found.half_width:.2f}')

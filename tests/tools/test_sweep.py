@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from mmscconv.complexity import Complexity
 from mmscconv.engine.results import read_log
-from mmscconv.engine.sweep_table import summarize, write_table
+from mmscconv.engine.sweep_table import Difference, Result, SweepRow, difference, result_of, write_tables
 
 KILLER = """
 import os, pathlib, signal
@@ -81,6 +82,7 @@ def test_interrupted_sweep_resumes(root, tmp_path, digits):
         (['a.py', 'sub/a.py'], 'two configs are named a'),
         (['a.py', '--seeds', '1', '1'], 'a seed stands twice'),
         (['a.py', '--cfg-options', 'randomness.seed=3'], 'randomness.seed is set by --seeds'),
+        (['a.py', '--against', 'a', 'plain'], '--against plain is none of the configs: a'),
         (['a.py', '--paper', '1', '2'], '--paper needs one value for each of the 1 configs, got 2'),
         (['a.py', '--paper', 'SCConv'], '--paper takes numbers'),
         (['a.py', '--paper', '5/mAP_50_95/R50'], "not in the paper's tables, where 5/mAP_50_95 has ['ResNet50(R50)'"),
@@ -135,24 +137,57 @@ def test_run_without_metric_is_named(tool, root, tmp_path, monkeypatch):
     assert status == 1 and error == 'failed: retinanet_r18_digits seed 0\n'
     assert 'seed 0: trained, but no known metric in its log' in out and 'seed 1: done' in out
     assert '| 1/2 | coco/bbox_mAP | 50.00 | 50.00 |' in (tmp_path / 'table.md').read_text()
+    states = [line.split(',')[:3] for line in (tmp_path / 'runs.csv').read_text().splitlines()]
+    assert states == [['config', 'seed', 'state'], [config.stem, '0', 'finished'], [config.stem, '1', 'finished']]
 
 
-def work_dir(folder, metric, *values):
+def work_dir(folder, metric, *values, times=()):
     log = folder / '20260101_000000' / 'vis_data' / 'scalars.json'
     log.parent.mkdir(parents=True)
-    records = [{'loss': 1.0, 'step': 1}, *({metric: v, 'step': i} for i, v in enumerate(values, 1))]
+    records = [{'loss': 1.0, 'step': 1}, *({'loss': 1.0, 'step': 1, 'time': t} for t in times)]
+    records += [{metric: v, 'step': i} for i, v in enumerate(values, 1)]
     log.write_text(''.join(f'{json.dumps(record)}\n' for record in records))
     return folder
 
 
-def test_table(tmp_path):
-    runs = [work_dir(tmp_path / 'a', 'accuracy/top1', 50, 72.0, 71.0), work_dir(tmp_path / 'b', 'accuracy/top1', 74.0)]
-    rows = [summarize('net', runs, 3, None, 72.56), summarize('none', [], 3, None, None)]
-    rows.append(summarize('det', [work_dir(tmp_path / 'c', 'coco/bbox_mAP', 0.355)], 1, None, 35.6))
-    write_table(tmp_path, rows)
-    assert (tmp_path / 'table.md').read_text().splitlines()[2:] == [
-        '| net | 2/3 | accuracy/top1 | 72.50 ± 2.12 | 74.00 | 72.56 |',
-        '| none | 0/3 |  |  |  |  |',
-        '| det | 1/1 | coco/bbox_mAP | 35.50 | 35.50 | 35.60 |',
+def test_results_of_a_run(tmp_path):
+    top1 = work_dir(tmp_path / 'a', 'accuracy/top1', 50, 72.0, 71.0, times=(0.5, 0.2, 0.3))
+    assert result_of(top1, None) == Result('accuracy/top1', 71.0, 72.0, 0.3)
+    assert result_of(top1, 'accuracy/top5') is None
+    assert result_of(work_dir(tmp_path / 'b', 'coco/bbox_mAP', 0.355), None) == Result(
+        'coco/bbox_mAP', 35.5, 35.5, None
+    )
+
+
+def row(name, *last, seeds=3, first=0, **others):
+    results = {first + i: Result('accuracy/top1', value, value + 1, 0.25) for i, value in enumerate(last)}
+    return SweepRow(name, seeds, results, **others)
+
+
+def test_difference_is_paired_by_seed():
+    plain, ours = row('plain', 70.0, 72.0, 74.0), row('ours', 71.0, 73.5, 74.5)
+    found = difference(ours, plain)
+    # 1, 1.5, 0.5: mean 1, deviation 0.5; Student's t with two degrees of freedom: 4.303
+    assert found.mean == pytest.approx(1) and found.seeds == 3
+    assert found.half_width == pytest.approx(4.3027 * 0.5 / 3**0.5, rel=1e-4)
+    assert difference(row('x', 75.0, first=2), plain) == Difference(1.0, None, 1)
+    assert difference(row('x', 75.0, first=3), plain) is None
+
+
+def test_tables(tmp_path):
+    cost = Complexity(2_500_000, 0, 187_110_000, 0)
+    rows = [row('plain', 70.0, 72.0), row('ours', 71.0, 75.0, 76.0, paper=72.56, cost=cost), row('none')]
+    runs = [{'config': 'plain', 'seed': 0, 'state': 'finished'}]
+    write_tables(tmp_path, rows, ['plain'], runs)
+    assert (tmp_path / 'table.md').read_text().splitlines() == [
+        '| Config | Seeds | Metric | Last, % | Less plain, points | Best, % | Paper, % | Parameters, M '
+        '| Multiply-adds, M | Seconds a step |',
+        '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
+        '| plain | 2/3 | accuracy/top1 | 71.00 ± 1.41 |  | 73.00 |  |  |  | 0.250 |',
+        '| ours | 3/3 | accuracy/top1 | 74.00 ± 2.65 | +2.00 ± 12.71 | 77.00 | 72.56 | 2.50 | 187.11 | 0.250 |',
+        '| none | 0/3 |  |  |  |  |  |  |  |  |',
     ]
-    assert summarize('net', runs, 3, 'accuracy/top5', None).seeds == '0/3'
+    with (tmp_path / 'table.csv').open(newline='') as file:
+        second = list(csv.DictReader(file))[1]
+    assert float(second['less plain']) == 2 and second['multiply_adds'] == '187110000'
+    assert (tmp_path / 'runs.csv').read_text().splitlines() == ['config,seed,state', 'plain,0,finished']

@@ -1,0 +1,5 @@
+"""The digits demo with SPConv in the place of SCConv."""
+
+_base_ = '../retinanet_r18_digits.py'
+
+model = dict(backbone=dict(type='ConvResNet', conv_cfg=dict(type='SPConv')))
