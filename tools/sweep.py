@@ -3,7 +3,8 @@
 
 After an interruption, repeat the same command: finished runs are skipped, unfinished
 runs resumed. All configs are trained with the first seed, then with the next, so that
-an unfinished sweep compares like with like. Each run has the folder
+an unfinished sweep compares like with like. The same command, started several times, shares
+the runs: each process takes one that no other has. Each run has the folder
 <work-dir>/<config>/seed<n>; <work-dir>/table.md and table.csv have the configs,
 runs.csv has every run.
 """
@@ -11,10 +12,12 @@ runs.csv has every run.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 TRAIN = Path(__file__).resolve().with_name('train.py')
 STATE = 'sweep.json'
+LOCK = 'sweep.lock'
 SEED = 'randomness.seed'
 
 
@@ -104,10 +108,14 @@ def main() -> None:
     failed = []
     for i, one in enumerate(runs, 1):
         print(f'[{i}/{len(runs)}] {one.name}: ', end='', flush=True)
-        try:
-            problem = train(one) or unmeasured(one, args.metric)
-        except KeyboardInterrupt as interrupt:
-            raise UserError(f'interrupted in {one.name}; the same command goes on from there') from interrupt
+        with claimed(one) as ours:
+            if not ours:
+                print('another process has it', flush=True)
+                continue
+            try:
+                problem = train(one) or unmeasured(one, args.metric)
+            except KeyboardInterrupt as interrupt:
+                raise UserError(f'interrupted in {one.name}; the same command goes on from there') from interrupt
         if problem:
             failed.append(one.name)
         print(problem or 'done', flush=True)
@@ -145,6 +153,19 @@ def plan(args: argparse.Namespace) -> list[Run]:
         if differing:
             raise UserError(f'{one.folder} was begun with other {", ".join(differing)}: choose another --work-dir')
     return runs
+
+
+@contextmanager
+def claimed(one: Run) -> Iterator[bool]:
+    """Hold the run for this process, and tell whether no other held it; the end of the process lets it go, too."""
+    one.folder.mkdir(parents=True, exist_ok=True)
+    with (one.folder / LOCK).open('a') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def train(one: Run) -> str | None:

@@ -1,6 +1,7 @@
 """Real runs of tools/sweep.py: two seeds, one of them killed in its second epoch, then resumed."""
 
 import csv
+import fcntl
 import json
 import os
 import subprocess
@@ -139,6 +140,19 @@ def test_run_without_metric_is_named(tool, root, tmp_path, monkeypatch):
     assert '| 1/2 | coco/bbox_mAP | 50.00 | 50.00 |' in (tmp_path / 'table.md').read_text()
     states = [line.split(',')[:3] for line in (tmp_path / 'runs.csv').read_text().splitlines()]
     assert states == [['config', 'seed', 'state'], [config.stem, '0', 'finished'], [config.stem, '1', 'finished']]
+
+
+def test_a_run_of_another_process_is_left_to_it(tool, root, tmp_path):
+    config = root / 'configs' / 'retinanet_r18_digits.py'
+    state = dict(cfg_options=[], data_root=None, amp=False, finished=True)
+    for seed in (0, 1):
+        folder = work_dir(tmp_path / config.stem / f'seed{seed}', 'coco/bbox_mAP', 0.5)
+        (folder / 'sweep.json').write_text(json.dumps(state))
+    with (tmp_path / config.stem / 'seed0' / 'sweep.lock').open('w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        status, out, error = tool('sweep', config, '--seeds', 0, 1, '--work-dir', tmp_path)
+    assert status == 0, error
+    assert 'seed 0: another process has it' in out and 'seed 1: done' in out
 
 
 def work_dir(folder, metric, *values, times=()):
