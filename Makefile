@@ -32,7 +32,9 @@ $(DIGITS)/annotations/val.json: tools/make_digits.py | setup
 	$(BIN)/python tools/make_digits.py --out $(DIGITS)
 
 demo: setup $(DIGITS)/annotations/val.json
-	$(BIN)/python tools/train.py configs/retinanet_scconv_r18_digits.py --data-root $(DIGITS) --work-dir $(DEMO_DIR)
+	@amp=$$($(BIN)/python -W ignore -c 'from mmscconv.optim import multiplies_bf16; print("--amp" * multiplies_bf16())') && \
+	echo "mixed precision: $${amp:-not used, for this processor has no bf16 instructions}" && set -x && \
+	$(BIN)/python tools/train.py configs/retinanet_scconv_r18_digits.py --data-root $(DIGITS) --work-dir $(DEMO_DIR) $$amp
 	$(BIN)/python tools/test.py configs/retinanet_scconv_r18_digits.py $$(cat $(DEMO_DIR)/last_checkpoint) \
 		--data-root $(DIGITS) --work-dir $(DEMO_DIR) --show-dir drawn
 	$(BIN)/python tools/plot.py curves $(DEMO_DIR) --out $(DEMO_DIR)/curves.png

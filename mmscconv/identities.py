@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor
 
 from mmscconv import equations
@@ -129,6 +130,25 @@ def crossed(kept: Sequence[Tensor], less: Sequence[Tensor], hard: bool) -> tuple
     # X11 + X22 and X21 + X12 share the less informative part.
     shared = less[0] + less[1]
     return kept[0] + shared, kept[1] + shared
+
+
+def y1_weight(gwc: Tensor, pwc1: Tensor, groups: int, centre: int) -> Tensor:
+    """Return the weight of the one dense convolution of X_up that gives Y1 = M^G X_up + M^P1 X_up (Eq. 5).
+
+    Args:
+        gwc: (C, u / g, k1, k2), M^G.
+        pwc1: (C, u, 1, 1), M^P1.
+        groups: g.
+        centre: Number of the tap, counted line by line, that sees the position of the output, as M^P1 does.
+
+    Returns:
+        (C, u, k1, k2).
+    """
+    c, each, *size = gwc.shape
+    blocks = torch.eye(groups, dtype=gwc.dtype, device=gwc.device).view(groups, 1, groups, 1, 1)
+    dense = (gwc.view(groups, c // groups, 1, each, -1) * blocks).reshape(c, groups * each, -1)
+    taps = dense.shape[2]
+    return (dense + F.pad(pwc1.flatten(2), (centre, taps - 1 - centre))).unflatten(2, size)
 
 
 def fuse(

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from helpers import reference
 from mmscconv import equations, identities
@@ -146,6 +147,7 @@ def test_channels_last_input_that_needs_no_gradient(frozen_in_front):
     """Torch 2.11's GroupNorm ends the process there, in its backward pass."""
     code = f"""
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from mmscconv import SCConv, SRU
 from mmscconv.legacy import LegacySCConv
@@ -158,3 +160,13 @@ print('done')
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == 'done', (done.returncode, done.stderr[-2000:])
+
+
+@pytest.mark.parametrize(('kernel', 'groups', 'dilation'), [((3, 3), 2, 1), ((5, 3), 1, 2), ((1, 1), 4, 1)], ids=str)
+def test_eq_5_as_one_convolution(kernel, groups, dilation):
+    x = torch.randn(2, 8, 7, 6, dtype=DOUBLE)
+    gwc, pwc1 = torch.randn(12, 8 // groups, *kernel, dtype=DOUBLE), torch.randn(12, 8, 1, 1, dtype=DOUBLE)
+    padding = [dilation * (k // 2) for k in kernel]
+    want = F.conv2d(x, gwc, None, 1, padding, dilation, groups) + F.conv2d(x, pwc1)
+    weight = identities.y1_weight(gwc, pwc1, groups, kernel[0] * kernel[1] // 2)
+    torch.testing.assert_close(F.conv2d(x, weight, None, 1, padding, dilation), want)

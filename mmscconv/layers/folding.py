@@ -10,15 +10,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift (C) that a BN applies in eval mode, with gradients.
+def affine_of(norm: nn.Module, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Return scale and shift (C) that a BN applies in eval mode, with gradients, in ``dtype`` or that of the norm.
 
     Raises:
         ValueError: A norm other than a BN with running statistics.
     """
     bn, mean, variance = _with_statistics(norm)
-    scale = torch.rsqrt(variance + bn.eps) * (1 if bn.weight is None else bn.weight)
-    shift = (0 if bn.bias is None else bn.bias) - mean * scale
+    mean, variance = mean.to(dtype or mean.dtype), variance.to(dtype or variance.dtype)
+    scale = torch.rsqrt(variance + bn.eps) * (1 if bn.weight is None else bn.weight.to(mean.dtype))
+    shift = (0 if bn.bias is None else bn.bias.to(mean.dtype)) - mean * scale
     return scale, shift
 
 
@@ -50,10 +51,10 @@ def is_affine(norm: nn.Module | None) -> bool:
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of a convolution with the BN behind it, in eval mode, and with gradients."""
+    """Return weight and bias of a convolution with the BN behind it, in eval mode, in the weight's dtype."""
     if norm is None:
         return weight, bias
-    scale, shift = affine_of(norm)
+    scale, shift = affine_of(norm, weight.dtype)
     return weight * scale.view(-1, 1, 1, 1), shift if bias is None else torch.addcmul(shift, bias, scale)
 
 

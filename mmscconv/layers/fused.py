@@ -48,6 +48,9 @@ L = TypeVar('L', bound=Unit)
 _group_norm_is_kept = False
 # Channels of a vector. PyTorch's batch norm is slow on maps whose channels do not fill vectors.
 VECTOR = 16
+# Channels of X_up up to which GWC and PWC1 are one dense convolution on a CPU: oneDNN's grouped ones take longer there,
+# in ResNet-20's first stage seven times as long.
+NARROW = 8
 
 
 def replaced_by(
@@ -186,9 +189,32 @@ def side_by_side(up: nn.Conv2d, low: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tens
     return x_up, x_low
 
 
+def _fit(x: Tensor, *weights: Tensor, norms: bool = False) -> bool:
+    """Return whether the joined kernels give what convolutions of ``x`` with ``weights`` give, also under autocast.
+
+    They read and write maps in fp32 or bf16, and compute in fp32. Under autocast to bf16 the maps between
+    convolutions are bf16, whatever the weights are.
+
+    Args:
+        x: (N, C, H, W).
+        weights: Of convolutions, or of norms.
+        norms: Of norms, which take maps in bf16 with weights in fp32.
+    """
+    allowed = {x.dtype, torch.float32} if norms else {x.dtype}
+    if torch.is_autocast_enabled('cpu'):
+        if torch.get_autocast_dtype('cpu') is not x.dtype:
+            return False
+        allowed = {x.dtype, torch.float32}
+    return all(t.dtype in allowed for t in weights) and ops.fits(x)
+
+
+def _fp32(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.float()
+
+
 def _normed(layer: CRU, branches: Branches, backend: str) -> Branches:
     """Return ``layer.normed(*branches)``; norms of few channels with the batch's statistics by a kernel each."""
-    if backend != 'native' or torch.is_autocast_enabled('cpu') or not intact(layer, 'norm_up', 'norm_low'):
+    if backend != 'native' or not intact(layer, 'norm_up', 'norm_low'):
         return layer.normed(*branches)
     return _normed_branches(layer, branches)
 
@@ -205,9 +231,9 @@ def _normed_branch(norm: nn.Module | None, x: Tensor | None) -> Tensor | None:
         return cast('Tensor', norm(x))
     channels, count = x.shape[1], x.numel() // x.shape[1]
     # BN raises for a single value per channel; leave the error to it.
-    if (channels > VECTOR and channels % VECTOR == 0) or count == 1 or not ops.fits(x, norm.weight, norm.bias):
+    if (channels > VECTOR and channels % VECTOR == 0) or count == 1 or not _fit(x, norm.weight, norm.bias, norms=True):
         return cast('Tensor', norm(x))
-    y, mean, variance = ops.batch_norm(x, norm.weight, norm.bias, norm.eps)
+    y, mean, variance = ops.batch_norm(x, norm.weight.float(), norm.bias.float(), norm.eps)
     update_statistics(norm, mean, variance, count)
     return y
 
@@ -216,13 +242,13 @@ def _one_kernel_squeezes(layer: CRU, before: SRU, x: Tensor, backend: str) -> bo
     up, low = layer.squeeze_up, layer.squeeze_low
     if {backend, before.backend or backend} != {'native'} or up is None or low is None:
         return False
-    return not torch.is_autocast_enabled('cpu') and ops.fits(x, up.weight, low.weight)
+    return _fit(x, up.weight, low.weight)
 
 
 def _squeezed_by_kernel(layer: CRU, before: SRU, x: Tensor) -> Branches:
     """Return the squeezed and normed branches of ``before(x)``; norms in eval mode are folded into the squeezes."""
     squeeze_up, squeeze_low = cast('nn.Conv2d', layer.squeeze_up), cast('nn.Conv2d', layer.squeeze_low)
-    up, low = (squeeze_up.weight, squeeze_up.bias), (squeeze_low.weight, squeeze_low.bias)
+    up, low = ((conv.weight.float(), _fp32(conv.bias)) for conv in (squeeze_up, squeeze_low))
     norms_intact = intact(layer, 'norm_up', 'norm_low')
     if norms_intact and is_affine(layer.norm_up) and is_affine(layer.norm_low):
         up, low = folded(*up, layer.norm_up), folded(*low, layer.norm_low)
@@ -243,7 +269,7 @@ def squeeze_reconstructed(
     Args:
         x: (N, C, H, W).
         before: The SRU.
-        up, low: Weight and bias of the squeezes.
+        up, low: Weight and bias of the squeezes, in fp32.
         pool: Of X_low; the kernel does a plain pool, unless gradients are recorded.
     """
     size = (1, 1) if torch.is_grad_enabled() or not pool.is_plain else pool.stride
@@ -252,7 +278,7 @@ def squeeze_reconstructed(
     x_up, x_low = ops.sru_squeeze(x, sru_arguments(before, x.dtype), up[0], low[0], (up[1], kernel_bias), size)
     if size != pool.stride or not pool.is_plain:
         x_low = pool(x_low)
-    return x_up, x_low if low[1] is None or kernel_bias is not None else x_low + low[1].view(-1, 1, 1)
+    return x_up, x_low if low[1] is None or kernel_bias is not None else x_low + low[1].to(x_low.dtype).view(-1, 1, 1)
 
 
 def _transformed(layer: CRU, branches: Branches, backend: str) -> Tensor:
@@ -260,25 +286,44 @@ def _transformed(layer: CRU, branches: Branches, backend: str) -> Tensor:
     x_up, x_low = branches
     if x_up is None or x_low is None:
         return layer.fuse(*layer.transform(x_up, x_low))
-    if backend == 'native' and not torch.is_autocast_enabled('cpu'):
+    if backend == 'native':
         if _one_kernel_transforms(layer, x_up, x_low):
             return _transformed_by_kernel(layer, x_up, x_low)
         if _one_kernel_norms(layer, x_up, x_low):
             return _normed_by_kernel(layer, x_up, x_low)
     pwc2_out, low = layer.transform_low(x_low)
-    y1, y1_addend = layer.transform_up(x_up)
+    y1, y1_addend = _transform_up(layer, x_up)
     again = functools.partial(_transform_up_again(layer), x_up)
     return ops.fuse(y1, low, y1_addend, pwc2_out, output_is_kept=layer.output_is_kept, again=again, backend=backend)
 
 
 def _transform_up_again(layer: CRU) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-    """Return ``layer.transform_up`` without updates of running statistics."""
+    """Return :func:`_transform_up` without updates of running statistics."""
 
     def again(x_up: Tensor) -> tuple[Tensor, Tensor | None]:
         with statistics_kept(layer):
-            return layer.transform_up(x_up)
+            return _transform_up(layer, x_up)
 
     return again
+
+
+def _transform_up(layer: CRU, x_up: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return ``layer.transform_up(x_up)``, GWC and PWC1 of few channels as one convolution."""
+    y1 = _y1_at_once(layer, x_up)
+    if y1 is None:
+        return layer.transform_up(x_up)
+    return (y1 if layer.norm1 is None else layer.norm1(y1)), None
+
+
+def _y1_at_once(layer: CRU, x_up: Tensor) -> Tensor | None:
+    """Return Y1 before its norm by one dense convolution, or None where that is slower or not the same."""
+    gwc, pwc1, window = layer.gwc, layer.pwc1, layer.gwc_window
+    if gwc is None or pwc1 is None or window is None or window.centre is None or not layer.pool.is_identity:
+        return None
+    if x_up.device.type != 'cpu' or x_up.shape[1] > NARROW or not intact(layer, 'gwc', 'pwc1', 'pool'):
+        return None
+    weight = identities.y1_weight(gwc.weight, pwc1.weight, window.groups, window.centre)
+    return F.conv2d(x_up, weight, None, gwc.stride, gwc.padding, gwc.dilation)
 
 
 def _one_kernel_transforms(layer: CRU, x_up: Tensor, x_low: Tensor) -> bool:
@@ -290,17 +335,17 @@ def _one_kernel_transforms(layer: CRU, x_up: Tensor, x_low: Tensor) -> bool:
         return False
     if not is_affine(layer.norm1) or not is_affine(layer.norm2):
         return False
-    return ops.fits(x_up, gwc.weight, pwc1.weight, pwc2.weight) and ops.fits(x_low)
+    return x_up.dtype is x_low.dtype and _fit(x_up, gwc.weight, pwc1.weight, pwc2.weight) and ops.fits(x_low)
 
 
 def _transformed_by_kernel(layer: CRU, x_up: Tensor, x_low: Tensor) -> Tensor:
     window = cast('ops.Window', layer.gwc_window)
     pwc2_conv = cast('nn.Conv2d', layer.pwc2)
     up = None if layer.pool.is_identity and window.centre is not None else layer.pool(x_up)
-    gwc, bias1 = folded(cast('nn.Conv2d', layer.gwc).weight, None, layer.norm1)
+    gwc, bias1 = folded(cast('nn.Conv2d', layer.gwc).weight.float(), None, layer.norm1)
     # The norm shifts the sum of GWC and PWC1 once.
-    pwc1 = folded(cast('nn.Conv2d', layer.pwc1).weight, None, layer.norm1)[0]
-    pwc2, bias2 = pwc2_conv.weight, pwc2_conv.bias
+    pwc1 = folded(cast('nn.Conv2d', layer.pwc1).weight.float(), None, layer.norm1)[0]
+    pwc2, bias2 = pwc2_conv.weight.float(), _fp32(pwc2_conv.bias)
     if layer.norm2 is not None:
         # The norm also changes the X_low part of Y2: PWC2 has to compute all of Y2.
         pwc2, bias2 = folded(*with_identity(pwc2, bias2), layer.norm2)
@@ -309,21 +354,29 @@ def _transformed_by_kernel(layer: CRU, x_up: Tensor, x_low: Tensor) -> Tensor:
 
 def _one_kernel_norms(layer: CRU, x_up: Tensor, x_low: Tensor) -> bool:
     """Return whether one kernel can do ``norm1`` and ``norm2`` with the batch's statistics, and fuse."""
-    norms = layer.norm1, layer.norm2
     if layer.pwc2 is None or not intact(layer, 'norm1', 'norm2', 'pwc2'):
         return False
-    if any(type(norm) is not nn.BatchNorm2d or norm.weight is None or is_affine(norm) for norm in norms):
+    norms = [norm for norm in (layer.norm1, layer.norm2) if type(norm) is nn.BatchNorm2d and norm.weight is not None]
+    if len(norms) < 2 or any(map(is_affine, norms)):
+        return False
+    affine = [t for norm in norms for t in (norm.weight, norm.bias)]
+    if x_up.dtype is not x_low.dtype or not _fit(x_up, layer.pwc2.weight):
         return False
     # BN raises for a single value per channel; leave the error to it.
-    return ops.fits(x_up, layer.pwc2.weight) and ops.fits(x_low) and x_low[:, 0].numel() > 1
+    return _fit(x_low, *affine, norms=True) and x_low[:, 0].numel() > 1
 
 
 def _normed_by_kernel(layer: CRU, x_up: Tensor, x_low: Tensor) -> Tensor:
     norms = cast('nn.BatchNorm2d', layer.norm1), cast('nn.BatchNorm2d', layer.norm2)
     pwc1, gwc, pwc2 = (cast('nn.Conv2d', conv) for conv in (layer.pwc1, layer.gwc, layer.pwc2))
-    pwc1_out, gwc_out = pwc1(layer.pool(x_up)), gwc(x_up)  # the pool first, as in transform_up
-    settings = ((norm.weight, norm.bias, norm.eps) for norm in norms)
-    y, mean, variance = ops.norm_fuse(gwc_out + pwc1_out, pwc2(x_low), x_low, *settings)
+    y1 = _y1_at_once(layer, x_up)
+    if y1 is None:
+        pwc1_out = pwc1(layer.pool(x_up))  # the pool first, as in transform_up
+        y1 = gwc(x_up) + pwc1_out
+    if y1.dtype is not x_low.dtype:  # modules in the place of the convolutions may convert
+        return layer.fuse(norms[0](y1), layer.transform_low(x_low)[1])
+    settings = ((norm.weight.float(), norm.bias.float(), norm.eps) for norm in norms)
+    y, mean, variance = ops.norm_fuse(y1, pwc2(x_low), x_low, *settings)
     for norm, mu, v in zip(norms, mean, variance, strict=True):
         update_statistics(norm, mu, v, y[:, 0].numel())
     return y
@@ -351,7 +404,7 @@ def sru_then_deployed(layer: DeployedCRU, before: SRU, x: Tensor) -> Tensor | No
         return None
     if not intact(before, 'gn') or not intact(layer, 'squeeze_up', 'squeeze_low', 'gwc', 'pwc1', 'pwc2', 'pool'):
         return None
-    if torch.is_autocast_enabled('cpu'):
+    if not _fit(x):
         return None
     weights, fingerprint = layer.weights_as_packed()
     return ops.scconv(x, *op_arguments(layer, before, x.dtype), weights=weights, fingerprint=fingerprint)

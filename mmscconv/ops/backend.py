@@ -21,7 +21,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from torch.fx import _symbolic_trace
 
 from mmscconv.ops import compiled
 from mmscconv.ops.layout import layout_of
+from mmscconv.ops.prototypes import MAP_DTYPES
 
 F = TypeVar('F', bound=Callable[..., Any])
 BACKENDS = ('plain', 'native', 'triton')
@@ -96,21 +97,13 @@ def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool =
 def runs_on(x: Tensor, backend: str | None, *weights: Tensor) -> bool:
     """Return whether :func:`mmscconv.ops.scconv` takes an input like ``x``; ``backend``: explicit choice, or None."""
     chosen = choose_backend(x, backend, beyond_fusion=True)
-    return (
-        chosen == 'native' and not torch.is_grad_enabled() and fits(x, *weights, maps=(torch.float32, torch.bfloat16))
-    )
+    alike = all(t.dtype is torch.float32 for t in weights)
+    return chosen == 'native' and alike and not torch.is_grad_enabled() and fits(x)
 
 
-def fits(x: Tensor, *weights: Tensor, maps: Sequence[torch.dtype] = (torch.float32,)) -> bool:
-    """Return whether the kernels are written for an input like ``x`` and for ``weights``, which they read as fp32.
-
-    Args:
-        x: (N, C, H, W).
-        weights: Of the layer.
-        maps: The dtypes that ``x`` may have.
-    """
-    alike = x.dtype in maps and all(t.dtype is torch.float32 for t in weights)
-    return alike and layout_of(x) is torch.channels_last and x.numel() > 0
+def fits(x: Tensor) -> bool:
+    """Return whether the joined kernels are written for a map like ``x``, (N, C, H, W)."""
+    return x.dtype in MAP_DTYPES and layout_of(x) is torch.channels_last and x.numel() > 0
 
 
 @contextmanager

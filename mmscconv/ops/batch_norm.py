@@ -1,4 +1,4 @@
-"""Batch norm with the batch's statistics, a CPU kernel for fp32 in channels last, for maps of few channels.
+"""Batch norm with the batch's statistics, a CPU kernel for fp32 and bf16 in channels last, for maps of few channels.
 
 PyTorch's norm works on one row of channels at a time, which fills a part of a vector where channels are few.
 """
@@ -20,15 +20,15 @@ from mmscconv.ops.gradients import (
     register_kernel,
     register_no_gradient,
 )
-from mmscconv.ops.layout import empty_channels_last
+from mmscconv.ops.layout import empty_channels_last, with_precision_of
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the norm of ``x`` with the batch's statistics, which are returned as well.
 
     Args:
-        x: (N, C, H, W), fp32; not empty.
-        weight, bias: (C).
+        x: (N, C, H, W), fp32 or bf16; not empty.
+        weight, bias: (C), fp32.
         eps: Added to the variance.
 
     Returns:
@@ -43,7 +43,8 @@ def batch_norm_plain(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tup
     """Return the results of :func:`batch_norm` by PyTorch operations."""
     values = x.detach().double()
     mean, variance = values.mean(dim=(0, 2, 3)), values.var(dim=(0, 2, 3), correction=0)
-    return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps), mean, variance
+    y = F.batch_norm(with_precision_of(x, weight), None, None, weight, bias, training=True, eps=eps)
+    return y.to(x.dtype), mean, variance
 
 
 torch.library.define(
@@ -60,13 +61,13 @@ register_kernel('batch_norm_backward', 'cpu', native.batch_norm_backward)
 @torch.library.register_fake('mmscconv::batch_norm')
 def _batch_norm_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     mean, variance = (x.new_empty(x.shape[1], dtype=torch.float64) for _ in range(2))
-    return empty_channels_last(x.shape, x.device), mean, variance
+    return empty_channels_last(x.shape, x.device, x.dtype), mean, variance
 
 
 @torch.library.register_fake('mmscconv::batch_norm_backward')
 def _batch_norm_backward_fake(_: Tensor, x: Tensor, weight: Tensor, *__: Any) -> tuple[Tensor, Tensor, Tensor]:
     grad_weight, grad_bias = (torch.empty_like(weight, dtype=torch.float32) for _ in range(2))
-    return empty_channels_last(x.shape, x.device), grad_weight, grad_bias
+    return empty_channels_last(x.shape, x.device, x.dtype), grad_weight, grad_bias
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

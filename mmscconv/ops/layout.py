@@ -14,6 +14,11 @@ def layout_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if innermost and x.shape[2] * x.shape[3] > 1 else torch.contiguous_format
 
 
+def with_precision_of(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``x`` in the dtype in which the joined kernels compute, that of ``weight`` if it is the more exact one."""
+    return x.to(torch.promote_types(x.dtype, weight.dtype))
+
+
 def as_dense(x: Tensor, layout: torch.memory_format) -> Tensor:
     """Return ``x`` dense in ``layout``; ``x`` itself if it is."""
     return x.contiguous(memory_format=layout)

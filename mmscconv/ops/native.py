@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -309,7 +310,7 @@ def transform_fuse_backward(
         _is_bf16(low), torch.get_num_threads(), grad_x_up, grad_up, grad_low, grad_weights, *grad_biases,
     )  # fmt: skip
     grads = weights_of_rows(grad_weights, gwc, pwc1, pwc2, groups, centre)
-    optional = [x_up.new_empty(0) if t is None else t for t in (grad_up, *grad_biases)]
+    optional = [empty(0) if t is None else t for t in (grad_up, *grad_biases)]
     return grad_x_up, optional[0], grad_low, *grads, *optional[1:]
 
 
@@ -392,46 +393,42 @@ def batch_norm_backward(
     return grad_x, grad_weight.float(), grad_bias.float()
 
 
-def check_parts(y1: Tensor, made: Tensor, low: Tensor, *affine: Tensor) -> None:
-    """Raise ValueError unless ``made`` and ``low`` together are as large as ``y1``, and all of ``affine`` are (C)."""
+def norm_fuse(y1: Tensor, made: Tensor, low: Tensor, *affine: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`mmscconv.ops.norm_fuse.norm_fuse`; also returns the means of each sample, (2, N, C)."""
+    maps, settings = _norm_fuse_arguments((y1, made, low), affine)
+    n, c, _ = _size(y1)
+    out = torch.empty_like(maps[0])
+    mean, variance, sample_means = (empty(*shape, dtype=torch.float64) for shape in ((2, c), (2, c), (2, n, c)))
+    call(
+        'norm_fuse_forward', *maps, *settings, *_size(y1), low.shape[1], _is_bf16(y1), torch.get_num_threads(), out,
+        mean, variance, sample_means,
+    )  # fmt: skip
+    return out, mean, variance, sample_means
+
+
+def norm_fuse_backward(grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """See :func:`mmscconv.ops.norm_fuse.norm_fuse`; ``others``: the norms' arguments and the statistics."""
+    (grad, *maps), affine = _norm_fuse_arguments((grad, y1, made, low), others[:6])
+    n, c, _ = _size(y1)
+    mean, variance, sample_means = (t.contiguous() for t in others[6:])
+    fitting = _has(mean, 2, c) and _has(variance, 2, c) and _has(sample_means, 2, n, c)
+    _check('norm_fuse', fitting, y1=y1, mean=mean, variance=variance, sample_means=sample_means)
+    grads = [torch.empty_like(t) for t in maps]
+    grad_weights, grad_biases = (empty(2, c, dtype=torch.float64) for _ in range(2))
+    call(
+        'norm_fuse_backward', grad, *maps, *affine, mean, variance, sample_means, *_size(y1), low.shape[1],
+        _is_bf16(y1), torch.get_num_threads(), *grads, grad_weights, grad_biases,
+    )  # fmt: skip
+    return *grads, *(t[i].float() for i in range(2) for t in (grad_weights, grad_biases))
+
+
+def _norm_fuse_arguments(maps: Sequence[Tensor], affine: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
+    """Return the maps, of which the last three are Y1 and the parts of Y2, and both norms' arguments, dense."""
+    *_, y1, made, low = maps
     n, c, h, w = y1.shape
     l = low.shape[1]  # noqa: E741
-    fitting = _has(made, n, c - l, h, w) and _has(low, n, l, h, w) and all(_has(t, c) for t in affine)
-    _check('norm_fuse', fitting, y1=y1, made=made, low=low, weight1=affine[0])
-
-
-def norm_fuse_sums(grad: Tensor | None, y1: Tensor, made: Tensor, low: Tensor) -> Tensor:
-    """Return the sums over the positions of Y1, Y1^2, Y2 and Y2^2, or grad, grad * Y1 and grad * Y2: (N, 4 or 3, C)."""
-    sums = empty(len(y1), 4 if grad is None else 3, y1.shape[1], dtype=torch.float64)
-    call('norm_fuse_sums', grad, y1, made, low, *_size(y1), low.shape[1], _is_bf16(y1), torch.get_num_threads(), sums)
-    return sums
-
-
-def norm_fuse_forward(y1: Tensor, made: Tensor, low: Tensor, factors: Tensor) -> Tensor:
-    """Return p * Y1 + q * Y2 + r of the ``factors`` p, q and r, (N, 3, C)."""
-    out = torch.empty_like(y1)
-    call(
-        'norm_fuse_forward',
-        y1,
-        made,
-        low,
-        factors,
-        *_size(y1),
-        low.shape[1],
-        _is_bf16(y1),
-        torch.get_num_threads(),
-        out,
-    )
-    return out
-
-
-def norm_fuse_backward(
-    grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, factors: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a * grad + b * Y + c for Y1 and for the parts of Y2; ``factors``: (N, 6, C), those of Y1 first."""
-    grads = torch.empty_like(y1), torch.empty_like(made), torch.empty_like(low)
-    call(
-        'norm_fuse_backward', grad, y1, made, low, factors, *_size(y1), low.shape[1], _is_bf16(y1),
-        torch.get_num_threads(), *grads,
-    )  # fmt: skip
-    return grads
+    weights = [t for t in affine if isinstance(t, Tensor)]
+    fitting = _has(made, n, c - l, h, w) and _has(low, n, l, h, w) and all(_has(t, c) for t in weights)
+    _check('norm_fuse', fitting and _has(maps[0], n, c, h, w), y1=y1, made=made, low=low, weight1=weights[0])
+    dense = [as_dense(t, torch.channels_last) for t in maps]
+    return dense, [t.contiguous() if isinstance(t, Tensor) else t for t in affine]

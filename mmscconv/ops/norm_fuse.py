@@ -1,8 +1,9 @@
-"""CRU's fuse behind two batch norms in training, a CPU kernel for fp32 in channels last; norm outputs are not written.
+"""CRU's fuse behind two batch norms in training, a CPU kernel for fp32 and bf16 in channels last.
 
 Y1' = a1 * Y1 + c1 with a = weight * rstd and c = bias - a * mean, Y2' alike, and Z = beta1 * Y1' + beta2 * Y2': an
 affine map of Y1 and Y2 whose factors come from sums over the P positions. Both gradients are affine, too, with
-e = beta1 * beta2 * sum(grad * (Y1' - Y2')) and dY1' = beta1 * grad + e / P, dY2' = beta2 * grad - e / P.
+e = beta1 * beta2 * sum(grad * (Y1' - Y2')) and dY1' = beta1 * grad + e / P, dY2' = beta2 * grad - e / P. BN's backward,
+with means over the batch: dY = a * (dY' - mean(dY') - xhat * mean(dY' * xhat)), xhat = (Y - mean) * rstd.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mmscconv.ops.gradients import (
     register_kernel,
     register_no_gradient,
 )
-from mmscconv.ops.layout import as_dense, empty_channels_last
+from mmscconv.ops.layout import empty_channels_last, with_precision_of
 
 
 def norm_fuse(
@@ -34,8 +35,9 @@ def norm_fuse(
     Only the inputs are kept for backward.
 
     Args:
-        y1, made, low: (N, C, H, W), (N, C - l, H, W) and (N, l, H, W), fp32, channels last; not empty.
-        norm1, norm2: Weight and bias (C), and eps, of both norms.
+        y1, made, low: (N, C, H, W), (N, C - l, H, W) and (N, l, H, W), all fp32 or
+            all bf16, channels last; not empty.
+        norm1, norm2: Weight and bias (C), fp32, and eps, of both norms.
 
     Returns:
         (N, C, H, W), channels last; mean and biased variance of both norms, (2, C) each, without gradients.
@@ -50,11 +52,11 @@ def norm_fuse_plain(
     y1: Tensor, made: Tensor, low: Tensor, norm1: tuple[Tensor, Tensor, float], norm2: tuple[Tensor, Tensor, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do the work of :func:`norm_fuse` by PyTorch operations."""
-    both = y1, torch.cat((made, low), dim=1)
+    both = [with_precision_of(t, norm1[0]) for t in (y1, torch.cat((made, low), dim=1))]
     out = fuse_plain(*(_normed(y, *norm) for y, norm in zip(both, (norm1, norm2), strict=True)))
     doubles = [y.detach().double() for y in both]
     mean = torch.stack([y.mean(dim=(0, 2, 3)) for y in doubles])
-    return out, mean, torch.stack([y.var(dim=(0, 2, 3), correction=0) for y in doubles])
+    return out.to(y1.dtype), mean, torch.stack([y.var(dim=(0, 2, 3), correction=0) for y in doubles])
 
 
 def _normed(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -73,71 +75,25 @@ torch.library.define(
 )
 
 
-class _Norms:
-    """Both norms as affine maps, and the fuse's weights; (2, C) and (2, N, C), in double."""
-
-    def __init__(self, settings: tuple[Any, ...], mean: Tensor, variance: Tensor, sample_means: Tensor) -> None:
-        weight1, bias1, eps1, weight2, bias2, eps2 = settings
-        self.mean, self.sample_means = mean, sample_means
-        self.rstd = (variance + mean.new_tensor([[eps1], [eps2]])).rsqrt()
-        self.a = torch.stack((weight1, weight2)).detach().double() * self.rstd
-        self.c = torch.stack((bias1, bias2)).detach().double() - self.a * mean
-        s = self.a.unsqueeze(1) * sample_means + self.c.unsqueeze(1)
-        self.beta = s.softmax(dim=0)
-
-
-def _forward(y1: Tensor, made: Tensor, low: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    native.check_parts(y1, made, low, *(t for t in settings if isinstance(t, Tensor)))
-    y1, made, low = (as_dense(t, torch.channels_last) for t in (y1, made, low))
-    positions = y1.shape[2] * y1.shape[3]
-    sums = native.norm_fuse_sums(None, y1, made, low).unflatten(1, (2, 2)) / positions  # (N, norm, power, C)
-    sample_means = sums[:, :, 0].transpose(0, 1).contiguous()
-    mean = sample_means.mean(dim=1)
-    variance = (sums[:, :, 1].mean(dim=0) - mean * mean).clamp(min=0)
-    norms = _Norms(settings, mean, variance, sample_means)
-    p, q = norms.beta * norms.a.unsqueeze(1)
-    r = (norms.beta * norms.c.unsqueeze(1)).sum(dim=0)
-    out = native.norm_fuse_forward(y1, made, low, torch.stack((p, q, r), dim=1).float())
-    return out, mean, variance, sample_means
-
-
-def _backward(grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    grad, y1, made, low = (as_dense(t, torch.channels_last) for t in (grad, y1, made, low))
-    norms = _Norms(rest[:6], *rest[6:])
-    positions = y1.shape[2] * y1.shape[3]
-    total, *products = native.norm_fuse_sums(grad, y1, made, low).unbind(1)  # (N, C) each
-    product = torch.stack(products)
-    a, c, mean, rstd = (t.unsqueeze(1) for t in (norms.a, norms.c, norms.mean, norms.rstd))
-    normed_product = a * product + c * total  # the sums of grad * Y'
-    e = norms.beta.prod(dim=0) * (normed_product[0] - normed_product[1])
-    e = torch.stack((e, -e))
-    grad_bias = (norms.beta * total + e).sum(dim=1)
-    normed_grad_product = (norms.beta * product + e * norms.sample_means).sum(dim=1)  # the sums of dY' * Y
-    grad_weight = norms.rstd * (normed_grad_product - norms.mean * grad_bias)
-    # BN's backward: a * (dY' - mean(dY') - xhat * mean(dY' * xhat)), means over the batch.
-    per_value = 1 / (len(y1) * positions)
-    y_factor = (-a * rstd * per_value * grad_weight.unsqueeze(1)).expand_as(e)
-    constant = a * (e / positions - per_value * grad_bias.unsqueeze(1)) - y_factor * mean
-    factors = torch.stack((a * norms.beta, y_factor, constant), dim=2)  # (norm, N, 3, C)
-    grads = native.norm_fuse_backward(grad, y1, made, low, factors.transpose(0, 1).flatten(1, 2).float().contiguous())
-    grad_weight, grad_bias = grad_weight.float(), grad_bias.float()
-    return *grads, grad_weight[0].clone(), grad_bias[0].clone(), grad_weight[1].clone(), grad_bias[1].clone()
-
-
-register_kernel('norm_fuse', 'cpu', _forward)
-register_kernel('norm_fuse_backward', 'cpu', _backward)
+register_kernel('norm_fuse', 'cpu', native.norm_fuse)
+register_kernel('norm_fuse_backward', 'cpu', native.norm_fuse_backward)
 
 
 @torch.library.register_fake('mmscconv::norm_fuse')
 def _forward_fake(y1: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, c = y1.shape[:2]
     mean, variance = (y1.new_empty(2, c, dtype=torch.float64) for _ in range(2))
-    return empty_channels_last(y1.shape, y1.device), mean, variance, y1.new_empty(2, n, c, dtype=torch.float64)
+    return (
+        empty_channels_last(y1.shape, y1.device, y1.dtype),
+        mean,
+        variance,
+        y1.new_empty(2, n, c, dtype=torch.float64),
+    )
 
 
 @torch.library.register_fake('mmscconv::norm_fuse_backward')
 def _backward_fake(_: Tensor, y1: Tensor, made: Tensor, low: Tensor, weight1: Tensor, *__: Any) -> tuple[Tensor, ...]:
-    maps = [empty_channels_last(t.shape, t.device) for t in (y1, made, low)]
+    maps = [empty_channels_last(t.shape, t.device, t.dtype) for t in (y1, made, low)]
     return *maps, *(torch.empty_like(weight1, dtype=torch.float32) for _ in range(4))
 
 

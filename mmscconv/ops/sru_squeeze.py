@@ -1,4 +1,4 @@
-"""SRU and the two squeezes of the CRU behind it: the plain form, and the CPU op for channels-last fp32.
+"""SRU and the two squeezes of the CRU behind it: the plain form, and the CPU op for channels-last fp32 and bf16.
 
 X^w never leaves the caches. If :func:`mmscconv.ops.fits` says no, the layers compose the same from other ops.
 """
@@ -22,7 +22,7 @@ from mmscconv.ops.gradients import (
     register_kernel,
     register_no_gradient,
 )
-from mmscconv.ops.layout import empty_channels_last
+from mmscconv.ops.layout import empty_channels_last, with_precision_of
 from mmscconv.ops.window import pooled_size
 
 
@@ -37,7 +37,7 @@ def sru_squeeze(
     """Return X_up and X_low, (N, u, H, W) and (N, l, H', W'), of the SRU's output, which backward recomputes.
 
     Args:
-        x: (N, C, H, W).
+        x: (N, C, H, W), fp32 or bf16; all weights are fp32.
         arguments: ``scale, shift, num_groups, eps, threshold, hard`` of :func:`mmscconv.ops.sru.sru`.
         up, low: The squeezes' weights, (u, C_up, 1, 1) and (l, C - C_up, 1, 1).
         biases: Of both squeezes, (u) and (l).
@@ -58,11 +58,11 @@ def sru_squeeze_plain(
     pool: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, Tensor]:
     """Do the work of :func:`sru_squeeze` by PyTorch operations."""
-    y = sru_plain(x, *arguments)
+    y = sru_plain(with_precision_of(x, up), *arguments)
     for_up, for_low = y.split((up.shape[1], low.shape[1]), dim=1)
     if tuple(pool) != (1, 1):
         for_low = F.avg_pool2d(for_low, pool, ceil_mode=True)
-    return F.conv2d(for_up, up, biases[0]), F.conv2d(for_low, low, biases[1])
+    return F.conv2d(for_up, up, biases[0]).to(x.dtype), F.conv2d(for_low, low, biases[1]).to(x.dtype)
 
 
 torch.library.define(
@@ -84,7 +84,7 @@ register_kernel('sru_squeeze_backward', 'cpu', native.sru_squeeze_backward)
 def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     n, _, h, w = x.shape
     branches = [
-        empty_channels_last((n, len(weight), *size), x.device)
+        empty_channels_last((n, len(weight), *size), x.device, x.dtype)
         for weight, size in ((arguments[6], (h, w)), (arguments[7], pooled_size((h, w), arguments[10])))
     ]
     return *branches, *(x.new_empty(n, arguments[2], dtype=torch.float32) for _ in range(2))
@@ -93,7 +93,7 @@ def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 @torch.library.register_fake('mmscconv::sru_squeeze_backward')
 def _sru_squeeze_backward_fake(_: Tensor, __: Tensor, x: Tensor, scale: Tensor, *others: Any) -> tuple[Tensor, ...]:
     weights = (scale, *others[:1], *others[3:5])
-    return empty_channels_last(x.shape, x.device), *(torch.empty_like(t, dtype=torch.float32) for t in weights)
+    return empty_channels_last(x.shape, x.device, x.dtype), *(torch.empty_like(t, dtype=torch.float32) for t in weights)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -125,7 +125,7 @@ def _backward_of_forward(ctx: Any, grad_up: Tensor, grad_low: Tensor, *_: Tensor
             *torch.ops.mmscconv.sru_squeeze_backward(
                 grad_up, grad_low, x, scale, shift, mean, rstd, up, low, threshold, hard
             ),
-            *(None if bias is None else grad.sum(dim=(0, 2, 3)) for grad, bias in pairs),
+            *(None if bias is None else grad.sum(dim=(0, 2, 3), dtype=bias.dtype) for grad, bias in pairs),
         )
     return *grads[:3], None, None, None, None, *grads[3:], None
 

@@ -1,4 +1,4 @@
-"""CRU's transform and fuse (Eq. 5-9) from the squeezed branches on: the CPU op for channels-last fp32.
+"""CRU's transform and fuse (Eq. 5-9) from the squeezed branches on: the CPU op for channels-last fp32 and bf16.
 
 The outputs of GWC, PWC1 and PWC2 never leave the caches. If :func:`mmscconv.ops.fits` says no, the layers compose
 the same from other ops.
@@ -22,7 +22,7 @@ from mmscconv.ops.gradients import (
     register_kernel,
     register_no_gradient,
 )
-from mmscconv.ops.layout import empty_channels_last
+from mmscconv.ops.layout import empty_channels_last, with_precision_of
 from mmscconv.ops.window import Window, window_of
 
 
@@ -39,7 +39,7 @@ def transform_fuse(
     Only the inputs are kept for backward.
 
     Args:
-        x_up: (N, u, H, W), the GWC's input.
+        x_up: (N, u, H, W), the GWC's input; all maps are fp32, or all bf16, and all weights fp32.
         up, low: (N, u, H', W') and (N, l, H', W'), the 1x1 convolutions' inputs; ``up`` is None if PWC1 reads
             ``x_up`` itself, which needs a window with a centre tap.
         weights: Of GWC (C, u / groups, ...), PWC1 (C, u, 1, 1) and PWC2 (C - l, l, 1, 1), or
@@ -65,9 +65,12 @@ def transform_fuse_plain(
 ) -> Tensor:
     """Do the work of :func:`transform_fuse` by PyTorch operations."""
     gwc, pwc1, pwc2 = weights
+    dtype = x_up.dtype
+    x_up, low = with_precision_of(x_up, gwc), with_precision_of(low, gwc)
     size, out = x_up.shape[2:], low.shape[2:]
     if up is None:  # PWC1 reads where the centre tap does, also outside of the image
         up = F.pad(x_up, (0, out[1] - size[1], 0, out[0] - size[0]))
+    up = with_precision_of(up, gwc)
     zeros = []
     for axis in (1, 0):  # F.pad starts with the last axis
         before = window.padding[axis]
@@ -76,7 +79,8 @@ def transform_fuse_plain(
     padded = F.pad(x_up, zeros)
     y1 = F.conv2d(padded, gwc, biases[0], window.stride, 0, window.dilation, window.groups) + F.conv2d(up, pwc1)
     made = F.conv2d(low, pwc2, biases[1])
-    return fuse_plain(y1, made) if len(pwc2) == len(gwc) else fuse_plain(y1, low, None, made)
+    y = fuse_plain(y1, made) if len(pwc2) == len(gwc) else fuse_plain(y1, low, None, made)
+    return y.to(dtype)
 
 
 torch.library.define(
@@ -98,13 +102,13 @@ register_kernel('transform_fuse_backward', 'cpu', native.transform_fuse_backward
 def _transform_fuse_fake(_: Tensor, __: Tensor | None, low: Tensor, gwc: Tensor, *___: Any) -> tuple[Tensor, Tensor]:
     n, _l, h, w = low.shape
     c = len(gwc)
-    return empty_channels_last((n, c, h, w), low.device), low.new_empty(n, c, dtype=torch.float32)
+    return empty_channels_last((n, c, h, w), low.device, low.dtype), low.new_empty(n, c, dtype=torch.float32)
 
 
 @torch.library.register_fake('mmscconv::transform_fuse_backward')
 def _transform_fuse_backward_fake(_: Tensor, x_up: Tensor, up: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
     nothing = x_up.new_empty(0, dtype=torch.float32)
-    inputs = [nothing if t is None else empty_channels_last(t.shape, t.device) for t in (x_up, up, others[0])]
+    inputs = [nothing if t is None else empty_channels_last(t.shape, t.device, t.dtype) for t in (x_up, up, others[0])]
     gwc, *more = others[1:6]
     grad_gwc = empty_channels_last(gwc.shape, gwc.device)
     return *inputs, grad_gwc, *(nothing.new_empty(0 if t is None else t.shape) for t in more)

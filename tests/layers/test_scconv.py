@@ -241,7 +241,7 @@ def test_gradients_of_the_kernels_in_channels_last(settings, output_is_kept, tra
     y.backward(upstream)
     want.backward(upstream.double())
     by_batch = settings.get('inner_norm') and training  # other norms are folded
-    forward = ['sru_squeeze', *(['batch_norm_forward'] * 2 + ['norm_fuse_sums'] if by_batch else ['transform_fuse'])]
+    forward = ['sru_squeeze', *(['batch_norm_forward'] * 2 + ['norm_fuse_forward'] if by_batch else ['transform_fuse'])]
     assert called[: len(forward)] == forward
     middle = ['norm_fuse_backward', *['batch_norm_backward'] * 2] if by_batch else ['transform_fuse_backward']
     assert called[-len(middle) - 1 :] == [*middle, 'sru_squeeze_backward']

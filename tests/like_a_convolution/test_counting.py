@@ -52,6 +52,7 @@ BY_HAND = {
     'GhostConv': alone(C * HALF + 9 * HALF),
     # Half of the channels at a quarter of the positions, rounded up.
     'OctConv': (9 * C * C, 9 * HALF * HALF * (POSITIONS + 3 * HALVED)),
+    'PFLayer': (0, 0),
 }
 NAMES = [*BY_HAND, 'SlimConv']
 

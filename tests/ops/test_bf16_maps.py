@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mmscconv.ops import native
-from mmscconv.ops.compiled import call
 
 N, U, L, C, H, W = 3, 8, 4, 16, 7, 5
 WINDOW = (3, 3, 1, 1, 1, 1, 1, 1)
@@ -55,16 +54,14 @@ def batch_norm_backward(channels):
     return native.batch_norm_backward, (a_map(channels), x, weight, mean, variance, eps)
 
 
-def norm_fuse_sums(grad=False):
-    return native.norm_fuse_sums, (a_map(C) if grad else None, a_map(C), a_map(C - L), a_map(L))
-
-
-def norm_fuse_forward():
-    return native.norm_fuse_forward, (a_map(C), a_map(C - L), a_map(L), torch.randn(N, 3, C))
+def norm_fuse():
+    norms = (torch.rand(C), torch.randn(C), 1e-5) * 2
+    return native.norm_fuse, (a_map(C), a_map(C - L), a_map(L), *norms)
 
 
 def norm_fuse_backward():
-    return native.norm_fuse_backward, (a_map(C), a_map(C), a_map(C - L), a_map(L), torch.randn(N, 6, C))
+    arguments = norm_fuse()[1]
+    return native.norm_fuse_backward, (a_map(C), *arguments, *native.norm_fuse(*arguments)[1:])
 
 
 CASES = {
@@ -79,9 +76,7 @@ CASES = {
     'transform_fuse_backward with an input of PWC1': lambda: transform_fuse_backward(up=True),
     **{f'batch_norm of {c}': lambda c=c: batch_norm(c) for c in (1, 3, 4, 8, 16, 40)},
     **{f'batch_norm_backward of {c}': lambda c=c: batch_norm_backward(c) for c in (1, 3, 4, 8, 16, 40)},
-    'norm_fuse_sums': norm_fuse_sums,
-    'norm_fuse_sums with grad': lambda: norm_fuse_sums(grad=True),
-    'norm_fuse_forward': norm_fuse_forward,
+    'norm_fuse': norm_fuse,
     'norm_fuse_backward': norm_fuse_backward,
 }
 
@@ -103,28 +98,16 @@ def test_as_in_fp32_and_rounded(case, special):
     for w, g in zip(*((r if isinstance(r, tuple) else (r,)) for r in (want, got)), strict=True):
         maps += g.dtype is torch.bfloat16
         assert torch.equal(w.to(g.dtype).nan_to_num(7, 8, 9), g.nan_to_num(7, 8, 9))
-    assert maps or 'sums' in case
+    assert maps
 
 
 def test_rounding_is_torchs():
-    """The identity of norm_fuse_forward on every kind of fp32 number: ties, subnormal numbers, overflow, NaN."""
-    values = torch.randint(-(2**31), 2**31, (1, 1, 250, 400), dtype=torch.int64).int().view(torch.float32)
+    """Products by 0 and a bias of every kind of fp32 number: ties, subnormal numbers, overflow, NaN."""
+    values = torch.randint(-(2**31), 2**31, (400, 50), dtype=torch.int64).int().view(torch.float32)
     ties = (torch.arange(1000, dtype=torch.int32) * 65536 + 32768).view(torch.float32)
     values.view(-1)[: len(ties)] = ties
-    one = torch.ones(1, 1, 250, 400).bfloat16()
-    factors = values.new_zeros(1, 3, 1)
-    for value in values.view(-1)[:2000]:
-        factors[0, 2] = value
-        y = native.norm_fuse_forward(one[..., :1, :1], one[:, :0, :1, :1], one[..., :1, :1], factors)
-        assert torch.equal(y.view(-1).nan_to_num(7), value.bfloat16().view(-1).nan_to_num(7))
-
-
-def test_maps_of_two_dtypes_are_refused():
-    function, arguments = norm_fuse_forward()
-    with pytest.raises(TypeError, match=r'made must be a CPU tensor of torch.bfloat16'):
-        function(arguments[0].bfloat16(), *arguments[1:])
-
-
-def test_no_dtype_but_two():
-    with pytest.raises(TypeError, match=r'x must be a CPU tensor of torch.float32'):
-        call('batch_norm_forward', *[torch.zeros(2, 2).half()] * 3, 2, 2, 0.1, False, 1, *[None] * 3)
+    x, weight = torch.zeros(1, 2, 1, 2).bfloat16().to(memory_format=torch.channels_last), torch.zeros(50, 1, 1, 1)
+    one = torch.ones(2)
+    for row in values:
+        y = native.sru_squeeze(x, one, one, 1, 1e-5, 0.1, False, weight, weight, row, row, (1, 1))[0]
+        assert torch.equal(y[0, :, 0, 0].nan_to_num(7), row.bfloat16().nan_to_num(7))

@@ -69,18 +69,18 @@ def test_the_library_has_every_function():
 
 
 def arguments(**others):
-    """Those of norm_fuse_sums, some of them replaced."""
-    y1, made, low = torch.ones(2, 3, 4), torch.ones(2, 3, 3), torch.ones(2, 3, 1)
-    sums = torch.empty(2, 4, 4, dtype=torch.float64)
-    given = dict(grad=None, y1=y1, made=made, low=low, n=2, c=4, p=3, l=1, bf16=False, threads=1, sums=sums)
+    """Those of batch_norm_forward, some of them replaced."""
+    given = dict(x=torch.tensor([[1.0, 2, 3], [3, 2, 7]]), weight=torch.ones(3), bias=torch.ones(3), rows=2, channels=3)
+    mean, variance = torch.empty(2, 3, dtype=torch.float64)
+    given |= dict(eps=0.1, bf16=False, threads=1, out=torch.empty(2, 3), mean=mean, variance=variance)
     return {**given, **others}.values()
 
 
 def test_a_call_writes():
     given = arguments()
-    call('norm_fuse_sums', *given)
-    assert torch.equal(list(given)[-1], torch.full((2, 4, 4), 3.0, dtype=torch.float64))
-    call('norm_fuse_sums', *arguments(y1=torch.nn.Parameter(torch.ones(2, 3, 4))))
+    call('batch_norm_forward', *given)
+    assert list(given)[-2].tolist() == [2, 2, 5] and list(given)[-1].tolist() == [1, 0, 4]
+    call('batch_norm_forward', *arguments(weight=torch.nn.Parameter(torch.ones(3))))
 
 
 class Subclass(torch.Tensor):
@@ -89,50 +89,67 @@ class Subclass(torch.Tensor):
 
 def fake():
     with FakeTensorMode():
-        return torch.ones(2, 3, 4)
+        return torch.ones(2, 3)
 
 
 BAD = {
-    'dtype': (
-        dict(y1=torch.ones(2, 3, 4, dtype=torch.bfloat16)),
-        'y1 .* torch.float32 .* got a Tensor of torch.bfloat16',
-    ),
-    'sums': (dict(sums=torch.empty(2, 4, 4)), 'sums must be a CPU tensor of torch.float64 .* torch.float32 on cpu'),
-    'device': (dict(made=torch.ones(2, 3, 3, device='meta')), 'made must be a CPU tensor .* on meta'),
-    'none': (dict(low=None), 'low must be a CPU tensor .* of its own, got None'),
-    'number': (dict(low=3), 'low must be .* got 3'),
-    'fake': (dict(y1=fake()), 'y1 must be .* got a FakeTensor'),
-    'subclass': (dict(y1=torch.ones(2, 3, 4).as_subclass(Subclass)), 'y1 must be .* got a Subclass'),
-    'negated': (dict(y1=torch.ones(2, 3, 4, dtype=torch.complex64).conj().imag), 'with its negative bit set'),
-    'array': (dict(low=(ctypes.c_int64 * 2)(1, 2)), 'low must be a CPU tensor'),
-    'optional': (
-        dict(grad=torch.ones(1, dtype=torch.float64)),
-        'grad must be .* or None, got a Tensor of torch.float64',
-    ),
+    'dtype': (dict(x=torch.ones(2, 3, dtype=torch.bfloat16)), 'x .* torch.float32 .* got a Tensor of torch.bfloat16'),
+    'sums': (dict(mean=torch.empty(3)), 'mean must be a CPU tensor of torch.float64 .* torch.float32 on cpu'),
+    'device': (dict(weight=torch.ones(3, device='meta')), 'weight must be a CPU tensor .* on meta'),
+    'none': (dict(bias=None), 'bias must be a CPU tensor .* of its own, got None'),
+    'number': (dict(bias=3), 'bias must be .* got 3'),
+    'fake': (dict(x=fake()), 'x must be .* got a FakeTensor'),
+    'subclass': (dict(x=torch.ones(2, 3).as_subclass(Subclass)), 'x must be .* got a Subclass'),
+    'negated': (dict(x=torch.ones(2, 3, dtype=torch.complex64).conj().imag), 'with its negative bit set'),
+    'array': (dict(bias=(ctypes.c_int64 * 2)(1, 2)), 'bias must be a CPU tensor'),
 }
 
 
 @pytest.mark.parametrize(('others', 'words'), BAD.values(), ids=BAD)
 def test_what_is_not_what_the_header_says_raises(others, words):
-    with pytest.raises(TypeError, match=f'^norm_fuse_sums: .*{words}'):
-        call('norm_fuse_sums', *arguments(**others))
+    with pytest.raises(TypeError, match=f'^batch_norm_forward: .*{words}'):
+        call('batch_norm_forward', *arguments(**others))
+
+
+def test_an_optional_tensor_of_another_dtype_raises():
+    x = torch.ones(1, 2, 3)
+    others = (
+        x,
+        None,
+        None,
+        x,
+        torch.ones(2, dtype=torch.float64),
+        None,
+        1,
+        2,
+        3,
+        False,
+        2,
+        6,
+        3,
+        1,
+        x,
+        torch.ones(1, 2),
+    )
+    with pytest.raises(TypeError, match=r'^fuse_forward: scale must be .* or None, got a Tensor of torch.float64'):
+        call('fuse_forward', *others)
 
 
 @pytest.mark.parametrize('transform', [torch.vmap, torch.func.grad], ids=lambda f: f.__name__)
 def test_wrappers_of_torch_func_raise(transform):
-    def function(y1):
-        call('norm_fuse_sums', *arguments(y1=y1))
-        return y1.sum()
+    def function(x):
+        call('batch_norm_forward', *arguments(x=x))
+        return x.sum()
 
-    with pytest.raises(TypeError, match=r'y1 must be .* got a wrapper of torch.func of torch.float32'):
-        transform(function)(torch.ones(2, 3, 4))
+    with pytest.raises(TypeError, match=r'x must be .* got a wrapper of torch.func of torch.float32'):
+        transform(function)(torch.ones(2, 3))
 
 
 def test_number_of_arguments():
-    with pytest.raises(TypeError, match='norm_fuse_sums takes 11 arguments, got 10'):
-        call('norm_fuse_sums', *list(arguments())[1:])
+    with pytest.raises(TypeError, match='batch_norm_forward takes 11 arguments, got 10'):
+        call('batch_norm_forward', *list(arguments())[1:])
     with pytest.raises(ctypes.ArgumentError):
-        call('norm_fuse_sums', *arguments(n='2'))
+        call('batch_norm_forward', *arguments(rows='2'))
 
 
 def scconv(x, up):

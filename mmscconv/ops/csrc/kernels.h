@@ -40,13 +40,15 @@ int batch_norm_backward(const Map *grad, const Map *x, const float *weight, cons
                         double *grad_weight, double *grad_bias);
 
 /* norm_fuse.c */
-int norm_fuse_sums(const Map *NULLABLE grad, const Map *y1, const Map *made, const Map *low, int64_t samples,
-                   int64_t channels, int64_t positions, int64_t low_channels, int bf16, int threads, double *sums);
-int norm_fuse_forward(const Map *y1, const Map *made, const Map *low, const float *factors, int64_t samples,
-                      int64_t channels, int64_t positions, int64_t low_channels, int bf16, int threads, Map *out);
-int norm_fuse_backward(const Map *grad, const Map *y1, const Map *made, const Map *low, const float *factors,
-                       int64_t samples, int64_t channels, int64_t positions, int64_t low_channels, int bf16, int threads,
-                       Map *grad_y1, Map *grad_made, Map *grad_low);
+int norm_fuse_forward(const Map *y1, const Map *made, const Map *low, const float *weight1, const float *bias1, double eps1,
+                      const float *weight2, const float *bias2, double eps2, int64_t samples, int64_t channels,
+                      int64_t positions, int64_t low_channels, int bf16, int threads, Map *out, double *mean,
+                      double *variance, double *sample_means);
+int norm_fuse_backward(const Map *grad, const Map *y1, const Map *made, const Map *low, const float *weight1,
+                       const float *bias1, double eps1, const float *weight2, const float *bias2, double eps2,
+                       const double *mean, const double *variance, const double *sample_means, int64_t samples,
+                       int64_t channels, int64_t positions, int64_t low_channels, int bf16, int threads, Map *grad_y1,
+                       Map *grad_made, Map *grad_low, double *grad_weights, double *grad_biases);
 
 /* squeeze.c */
 int sru_squeeze(const Map *x, const float *scale, const float *shift, const float *up, const float *low,
