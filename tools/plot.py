@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Plot training curves, or the paper's Figure 4 or 6 with your own numbers."""
+"""Plot training curves, a sweep's accuracy over cost, or the paper's Figure 4 or 6 with your own numbers."""
 
 from __future__ import annotations
 
@@ -47,6 +47,16 @@ def parse_args() -> argparse.Namespace:
     figure6 = commands.add_parser('figure6', help='ImageNet top-1 against FLOPs')
     figure6.add_argument('csv', nargs='?', help='own results, with the columns name,flops_G,top1')
 
+    cost = commands.add_parser('cost', help='accuracy of the configs of a sweep against their multiply-adds')
+    cost.add_argument('csv', help='table.csv of tools/sweep.py')
+    cost.add_argument(
+        '--curve',
+        nargs='+',
+        default=[],
+        metavar='NAME',
+        help='configs to join by a line, such as one network in several widths',
+    )
+
     for name, command in commands.choices.items():
         command.add_argument('--out', default=f'{name}.png', help='image to write (default: %(default)s)')
     return parser.parse_args()
@@ -57,7 +67,7 @@ def main() -> None:
     import matplotlib
 
     matplotlib.use('Agg')
-    figure = {'curves': curves, 'figure4': figure4, 'figure6': figure6}[args.command](args)
+    figure = {'curves': curves, 'figure4': figure4, 'figure6': figure6, 'cost': cost}[args.command](args)
     try:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         with replacing(args.out) as path:
@@ -182,6 +192,33 @@ def figure6(args: argparse.Namespace) -> Any:
     axes.grid(alpha=0.3)
     axes.margins(0.1)
     axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def cost(args: argparse.Namespace) -> Any:
+    """Draw each config's mean last result over seeds, with its standard deviation, against its multiply-adds."""
+    from matplotlib import pyplot
+
+    optional = {'last': float, 'std': float, 'multiply_adds': float}
+    rows = [row for row in read_csv(args.csv, {'config': str, 'metric': str}, optional) if row['last'] is not None]
+    for row in rows:
+        if row['multiply_adds'] is None:
+            raise UserError(f'{args.csv} has no multiply-adds of {row["config"]}: it could not be counted')
+    measured = {row['config']: row for row in rows}
+    unknown = [name for name in args.curve if name not in measured]
+    if unknown or not rows:
+        raise UserError(f'{args.csv} has no result of {unknown[0] if unknown else "any config"}')
+
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout='constrained')
+    curve = sorted((measured[name] for name in args.curve), key=lambda row: row['multiply_adds'])
+    axes.plot([row['multiply_adds'] / 1e6 for row in curve], [row['last'] for row in curve], color=PAPER, zorder=1)
+    for row in rows:
+        x, colour = row['multiply_adds'] / 1e6, PAPER if row['config'] in args.curve else OURS
+        axes.errorbar(x, row['last'], yerr=row['std'], color=colour, marker='o', capsize=3)
+        annotate(axes, row['config'], x, row['last'])
+    axes.set(xlabel='multiply-adds (M)', ylabel=f'{rows[0]["metric"]} (%), mean and standard deviation over seeds')
+    axes.grid(alpha=0.3)
+    axes.margins(0.15)
     return figure
 
 

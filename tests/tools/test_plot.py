@@ -34,6 +34,31 @@ def drawn(monkeypatch):
     return figures
 
 
+SWEEP = """config,seeds,metric,last,std,best,paper,params,multiply_adds,seconds
+plain,3/3,coco/bbox_mAP,79.5,0.5,80,,3000000,246000000,0.4
+thin,3/3,coco/bbox_mAP,78,0.4,79,,2000000,187000000,0.3
+ours,1/3,coco/bbox_mAP,79,,79,,1900000,187000000,0.5
+later,0/3,,,,,,1900000,187000000,
+"""
+
+
+def test_cost(tool, tmp_path, monkeypatch):
+    figures, table = drawn(monkeypatch), tmp_path / 'table.csv'
+    table.write_text(SWEEP)
+    status, out, error = tool('plot', 'cost', table, '--curve', 'plain', 'thin', '--out', tmp_path / 'cost.png')
+    assert (status, out) == (0, f'cost: {tmp_path / "cost.png"}\n'), error
+    (axes,) = figures[0].axes
+    assert lines_of(axes)['_child0'] == [(187, 78), (246, 79.5)]
+    assert [text.get_text() for text in axes.texts] == ['plain', 'thin', 'ours']
+    for curve, text, message in (
+        ('later', SWEEP, 'has no result of later'),
+        ('plain', SWEEP.replace('246000000', ''), 'has no multiply-adds of plain'),
+    ):
+        table.write_text(text)
+        status, _, error = tool('plot', 'cost', table, '--curve', curve, '--out', tmp_path / 'x.png')
+        assert status == 2 and message in error and error.count('\n') == 1
+
+
 def lines_of(axes):
     return {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines if len(line.get_xdata())}
 
