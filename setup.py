@@ -39,7 +39,7 @@ DEV = [*COUNTERS, *DEMO, *EXPORT, *OPENVINO, *NCNN, *DOCS, *TOOLS]
 
 
 class BuildWithMim(build_py):
-    """Copies configs, tools and model index to OpenMMLab's place for them: mmscconv/.mim of the built package."""
+    """Copies configs, tools, weights and model index to OpenMMLab's place for them: mmscconv/.mim of the package."""
 
     def run(self) -> None:
         super().run()
@@ -48,7 +48,7 @@ class BuildWithMim(build_py):
         target = Path(self.build_lib) / 'mmscconv' / '.mim'
         # Files of an earlier build would be shipped, too.
         shutil.rmtree(target, ignore_errors=True)
-        for folder in ('configs', 'tools'):
+        for folder in ('configs', 'tools', 'weights'):
             shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns('__pycache__'))
         shutil.copy(ROOT / 'model-index.yml', target)
 

@@ -14,7 +14,7 @@ except (ImportError, OSError) as error:
 from mmscconv.layers import CRU, SRU, SCConv
 from mmscconv.legacy import LegacySCConv, convert_weights
 from mmscconv.replace import Replacement, replace_conv
-from mmscconv.shipped import get_config, list_configs
+from mmscconv.shipped import get_config, get_weights, list_configs, list_weights
 
 __version__ = '0.1.0'
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     '__version__',
     'convert_weights',
     'get_config',
+    'get_weights',
     'list_configs',
+    'list_weights',
     'replace_conv',
 ]

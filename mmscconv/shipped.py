@@ -1,8 +1,9 @@
-"""Search for the configs that come with the package, in a checkout and in an installed wheel."""
+"""Search for the configs and weights that come with the package, in a checkout and in an installed wheel."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +23,14 @@ def configs_folder() -> Path:
     Raises:
         UserError: Both folders are missing; the package was copied without them.
     """
-    for folder in (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs'):
+    return _folder('configs')
+
+
+def _folder(name: str) -> Path:
+    for folder in (PACKAGE / '.mim' / name, PACKAGE.parent / name):
         if folder.is_dir():
             return folder
-    raise UserError(f'the configs of mmscconv are not beside the package in {PACKAGE}: install it with pip')
+    raise UserError(f'the {name} of mmscconv are not beside the package in {PACKAGE}: install it with pip')
 
 
 def list_configs(pattern: str | None = None) -> list[str]:
@@ -45,6 +50,41 @@ def list_configs(pattern: str | None = None) -> list[str]:
     return [name for name in names if pattern is None or fnmatch(name, pattern)]
 
 
+def config_file(name: str) -> Path:
+    """Return the file of a shipped config; name and errors as of :func:`get_config`."""
+    names = list_configs()
+    wanted = name.removesuffix('.py')
+    found = [known for known in names if wanted in (known, Path(known).name)]
+    if not found:
+        raise UserError(f'mmscconv has no config {name!r}: {_hint(wanted, names, "list_configs")}')
+    return configs_folder() / f'{found[0]}.py'
+
+
+def _hint(wanted: str, names: Sequence[str], function: str) -> str:
+    near = difflib.get_close_matches(Path(wanted).name, [Path(known).name for known in names], n=3)
+    return f'did you mean {", ".join(near)}?' if near else f'mmscconv.{function}() names them all'
+
+
+def list_weights() -> list[str]:
+    """Return the names of the shipped weights, sorted: those of the configs that they were trained with."""
+    return sorted(file.stem for file in _folder('weights').glob('*.pth'))
+
+
+def get_weights(name: str) -> Path:
+    """Return the file of shipped weights, for ``load_from``, ``init_cfg`` or ``torch.load(weights_only=True)``.
+
+    Args:
+        name: Of the config, as in :func:`list_weights`.
+
+    Raises:
+        UserError: No such weights (the message names the nearest ones).
+    """
+    names = list_weights()
+    if name not in names:
+        raise UserError(f'mmscconv has no weights of {name!r}: {_hint(name, names, "list_weights")}')
+    return _folder('weights') / f'{name}.pth'
+
+
 def get_config(name: str) -> Config:
     """Read a shipped config; its file is ``get_config(name).filename``.
 
@@ -54,13 +94,7 @@ def get_config(name: str) -> Config:
     Raises:
         UserError: No such config (the message names the nearest ones), or mmengine is missing.
     """
-    names = list_configs()
-    wanted = name.removesuffix('.py')
-    found = [known for known in names if wanted in (known, Path(known).name)]
-    if not found:
-        near = difflib.get_close_matches(Path(wanted).name, [Path(known).name for known in names], n=3)
-        hint = f'did you mean {", ".join(near)}?' if near else 'mmscconv.list_configs() names them all'
-        raise UserError(f'mmscconv has no config {name!r}: {hint}')
+    file = config_file(name)
     try:
         from mmengine.config import Config
     except ImportError as error:
@@ -68,4 +102,4 @@ def get_config(name: str) -> Config:
             f'configs are read by mmengine, which cannot be imported; install the stack: '
             f'{install_command(DEFAULT_STACK)}. (mmengine: {error})'
         ) from error
-    return Config.fromfile(configs_folder() / f'{found[0]}.py')
+    return Config.fromfile(file)

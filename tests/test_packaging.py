@@ -55,7 +55,7 @@ def installed(wheel, tmp_path_factory):
 def test_wheel_holds_the_package_and_its_mim_folder(installed):
     assert {p.name for p in installed.iterdir() if not p.name.endswith('.dist-info')} == {'mmscconv'}
     shipped = installed / 'mmscconv' / '.mim'
-    ours = {ROOT / 'model-index.yml', *(p for f in ('configs', 'tools') for p in (ROOT / f).rglob('*.*'))}
+    ours = {ROOT / 'model-index.yml', *(p for f in ('configs', 'tools', 'weights') for p in (ROOT / f).rglob('*.*'))}
     ours = {p.relative_to(ROOT) for p in ours if '__pycache__' not in p.parts}
     assert ours == {p.relative_to(shipped) for p in shipped.rglob('*.*')}
     sources, shipped = (root / 'mmscconv' / 'ops' / 'csrc' for root in (ROOT, installed))
