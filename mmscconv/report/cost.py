@@ -11,21 +11,12 @@ from typing import Any
 import torch
 from mmengine.dataset import pseudo_collate
 
-from mmscconv.complexity import count, detector_parts
+from mmscconv.complexity import Complexity, count, detector_parts
 
 WARM_UP, RUNS, PATIENCE = 2, 20, 15.0  # images, images, seconds
 
 
-@dataclass(frozen=True)
-class Part:
-    """Counts of a part of the network for one image."""
-
-    name: str
-    params: int
-    macs: int
-
-
-def parts(model: Any, data_set: Any) -> tuple[list[Part], tuple[int, int]]:
+def parts(model: Any, data_set: Any) -> tuple[dict[str, Complexity], tuple[int, int]]:
     """Return the counts of backbone, neck, heads and all of it, and the (H, W) for which they hold: the first image's.
 
     Raises:
@@ -35,8 +26,7 @@ def parts(model: Any, data_set: Any) -> tuple[list[Part], tuple[int, int]]:
     inputs = model.data_preprocessor(pseudo_collate([data_set[0]]), False)['inputs']
     shape = (int(inputs.shape[-2]), int(inputs.shape[-1]))
     whole = count(model, shape)
-    named = {**detector_parts(whole), 'all': whole}
-    return [Part(name, counted.params, counted.macs) for name, counted in named.items()], shape
+    return {**detector_parts(whole), 'all': whole}, shape
 
 
 @dataclass(frozen=True)

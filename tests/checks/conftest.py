@@ -1,4 +1,5 @@
 import pytest
+from mmengine.registry import init_default_scope
 
 
 @pytest.fixture
@@ -8,3 +9,10 @@ def warnings(monkeypatch):
     for module in ('checks.classes', 'checks.settings', 'checks.voc', 'datasets.coco'):
         monkeypatch.setattr(f'mmscconv.{module}.warn', lines.append)
     return lines
+
+
+@pytest.fixture
+def told(warnings):
+    """The same, where data sets of mmdet are built."""
+    init_default_scope('mmdet')
+    return warnings

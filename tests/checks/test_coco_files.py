@@ -7,7 +7,6 @@ from contextlib import nullcontext
 import pytest
 import torch
 from mmdet.registry import DATASETS, METRICS
-from mmengine.registry import init_default_scope
 
 from mmscconv.checks.coco import read_coco
 from mmscconv.checks.evaluators import check_evaluators
@@ -15,12 +14,6 @@ from mmscconv.datasets.reading import annotations_checked
 from mmscconv.errors import UserError
 
 CLASSES = ('cat', 'dog', 'fish')
-
-
-@pytest.fixture
-def told(warnings):
-    init_default_scope('mmdet')
-    return warnings
 
 
 def content():

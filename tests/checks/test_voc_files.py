@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import pytest
 from mmdet.registry import DATASETS
-from mmengine.registry import init_default_scope
 from PIL import Image
 
 from mmscconv.checks.voc import check_voc
@@ -20,12 +19,6 @@ def thing(name='cat', left=5, right=20, difficult=''):
 
 
 SOUND = SIZE + thing()
-
-
-@pytest.fixture
-def told(warnings):
-    init_default_scope('mmdet')
-    return warnings
 
 
 @pytest.fixture

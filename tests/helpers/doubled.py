@@ -13,5 +13,10 @@ class DoubledNorm(nn.GroupNorm):
         return 2 * super().forward(x)
 
 
+class DoubledBatchNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 class OtherNorm(nn.BatchNorm2d):
     """Computes the same: only the class is another one."""

@@ -15,17 +15,12 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from helpers.conv_layers import layers
-from helpers.doubled import Doubled
+from helpers.doubled import Doubled, DoubledBatchNorm
 from helpers.trained import relative
 from mmscconv import SCConv
 from mmscconv.models import switch_to_deploy
 
 C = 32
-
-
-class DoubledNorm(nn.BatchNorm2d):
-    def forward(self, x):
-        return 2 * super().forward(x)
 
 
 class DoubledSCConv(SCConv):
@@ -95,7 +90,7 @@ KEPT = {
     'adaptive padding': lambda: pair(Conv2dAdaptivePadding(C, C, 3)),
     'DCN': lambda: pair(ModulatedDeformConv2dPack(C, C, 3, padding=1)),
     'transposed': lambda: pair(nn.ConvTranspose2d(C, C, 3, padding=1)),
-    'subclass of BN': lambda: pair(norm=DoubledNorm(C)),
+    'subclass of BN': lambda: pair(norm=DoubledBatchNorm(C)),
     'GN': lambda: pair(norm=nn.GroupNorm(4, C)),
     'subclass of SCConv': lambda: pair(DoubledSCConv(C, C, 3, padding=1)),
     'BN without statistics': lambda: pair(norm=nn.BatchNorm2d(C, track_running_stats=False)),

@@ -10,15 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.subclasses import Subclass
 from mmscconv import SRU, ops
 from mmscconv.ops import native
 from mmscconv.ops.backend import BackendUnavailableError, choose_backend, exporting
 
 CL = torch.channels_last
-
-
-class Subclass(torch.Tensor):
-    pass
 
 
 class Mode(TorchDispatchMode):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from helpers.subclasses import Subclass
 from mmscconv.ops import compiled
 from mmscconv.ops.compiled import call
 from mmscconv.ops.prototypes import prototypes
@@ -81,10 +82,6 @@ def test_a_call_writes():
     call('batch_norm_forward', *given)
     assert list(given)[-2].tolist() == [2, 2, 5] and list(given)[-1].tolist() == [1, 0, 4]
     call('batch_norm_forward', *arguments(weight=torch.nn.Parameter(torch.ones(3))))
-
-
-class Subclass(torch.Tensor):
-    pass
 
 
 def fake():

@@ -194,12 +194,12 @@ def test_the_parts_add_up(digits_run):
     model = MODELS.build(cfg.model)
     sample = DetDataSample(metainfo=dict(img_shape=(128, 128)))
     image = {'inputs': torch.zeros(3, 128, 128, dtype=torch.uint8), 'data_samples': sample}
-    found, shape = parts(model, [image])
-    by_name = {part.name: part for part in found}
+    by_name, shape = parts(model, [image])
     assert shape == (128, 128)
     assert by_name['backbone'].macs == count(model.backbone, shape).macs
-    assert sum(part.macs for part in found[:-1]) == by_name['all'].macs
-    assert sum(part.params for part in found[:-1]) == sum(p.numel() for p in model.parameters())
+    whole = by_name.pop('all')
+    assert sum(part.macs for part in by_name.values()) == whole.macs
+    assert sum(part.params for part in by_name.values()) == sum(p.numel() for p in model.parameters())
     per_cell = sum(layer.weight.numel() for layer in model.bbox_head.modules() if isinstance(layer, torch.nn.Conv2d))
     assert by_name['head'].macs == per_cell * (16 * 16 + 8 * 8 + 4 * 4)
 
