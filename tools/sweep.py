@@ -31,6 +31,7 @@ from mmscconv.paper.tables import paper_rows
 
 if TYPE_CHECKING:
     from mmscconv.complexity import Complexity
+    from mmscconv.engine.sweep_table import Result
 
 TRAIN = Path(__file__).resolve().with_name('train.py')
 STATE = 'sweep.json'
@@ -49,8 +50,12 @@ class Run:
     download: bool = False
 
     @property
+    def config_name(self) -> str:
+        return Path(self.config).stem
+
+    @property
     def name(self) -> str:
-        return f'{Path(self.config).stem} seed {self.seed}'
+        return f'{self.config_name} seed {self.seed}'
 
     def state(self) -> dict[str, Any]:
         path = self.folder / STATE
@@ -82,6 +87,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data-root', help='passed to tools/train.py')
     parser.add_argument('--amp', action='store_true', help='passed to tools/train.py')
     parser.add_argument('--download', action='store_true', help='passed to tools/train.py')
+    parser.add_argument(
+        '--known',
+        nargs='+',
+        default=[],
+        metavar='CSV',
+        help='runs.csv of earlier sweeps, whose finished runs are taken over',
+    )
     parser.add_argument('--metric', help=f'metric of the table (default: the first found of {", ".join(METRICS)})')
     parser.add_argument(
         '--against',
@@ -104,10 +116,14 @@ def main() -> None:
     args = parse_args()
     runs = plan(args)
     paper = paper_values(args)
+    known = known_results(args.known)
     costs = count(args.configs)
     failed = []
     for i, one in enumerate(runs, 1):
         print(f'[{i}/{len(runs)}] {one.name}: ', end='', flush=True)
+        if (one.config_name, one.seed) in known:
+            print('known', flush=True)
+            continue
         with claimed(one) as ours:
             if not ours:
                 print('another process has it', flush=True)
@@ -119,7 +135,8 @@ def main() -> None:
         if problem:
             failed.append(one.name)
         print(problem or 'done', flush=True)
-        update_tables(args, runs, paper, costs)
+        update_tables(args, runs, known, paper, costs)
+    update_tables(args, runs, known, paper, costs)
     print(f'table: {args.work_dir}/table.md')
     if failed:
         print(f'failed: {", ".join(failed)}', file=sys.stderr)
@@ -205,6 +222,18 @@ def count(configs: Sequence[str]) -> dict[str, Complexity]:
     return costs
 
 
+def known_results(files: Sequence[str]) -> dict[tuple[str, int], Result]:
+    """Return the results of the finished runs in the ``runs.csv`` of earlier sweeps, by config and seed."""
+    from mmscconv.engine.sweep_table import read_runs
+
+    known: dict[tuple[str, int], Result] = {}
+    for file in files:
+        for key, result in read_runs(Path(file)).items():
+            if known.setdefault(key, result) != result:
+                raise UserError(f'--known {" ".join(files)}: two results of {key[0]} with seed {key[1]}')
+    return known
+
+
 def paper_values(args: argparse.Namespace) -> list[float | None]:
     """Return the paper's value for each config."""
     entries = args.paper or ['-'] * len(args.configs)
@@ -234,12 +263,20 @@ def paper_value(entry: str) -> float:
 
 
 def update_tables(
-    args: argparse.Namespace, runs: Sequence[Run], paper: Sequence[float | None], costs: Mapping[str, Complexity]
+    args: argparse.Namespace,
+    runs: Sequence[Run],
+    known: Mapping[tuple[str, int], Result],
+    paper: Sequence[float | None],
+    costs: Mapping[str, Complexity],
 ) -> None:
-    """Write the tables of the configs, from all finished runs, and of the runs."""
-    from mmscconv.engine.sweep_table import SweepRow, result_of, write_tables
+    """Write the tables of the configs, from all finished and known runs, and of the runs."""
+    from mmscconv.engine.sweep_table import FINISHED, SweepRow, result_of, write_tables
 
-    results = {one: result_of(one.folder, args.metric) for one in runs if one.state().get('finished')}
+    results = {one: known.get((one.config_name, one.seed)) for one in runs}
+    results = {
+        one: result or (result_of(one.folder, args.metric) if one.state().get('finished') else None)
+        for one, result in results.items()
+    }
     rows = []
     for config, value in zip(args.configs, paper, strict=True):
         found = {one.seed: result for one, result in results.items() if one.config == config and result is not None}
@@ -248,8 +285,9 @@ def update_tables(
     for one in runs:
         result = results.get(one)
         measured = asdict(result) if result else dict.fromkeys(('metric', 'last', 'best', 'seconds'))
-        state = 'finished' if one in results else 'unfinished' if one.state() else 'not begun'
-        records.append({'config': Path(one.config).stem, 'seed': one.seed, 'state': state, **measured})
+        ended = result or one.state().get('finished')
+        state = FINISHED if ended else 'unfinished' if one.state() else 'not begun'
+        records.append({'config': one.config_name, 'seed': one.seed, 'state': state, **measured})
     write_tables(Path(args.work_dir), rows, args.against, records)
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 from mmscconv.complexity import Complexity
 from mmscconv.engine.results import Record, pick_metric, read_log
+from mmscconv.errors import UserError
 from mmscconv.storage.disk import replacing
 from mmscconv.table import Table
 
 CONFIDENCE = 0.95
+FINISHED = 'finished'  # state of a run in runs.csv
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,30 @@ def result_of(folder: Path, wanted: str | None) -> Result | None:
 def _seconds(training: Iterable[Record]) -> float | None:
     times = [record['time'] for record in training if 'time' in record]
     return statistics.median(times) if times else None
+
+
+def read_runs(file: Path) -> dict[tuple[str, int], Result]:
+    """Return the results in a ``runs.csv`` by config and seed; runs without a result are left out.
+
+    Raises:
+        UserError: The file is missing, or no such table.
+    """
+    try:
+        with file.open(newline='') as opened:
+            return {
+                (row['config'], int(row['seed'])): Result(
+                    row['metric'],
+                    float(row['last']),
+                    float(row['best']),
+                    float(row['seconds']) if row['seconds'] else None,
+                )
+                for row in csv.DictReader(opened)
+                if row['state'] == FINISHED and row['metric']
+            }
+    except OSError as error:
+        raise UserError(f'cannot read {file}: {error.strerror}') from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f'{file} is no runs.csv of tools/sweep.py: {error}') from error
 
 
 def in_percent(metric: str, value: float) -> float:

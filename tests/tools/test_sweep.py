@@ -11,7 +11,7 @@ import pytest
 
 from mmscconv.complexity import Complexity
 from mmscconv.engine.results import read_log
-from mmscconv.engine.sweep_table import Difference, Result, SweepRow, difference, result_of, write_tables
+from mmscconv.engine.sweep_table import Difference, Result, SweepRow, difference, read_runs, result_of, write_tables
 
 KILLER = """
 import os, pathlib, signal
@@ -140,6 +140,34 @@ def test_run_without_metric_is_named(tool, root, tmp_path, monkeypatch):
     assert '| 1/2 | coco/bbox_mAP | 50.00 | 50.00 |' in (tmp_path / 'table.md').read_text()
     states = [line.split(',')[:3] for line in (tmp_path / 'runs.csv').read_text().splitlines()]
     assert states == [['config', 'seed', 'state'], [config.stem, '0', 'finished'], [config.stem, '1', 'finished']]
+
+
+def test_runs_of_earlier_sweeps_are_taken_over(tool, root, tmp_path):
+    config = root / 'configs' / 'retinanet_r18_digits.py'
+    folder = work_dir(tmp_path / config.stem / 'seed1', 'coco/bbox_mAP', 0.6)
+    (folder / 'sweep.json').write_text(json.dumps(dict(cfg_options=[], data_root=None, amp=False, finished=True)))
+    known, head = tmp_path / 'known.csv', 'config,seed,state,metric,last,best,seconds\n'
+    known.write_text(f'{head}{config.stem},0,finished,coco/bbox_mAP,50.0,55.0,0.5\n{config.stem},1,unfinished,,,,\n')
+    sweep_it = ('sweep', config, '--seeds', 0, 1, '--work-dir', tmp_path, '--known')
+    status, out, error = tool(*sweep_it, known)
+    assert status == 0, error
+    assert 'seed 0: known' in out and 'seed 1: done' in out
+    assert '| 2/2 | coco/bbox_mAP | 55.00 ± 7.07 | 60.00 |' in (tmp_path / 'table.md').read_text()
+    # The written runs.csv is one to go on from.
+    assert read_runs(tmp_path / 'runs.csv') == {
+        (config.stem, 0): Result('coco/bbox_mAP', 50.0, 55.0, 0.5),
+        (config.stem, 1): Result('coco/bbox_mAP', 60.0, 60.0, None),
+    }
+    other = tmp_path / 'other.csv'
+    for text, message in (
+        (known.read_text().replace('50.0', '51.0'), f'two results of {config.stem} with seed 0'),
+        ('a,b\n1,2\n', 'is no runs.csv of tools/sweep.py'),
+    ):
+        other.write_text(text)
+        status, _, error = tool(*sweep_it, known, other)
+        assert status == 2 and message in error and error.count('\n') == 1
+    status, _, error = tool(*sweep_it, tmp_path / 'nowhere.csv')
+    assert status == 2 and 'cannot read' in error
 
 
 def test_a_run_of_another_process_is_left_to_it(tool, root, tmp_path):
