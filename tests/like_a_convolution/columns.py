@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mmscconv import CRU, SRU, LegacySCConv, SCConv
-from mmscconv.layers.rivals import GhostConv, OctConv, PFLayer, SlimConv, SPConv, TiedConv
+from mmscconv.layers.rivals import GhostConv, OctConv, PFLayer, SlimConv, SPConv, TiedConv, VersatileConv
 from mmscconv.ops import compiled
 
 CHANNELS, SIZE = 16, (7, 6)
@@ -42,6 +42,7 @@ RIVALS = {
     'SlimConv': SlimConv,
     'OctConv': OctConv,
     'PFLayer': BiasedPFLayer,
+    'VersatileConv': VersatileConv,
 }
 # Settings of S+C that take other code.
 SETTINGS = {

@@ -53,6 +53,7 @@ BY_HAND = {
     # Half of the channels at a quarter of the positions, rounded up.
     'OctConv': (9 * C * C, 9 * HALF * HALF * (POSITIONS + 3 * HALVED)),
     'PFLayer': (0, 0),
+    'VersatileConv': (9 * C * HALF, 10 * C * HALF * POSITIONS),
 }
 NAMES = [*BY_HAND, 'SlimConv']
 
@@ -132,8 +133,11 @@ def test_fvcore(column):
     assert nn_count.parameter_count(layer)[''] == parameters
 
 
-# TiedConv has a weight of its own, which no rule of thop knows.
-@columns([c for c in COLUMNS if (not c.channels_last or c.road == 'default') and c.layer != 'TiedConv'])
+# By rules for modules: TiedConv has a weight of its own, and VersatileConv's secondary filters are no modules.
+UNKNOWN_TO_RULES = ('TiedConv', 'VersatileConv')
+
+
+@columns([c for c in COLUMNS if (not c.channels_last or c.road == 'default') and c.layer not in UNKNOWN_TO_RULES])
 def test_thop(column):
     thop = pytest.importorskip('thop', reason='thop is not installed')
     layer, _, x = build(column)
@@ -151,7 +155,7 @@ def test_thop(column):
     ['pytorch', 'aten'],
     [c for c in COLUMNS if not c.channels_last and c.road == 'default'],
     parts=1,
-    without=lambda backend, c: c.layer == 'TiedConv' and backend == 'pytorch',  # its weight: no rule knows it
+    without=lambda backend, c: c.layer in UNKNOWN_TO_RULES and backend == 'pytorch',
 )
 def test_ptflops(column, backend):
     """The convolutions' share of what it counts, and every parameter."""
@@ -186,7 +190,7 @@ def test_torchinfo(column):
     if not column.deployed:
         assert found.total_params == parameters
     convs = [info for info in found.summary_list if isinstance(info.module, nn.Conv2d)]
-    if column.layer != 'TiedConv':
+    if column.layer not in UNKNOWN_TO_RULES:
         # A bias counts as a multiply-add there; its positions are those of the output but for the upper squeeze's.
         biases = sum(
             i.module.bias.numel() * i.output_size[2] * i.output_size[3] for i in convs if i.module.bias is not None

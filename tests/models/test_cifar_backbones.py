@@ -145,7 +145,9 @@ def test_frozen_layers_stay_frozen():
     assert not any(frozen) and all(p.requires_grad for p in network.stages[1].parameters())
 
 
-@pytest.mark.parametrize('name', ['SCConv', 'SPConv', 'TiedConv', 'GhostConv', 'SlimConv', 'OctConv', 'PFLayer'])
+@pytest.mark.parametrize(
+    'name', ['SCConv', 'SPConv', 'TiedConv', 'GhostConv', 'SlimConv', 'OctConv', 'PFLayer', 'VersatileConv']
+)
 def test_registered_once_by_plain_name(name):
     assert MODELS.get(name).__name__ == name
     assert mmscconv.models.SCCONV_TYPE in MODELS.module_dict

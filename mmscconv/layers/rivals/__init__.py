@@ -10,5 +10,6 @@ from mmscconv.layers.rivals.pf_layer import PFLayer
 from mmscconv.layers.rivals.slim_conv import SlimConv
 from mmscconv.layers.rivals.sp_conv import SPConv
 from mmscconv.layers.rivals.tied_conv import TiedConv
+from mmscconv.layers.rivals.versatile_conv import VersatileConv
 
-__all__ = ['GhostConv', 'OctConv', 'OctaveConv2d', 'PFLayer', 'SPConv', 'SlimConv', 'TiedConv']
+__all__ = ['GhostConv', 'OctConv', 'OctaveConv2d', 'PFLayer', 'SPConv', 'SlimConv', 'TiedConv', 'VersatileConv']
