@@ -67,7 +67,12 @@ def _hint(wanted: str, names: Sequence[str], function: str) -> str:
 
 def list_weights() -> list[str]:
     """Return the names of the shipped weights, sorted: those of the configs that they were trained with."""
-    return sorted(file.stem for file in _folder('weights').glob('*.pth'))
+    return sorted(_weights())
+
+
+def _weights() -> dict[str, Path]:
+    """Return the files of the shipped weights, ``<config>-<8 hex digits>.pth``, by config."""
+    return {file.stem.rpartition('-')[0]: file for file in _folder('weights').glob('*-????????.pth')}
 
 
 def get_weights(name: str) -> Path:
@@ -79,10 +84,10 @@ def get_weights(name: str) -> Path:
     Raises:
         UserError: No such weights (the message names the nearest ones).
     """
-    names = list_weights()
-    if name not in names:
-        raise UserError(f'mmscconv has no weights of {name!r}: {_hint(name, names, "list_weights")}')
-    return _folder('weights') / f'{name}.pth'
+    files = _weights()
+    if name not in files:
+        raise UserError(f'mmscconv has no weights of {name!r}: {_hint(name, sorted(files), "list_weights")}')
+    return files[name]
 
 
 def get_config(name: str) -> Config:

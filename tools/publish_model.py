@@ -11,6 +11,7 @@ import hashlib
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
@@ -21,10 +22,30 @@ from mmscconv.foreign_errors import flat_message
 KEPT = ('meta', 'state_dict')
 
 
+def as_half(name: str, weight: Any) -> Any:
+    """Return a tensor of floats in fp16, anything else as it is.
+
+    Raises:
+        UserError: A weight is too large for fp16.
+    """
+    if not hasattr(weight, 'is_floating_point') or not weight.is_floating_point():
+        return weight
+    half = weight.half()
+    if not half.isfinite().all():
+        raise UserError(f'{name} holds numbers that fp16 does not: leave out --half')
+    return half
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', type=Path, help='checkpoint of a training')
     parser.add_argument('out', type=Path, help='file to write; the hash goes before .pth')
+    parser.add_argument(
+        '--bare',
+        action='store_true',
+        help='keep the classes alone of the meta, whose config names folders of this machine',
+    )
+    parser.add_argument('--half', action='store_true', help='store the weights in fp16, half as large')
     parser.add_argument(
         '--trusted', action='store_true', help='load a checkpoint that holds other objects than weights'
     )
@@ -38,8 +59,13 @@ def main() -> None:
     content = load_checkpoint(args.checkpoint, args.trusted)
     if 'state_dict' not in content:
         raise UserError(f'checkpoint has no state_dict: {args.checkpoint}')
+    kept = {key: content[key] for key in KEPT if key in content}
+    if args.bare:
+        kept['meta'] = {key: value for key, value in kept.get('meta', {}).items() if key == 'dataset_meta'}
+    if args.half:
+        kept['state_dict'] = {name: as_half(name, t) for name, t in content['state_dict'].items()}
     file = io.BytesIO()
-    torch.save({key: content[key] for key in KEPT if key in content}, file)
+    torch.save(kept, file)
     digest = hashlib.sha256(file.getbuffer()).hexdigest()[:8]
     published = args.out.with_name(f'{args.out.name.removesuffix(".pth")}-{digest}.pth')
     try:

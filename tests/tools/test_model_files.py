@@ -74,6 +74,23 @@ def test_published_checkpoint(tool, digits_run, tmp_path):
     assert content['meta']['dataset_meta'] == want['meta']['dataset_meta']
 
 
+def test_published_in_half(tool, digits_run, tmp_path):
+    source = digits_run / 'epoch_1.pth'
+    status, _, stderr = tool('publish_model', source, tmp_path / 'half.pth', '--half', '--bare')
+    assert status == 0, stderr
+    (published,) = tmp_path.iterdir()
+    content, want = torch.load(published, weights_only=True), torch.load(source, weights_only=False)
+    assert content['meta'] == {'dataset_meta': want['meta']['dataset_meta']}
+    for name, weight in want['state_dict'].items():
+        stored = content['state_dict'][name]
+        assert stored.dtype is (torch.float16 if weight.is_floating_point() else weight.dtype), name
+        torch.testing.assert_close(stored.to(weight.dtype), weight, rtol=1e-3, atol=1e-6)
+    big = tmp_path / 'big.pth'
+    torch.save({'state_dict': {'a.weight': torch.tensor([1e5])}}, big)
+    status, _, stderr = tool('publish_model', big, tmp_path / 'x.pth', '--half')
+    assert status == 2 and 'a.weight holds numbers that fp16 does not' in stderr
+
+
 def test_mmdet_s_own_tool_publishes_ours(digits_run, tmp_path):
     import mmdet
 
