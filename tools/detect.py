@@ -4,16 +4,23 @@
 By default with the shipped weights of SCConv on handwritten digits.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from mmscconv.checks.environment import check_environment
 from mmscconv.errors import UserError, run
+
+if TYPE_CHECKING:
+    from mmscconv.engine.detecting import Detection
 
 DEFAULT = 'retinanet_scconv_r18_digits'
 
@@ -39,26 +46,33 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    check_environment()
-    from mmscconv.configuration import read_config
-    from mmscconv.engine.detecting import detect, image_files, load_detector
-    from mmscconv.shipped import config_file, get_weights
-    from mmscconv.table import Table
-
     if not 0 <= args.score <= 1:
         raise UserError(f'--score must lie in [0, 1], got {args.score}')
-    files = image_files(args.images)
-    config = Path(args.config) if Path(args.config).is_file() else config_file(args.config)
-    checkpoint = args.checkpoint or get_weights(config.stem)
-    model = load_detector(read_config(config), checkpoint, args.trusted, args.device)
-    found = list(detect(model, files, args.score, args.out))
+    with redirect_stdout(sys.stderr):  # libraries print there, and the output may be read by a program
+        files, found = detections(args)
     if args.json:
         print(json.dumps([asdict(one) for one in found], indent=1))
         return
+    from mmscconv.table import Table
+
     table = Table(('image', 'class', 'score', 'x', 'y', 'width', 'height'))
     table.rows += [(one.image, one.label, f'{one.score:.2f}', *(f'{v:.1f}' for v in one.box)) for one in found]
     print(table.markdown(), end='')
     print(f'{len(found)} objects in {len(files)} images' + (f', drawn into {args.out}' if args.out else ''))
+
+
+def detections(args: argparse.Namespace) -> tuple[list[Path], list[Detection]]:
+    """Return the images and what was found in them."""
+    check_environment()
+    from mmscconv.configuration import read_config
+    from mmscconv.engine.detecting import detect, image_files, load_detector
+    from mmscconv.shipped import config_file, get_weights
+
+    files = image_files(args.images)
+    config = Path(args.config) if Path(args.config).is_file() else config_file(args.config)
+    checkpoint = args.checkpoint or get_weights(config.stem)
+    model = load_detector(read_config(config), checkpoint, args.trusted, args.device)
+    return files, list(detect(model, files, args.score, args.out))
 
 
 if __name__ == '__main__':

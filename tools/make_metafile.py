@@ -20,7 +20,10 @@ from mmscconv.checks.environment import check_environment
 from mmscconv.errors import UserError, run
 
 METAFILE = Path(__file__).resolve().parents[1] / 'configs' / 'metafile.yml'
-HEADER = '# Made by tools/make_metafile.py, which says what is counted. No model has been trained in full yet.\n'
+RESULTS = METAFILE.parents[1] / 'weights' / 'results.yml'  # of the configs with weights, in the metafile's form
+HEADER = (
+    '# Made by tools/make_metafile.py, which says what is counted. No model has been trained on a full data set yet.\n'
+)
 DATA = {
     'coco': 'COCO',
     'voc': 'PASCAL VOC 2007 + 2012',
@@ -60,7 +63,7 @@ def entry(name: str, counted: dict) -> dict:
     from mmscconv.complexity.configs import DETECTOR_SHAPE, training_crop
 
     cfg = get_config(name)
-    shape = DETECTOR_SHAPE if cfg.default_scope == 'mmdet' else cfg.get('input_shape') or training_crop(cfg)
+    shape = cfg.get('input_shape') or (DETECTOR_SHAPE if cfg.default_scope == 'mmdet' else training_crop(cfg))
     key = (repr(cfg.model), shape)
     if key not in counted:
         init_default_scope(cfg.default_scope)
@@ -68,6 +71,7 @@ def entry(name: str, counted: dict) -> dict:
     words = Path(name).name.split('_')
     length = {'Epochs': cfg.train_cfg.max_epochs} if 'max_epochs' in cfg.train_cfg else {}
     length = length or {'Iterations': cfg.train_cfg.max_iters}
+    trained = yaml.safe_load(RESULTS.read_text())
     return {
         'Name': Path(name).name,
         'In Collection': 'SCConv' if set(words) & set(OURS) or words[0].startswith(OURS) else 'SCConv baselines',
@@ -80,6 +84,7 @@ def entry(name: str, counted: dict) -> dict:
             'FLOPs': counted[key].macs,
             'Parameters': counted[key].params,
         },
+        **trained.get(Path(name).name, {}),
     }
 
 

@@ -209,13 +209,15 @@ def cost(args: argparse.Namespace) -> Any:
     if unknown or not rows:
         raise UserError(f'{args.csv} has no result of {unknown[0] if unknown else "any config"}')
 
-    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout='constrained')
+    figure, axes = pyplot.subplots(figsize=(10, 5.5), layout='constrained')
     curve = sorted((measured[name] for name in args.curve), key=lambda row: row['multiply_adds'])
     axes.plot([row['multiply_adds'] / 1e6 for row in curve], [row['last'] for row in curve], color=PAPER, zorder=1)
+    markers = cycle('osD^vP*X')
     for row in rows:
-        x, colour = row['multiply_adds'] / 1e6, PAPER if row['config'] in args.curve else OURS
-        axes.errorbar(x, row['last'], yerr=row['std'], color=colour, marker='o', capsize=3)
-        annotate(axes, row['config'], x, row['last'])
+        x, style = row['multiply_adds'] / 1e6, {'marker': next(markers), 'capsize': 3, 'ms': 7}
+        style |= {'color': PAPER} if row['config'] in args.curve else {}
+        axes.errorbar(x, row['last'], yerr=row['std'], label=row['config'], **style)
+    axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))
     axes.set(xlabel='multiply-adds (M)', ylabel=f'{rows[0]["metric"]} (%), mean and standard deviation over seeds')
     axes.grid(alpha=0.3)
     axes.margins(0.15)

@@ -34,7 +34,7 @@ def test_boxes_are_those_of_the_evaluation(tool, digits, checkpoint, tmp_path):
     arguments = (digits / 'val', '--config', config, '--checkpoint', checkpoint, '--score', 0)
     status, out, error = tool('detect', *arguments, '--json', '--out', tmp_path / 'drawn')
     assert status == 0, error[-2000:]
-    found = json.loads(out[out.index('[') :])
+    found = json.loads(out)
     assert len(found) == len(want) == 4 * 7
     for one, other in zip(
         sorted(found, key=lambda d: (d['image'].rpartition('/')[2], d['label'], -d['score'])),

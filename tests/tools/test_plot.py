@@ -49,7 +49,7 @@ def test_cost(tool, tmp_path, monkeypatch):
     assert (status, out) == (0, f'cost: {tmp_path / "cost.png"}\n'), error
     (axes,) = figures[0].axes
     assert lines_of(axes)['_child0'] == [(187, 78), (246, 79.5)]
-    assert [text.get_text() for text in axes.texts] == ['plain', 'thin', 'ours']
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['plain', 'thin', 'ours']
     for curve, text, message in (
         ('later', SWEEP, 'has no result of later'),
         ('plain', SWEEP.replace('246000000', ''), 'has no multiply-adds of plain'),
