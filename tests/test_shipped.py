@@ -45,8 +45,9 @@ def test_unknown_names_show_the_nearest():
         mmscconv.get_config('zzz')
 
 
-def test_inheriting_as_the_readme_says(tmp_path):
-    (line,) = {line for line in (ROOT / 'README.md').read_text().splitlines() if line.startswith('_base_ = __import__')}
+def test_inheriting_as_the_page_of_configs_says(tmp_path):
+    lines = (ROOT / 'docs' / 'configs.md').read_text().splitlines()
+    (line,) = {line for line in lines if line.startswith('_base_ = __import__')}
     (tmp_path / 'mine.py').write_text(f'{line}\nmodel = dict(bbox_head=dict(num_classes=3))\n')
     cfg = Config.fromfile(tmp_path / 'mine.py')
     assert cfg.model.bbox_head.num_classes == 3

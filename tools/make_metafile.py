@@ -68,7 +68,7 @@ def entry(name: str, counted: dict) -> dict:
     if key not in counted:
         init_default_scope(cfg.default_scope)
         counted[key] = count(MODELS.build(cfg.model), shape)
-    words = Path(name).name.split('_')
+    words = Path(name).name.replace('-', '_').split('_')
     length = {'Epochs': cfg.train_cfg.max_epochs} if 'max_epochs' in cfg.train_cfg else {}
     length = length or {'Iterations': cfg.train_cfg.max_iters}
     trained = yaml.safe_load(RESULTS.read_text())

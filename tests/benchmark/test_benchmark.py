@@ -173,7 +173,7 @@ def test_backbone_and_its_deploy_form(tool, tmp_path):
 
 def test_profile_tells_convolutions_apart(monkeypatch, tool, tmp_path):
     monkeypatch.setattr(profiling, 'LEAST_SHARE', 0)  # or what is shown would depend on how long it took
-    args = ('--channels', 16, '--batches', 1, '--sizes', 8, '--rounds', 1, '--warmup', 1, '--memory-formats', 'nchw')
+    args = ('--channels', 64, '--batches', 1, '--sizes', 8, '--rounds', 1, '--warmup', 1, '--memory-formats', 'nchw')
     status, _, stderr = tool('benchmark', 'layer', *args, '--modes', 'train', '--profile', 3, '--out', tmp_path)
     assert status == 0, stderr
     conv, scconv = (tmp_path / 'layer.md').read_text().split('###')[1:]
