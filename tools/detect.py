@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -48,9 +49,21 @@ def main() -> None:
     args = parse_args()
     if not 0 <= args.score <= 1:
         raise UserError(f'--score must lie in [0, 1], got {args.score}')
-    with redirect_stdout(sys.stderr):  # libraries print there, and the output may be read by a program
-        files, found = detections(args)
-    if args.json:
+    found: list[Detection] = []
+    try:
+        with redirect_stdout(sys.stderr):  # libraries print there, and the output may be read by a program
+            files = detect_into(found, args)
+    except UserError:
+        if found:  # an image that fails late loses none of those before it
+            print_detections(found, args.json)
+        raise
+    print_detections(found, args.json)
+    if not args.json:
+        print(f'{len(found)} objects in {len(files)} images' + (f', drawn into {args.out}' if args.out else ''))
+
+
+def print_detections(found: Sequence[Detection], as_json: bool) -> None:
+    if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))
         return
     from mmscconv.table import Table
@@ -58,11 +71,10 @@ def main() -> None:
     table = Table(('image', 'class', 'score', 'x', 'y', 'width', 'height'))
     table.rows += [(one.image, one.label, f'{one.score:.2f}', *(f'{v:.1f}' for v in one.box)) for one in found]
     print(table.markdown(), end='')
-    print(f'{len(found)} objects in {len(files)} images' + (f', drawn into {args.out}' if args.out else ''))
 
 
-def detections(args: argparse.Namespace) -> tuple[list[Path], list[Detection]]:
-    """Return the images and what was found in them."""
+def detect_into(found: list[Detection], args: argparse.Namespace) -> list[Path]:
+    """Append what is detected to ``found``, image by image, and return the images."""
     check_environment()
     from mmscconv.configuration import read_config
     from mmscconv.engine.detecting import detect, image_files, load_detector
@@ -72,7 +84,9 @@ def detections(args: argparse.Namespace) -> tuple[list[Path], list[Detection]]:
     config = Path(args.config) if Path(args.config).is_file() else config_file(args.config)
     checkpoint = args.checkpoint or get_weights(config.stem)
     model = load_detector(read_config(config), checkpoint, args.trusted, args.device)
-    return files, list(detect(model, files, args.score, args.out))
+    for one in detect(model, files, args.score, args.out):
+        found.append(one)
+    return files
 
 
 if __name__ == '__main__':

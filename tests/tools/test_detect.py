@@ -95,3 +95,15 @@ def test_grey_and_turned_images(tool, checkpoint, tmp_path, digits):
     status, out, error = tool('detect', tmp_path, '--checkpoint', checkpoint, '--score', 0, '--out', tmp_path / 'drawn')
     assert status == 0, error[-2000:]
     assert 'in 2 images' in out and len(list((tmp_path / 'drawn').iterdir())) == 2
+
+
+def test_an_image_that_fails_late_loses_no_rows(tool, bad):
+    late = bad['folder'] / 'zz.png'
+    content = bytearray(bad['image'].read_bytes())
+    header = content.index(b'IDAT') + 4
+    content[header : header + 20] = bytes(20)
+    late.write_bytes(content)
+    arguments = (bad['image'], late, '--checkpoint', bad['checkpoint'], '--score', 0, '--json')
+    status, out, error = tool('detect', *arguments)
+    assert status == 2 and 'zz.png: OpenCV cannot decode it' in error, error
+    assert {one['image'] for one in json.loads(out)} == {str(bad['image'])}

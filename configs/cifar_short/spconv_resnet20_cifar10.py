@@ -1,0 +1,5 @@
+"""SPConv, alpha = 1/2, in ResNet-20."""
+
+_base_ = './resnet20_cifar10.py'
+
+model = dict(backbone=dict(conv_cfg=dict(type='SPConv', alpha=1 / 2)))

@@ -1,0 +1,5 @@
+"""ResNet-20 of 13 channels in place of 16, for as many multiply-adds as SCConv."""
+
+_base_ = './resnet20_cifar10.py'
+
+model = dict(backbone=dict(stem_channels=13, base_channels=13), head=dict(in_channels=4 * 13))

@@ -1,0 +1,167 @@
+"""The runs of a sweep: each a training in a folder of its own, with a state that outlives a kill."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mmscconv.complexity import Complexity
+from mmscconv.engine.sweep_table import FINISHED, Result, SweepRow, read_runs, result_of, write_tables
+from mmscconv.errors import UserError
+
+STATE = 'sweep.json'
+LOCK = 'sweep.lock'
+
+
+@dataclass(frozen=True, eq=False)  # a key by itself
+class SweepRun:
+    """One training.
+
+    Args:
+        config: Config file.
+        seed: Of the run.
+        folder: Its work dir.
+        settings: ``cfg_options``, ``data_root`` and ``amp``, as ``tools/train.py`` takes them.
+        download: Whether the data may be fetched.
+    """
+
+    config: str
+    seed: int
+    folder: Path
+    settings: dict[str, Any]
+    download: bool = False
+
+    @property
+    def config_name(self) -> str:
+        return Path(self.config).stem
+
+    @property
+    def name(self) -> str:
+        return f'{self.config_name} seed {self.seed}'
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Name of the config, and seed: by these ``runs.csv`` tells runs apart."""
+        return self.config_name, self.seed
+
+    def state(self) -> dict[str, Any]:
+        path = self.folder / STATE
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def save(self, finished: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        new = self.folder / f'{STATE}.new'
+        new.write_text(json.dumps({**self.settings, 'finished': finished}, indent=2))
+        new.replace(self.folder / STATE)  # never half-written
+
+    def require_settings(self) -> None:
+        """Raise UserError if the run was begun with other settings."""
+        state = self.state()
+        differing = [key for key in self.settings if state and state[key] != self.settings[key]]
+        if differing:
+            raise UserError(f'{self.folder} was begun with other {", ".join(differing)}: choose another --work-dir')
+
+    def command(self, tool: Path) -> list[str]:
+        settings = self.settings
+        command = [sys.executable, str(tool), self.config, '--work-dir', str(self.folder)]
+        command += ['--cfg-options', *settings['cfg_options'], f'randomness.seed={self.seed}']
+        command += ['--data-root', settings['data_root']] if settings['data_root'] else []
+        command += ['--amp'] if settings['amp'] else []
+        command += ['--download'] if self.download else []
+        # Without a checkpoint, --resume would make train.py ignore the config's load_from.
+        return [*command, '--resume'] if (self.folder / 'last_checkpoint').is_file() else command
+
+
+@contextmanager
+def claimed(one: SweepRun) -> Iterator[bool]:
+    """Hold the run for this process, and tell whether no other held it; the end of the process lets it go, too."""
+    one.folder.mkdir(parents=True, exist_ok=True)
+    with (one.folder / LOCK).open('a') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def train(one: SweepRun, tool: Path, metric: str | None) -> str | None:
+    """Train unless the run is finished; return the problem in one line, or None.
+
+    Args:
+        one: The run.
+        tool: ``tools/train.py``.
+        metric: That its log must hold; None for any known one.
+    """
+    if one.state().get('finished'):
+        return _unmeasured(one, metric)
+    one.save(finished=False)
+    log = one.folder / 'train.log'
+    with log.open('a') as file:
+        status = subprocess.run(one.command(tool), stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    if status == 0:
+        one.save(finished=True)
+        return _unmeasured(one, metric)
+    lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
+    return f'FAILED with status {status}, see {log}: {lines[-1] if lines else "no output"}'
+
+
+def _unmeasured(one: SweepRun, wanted: str | None) -> str | None:
+    """Return the problem if the run's log lacks the metric, or None; mmdet omits it if nothing was detected."""
+    return None if result_of(one.folder, wanted) else f'trained, but no {wanted or "known metric"} in its log'
+
+
+def known_results(files: Sequence[str]) -> dict[tuple[str, int], Result]:
+    """Return the results of the finished runs in the ``runs.csv`` of earlier sweeps, by config and seed."""
+    known: dict[tuple[str, int], Result] = {}
+    for file in files:
+        for key, result in read_runs(Path(file)).items():
+            if known.setdefault(key, result) != result:
+                raise UserError(f'--known {" ".join(files)}: two results of {key[0]} with seed {key[1]}')
+    return known
+
+
+def write_results(
+    folder: Path,
+    configs: Sequence[tuple[str, float | None, Complexity | None]],
+    runs: Sequence[SweepRun],
+    known: Mapping[tuple[str, int], Result],
+    metric: str | None,
+    against: Sequence[str],
+) -> None:
+    """Write the tables of the configs, from all finished and known runs, and of the runs.
+
+    Args:
+        folder: Of the sweep.
+        configs: Config file, the paper's value and the cost of each, in the tables' order.
+        runs: All runs.
+        known: Results that take the place of runs.
+        metric: Of the tables; None for the first known one.
+        against: Of :func:`write_tables`.
+    """
+    results = {one: known.get(one.key) or _finished_result(one, metric) for one in runs}
+    rows = []
+    for config, paper, cost in configs:
+        own = {one.seed: result for one, result in results.items() if one.config == config}
+        measured = {seed: result for seed, result in own.items() if result}
+        rows.append(SweepRow(Path(config).stem, len(own), measured, paper, cost))
+    write_tables(folder, rows, against, [_record(one, result) for one, result in results.items()])
+
+
+def _finished_result(one: SweepRun, metric: str | None) -> Result | None:
+    return result_of(one.folder, metric) if one.state().get('finished') else None
+
+
+def _record(one: SweepRun, result: Result | None) -> dict[str, Any]:
+    """Return the run's row of ``runs.csv``."""
+    ended = result or one.state().get('finished')
+    state = FINISHED if ended else 'unfinished' if one.state() else 'not begun'
+    measured = asdict(result) if result else dict.fromkeys(field.name for field in fields(Result))
+    return {'config': one.config_name, 'seed': one.seed, 'state': state, **measured}
