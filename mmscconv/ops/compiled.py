@@ -182,3 +182,15 @@ def call(name: str, *arguments: Argument) -> None:
     ]
     if getattr(_library(), name)(*values):
         raise MemoryError(f'{name}: no memory for its workspace')
+
+
+@functools.cache
+def multiplies_in_tiles() -> bool:
+    """Return whether the kernels' products of bf16 values run in the tiles of AMX.
+
+    They do where the processor and the compiler have AMX and the operating system grants it, unless MMSCCONV_AMX is 0.
+    X^w is then rounded to bf16 before the squeezes, as plain operations round it.
+    """
+    granted = (ctypes.c_int64 * 1)()
+    call('tiles', granted)
+    return bool(granted[0]) and os.environ.get('MMSCCONV_AMX') != '0'

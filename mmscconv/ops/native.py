@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmscconv.ops.compiled import call
+from mmscconv.ops.compiled import call, multiplies_in_tiles
 from mmscconv.ops.layout import as_dense, as_rows, empty, layout_of, row_stride
 from mmscconv.ops.packing import (
     PANEL,
@@ -45,6 +45,11 @@ def _has(t: Tensor | None, *shape: int) -> bool:
 def _is_bf16(x: Tensor) -> bool:
     """Return whether ``x`` and the other maps of a call are bfloat16, which the kernels convert in the caches."""
     return x.dtype is torch.bfloat16
+
+
+def _maps(x: Tensor) -> int:
+    """Return ``bf16`` of the kernels whose products AMX does where it is there: 0, 1 or, for AMX, 2."""
+    return (2 if multiplies_in_tiles() else 1) if _is_bf16(x) else 0
 
 
 def _size(x: Tensor) -> tuple[int, int, int]:
@@ -159,7 +164,7 @@ def sru_squeeze(
     mean, rstd = (empty(n, num_groups) for _ in range(2))
     call(
         'sru_squeeze', values, scale, shift, packed(up), packed(low), bias_up, bias_low, n, c, h, w, num_groups, eps,
-        threshold, hard, up.shape[1], len(up), len(low), *pool, _is_bf16(x), torch.get_num_threads(), x_up, x_low, mean,
+        threshold, hard, up.shape[1], len(up), len(low), *pool, _maps(x), torch.get_num_threads(), x_up, x_low, mean,
         rstd,
     )  # fmt: skip
     return x_up, x_low, mean, rstd
@@ -212,7 +217,7 @@ def transform_fuse(
     channels = x_up.shape[1], low.shape[1], len(gwc), len(pwc2)
     call(
         'transform_fuse', x_up, up, low, packed_transform(gwc, pwc1, pwc2, groups, centre), bias1, bias2, None, None,
-        _geometry(x_up, channels, groups, window, low.shape[2:], centre), False, _is_bf16(low),
+        _geometry(x_up, channels, groups, window, low.shape[2:], centre), False, _maps(low),
         torch.get_num_threads(), out, beta1,
     )  # fmt: skip
     return out, beta1
@@ -249,7 +254,7 @@ def scconv(
     out = empty(len(x), others[2], *size, dtype=x.dtype, layout=torch.channels_last)
     call(
         'scconv', values, scale, shift, *squeezes, *transform, x.shape[1], num_groups, eps, threshold, hard, cut,
-        _geometry(x, others, groups, window, size, centre), relu, _is_bf16(x), torch.get_num_threads(),
+        _geometry(x, others, groups, window, size, centre), relu, _maps(x), torch.get_num_threads(),
         out,
     )  # fmt: skip
     return out

@@ -53,12 +53,13 @@ def fingerprint(weights: Sequence[Tensor]) -> int:
     The number of threads does not change it. A change of one value always does; another change is missed once in 2^64.
     """
     total = (ctypes.c_int64 * 1)()
-    for weight in map(as_fp32, weights):
+    for weight in weights:
         if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
             weight = weight.contiguous()
         numbers = (*weight.shape, *weight.stride())
         array = (ctypes.c_int64 * len(numbers))(*numbers)
-        call('fingerprint', weight, weight.numel(), array, len(numbers), torch.get_num_threads(), total)
+        is_bf16 = weight.dtype is torch.bfloat16
+        call('fingerprint', weight, weight.numel(), array, len(numbers), is_bf16, torch.get_num_threads(), total)
     return total[0]
 
 

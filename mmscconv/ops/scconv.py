@@ -29,7 +29,8 @@ def scconv(
     """Run :func:`sru_squeeze` and :func:`transform_fuse` one after the other, for inference only.
 
     Args:
-        x: (N, C, H, W), fp32 or bf16. Maps between the convolutions have this dtype, too; all arithmetic is fp32.
+        x: (N, C, H, W), fp32 or bf16. Maps between the convolutions have this dtype, too; the arithmetic is fp32, with
+            AMX but for the products of bf16 values.
         arguments: As :func:`sru_squeeze`'s.
         squeezes: Both weights from :func:`mmscconv.ops.packing.packed`, and both biases.
         transform: The weights from :func:`mmscconv.ops.packing.packed_transform`, the biases of Y1 and of PWC2, and

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from mmscconv import SCConv, ops
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.fused import op_arguments
+from mmscconv.ops import native
 
 if TYPE_CHECKING:
     from mmscconv.layers.deploy import DeployedCRU
@@ -144,7 +146,9 @@ def scconv() -> None:
         layer.eval()
         layer.switch_to_deploy(norm.eval() if norm_and_relu else None, relu=norm_and_relu)
         run_deployed(layer, torch.randn(n, inputs, 9, 13))
-        run_deployed(layer.bfloat16(), torch.randn(n, inputs, 9, 13).bfloat16())
+        for tiles in (False, True):  # on a machine without them: in the plain C that stands for them
+            with patch.object(native, 'multiplies_in_tiles', lambda on=tiles: on):
+                run_deployed(layer.bfloat16(), torch.randn(n, inputs, 9, 13).bfloat16())
 
 
 def run_deployed(layer: SCConv, x: Tensor) -> None:
@@ -158,7 +162,7 @@ def run_deployed(layer: SCConv, x: Tensor) -> None:
 def fingerprint() -> None:
     """Fewer values than a stripe, a rest, and enough blocks for several threads."""
     for count in (1, 17, 4099, 150_000):
-        ops.fingerprint([torch.randn(count), torch.randn(3, 5)])
+        ops.fingerprint([torch.randn(count), torch.randn(3, 5).bfloat16()])
 
 
 def not_finite() -> None:

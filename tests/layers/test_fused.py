@@ -194,14 +194,15 @@ def test_computed_weights_and_their_gradients(change, name, form):
         torch.manual_seed(0)
         change(m.get_submodule(name))
         m.eval().requires_grad_()  # the power iteration would go on at each call
+    other.double()
     x = images()
-    got, want = layer(x), other(x)
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    got, want = layer(x), other(x.double())
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
     if form == 'training-form':
         got.square().sum().backward()
         want.square().sum().backward()
         for (key, p), q in zip(layer.named_parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f'{k}: {m}')
+            torch.testing.assert_close(p.grad.double(), q.grad, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f'{k}: {m}')
 
 
 def in_place(p):

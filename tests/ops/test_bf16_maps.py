@@ -1,4 +1,4 @@
-"""A kernel's results on bf16 maps are its fp32 results on the same values, rounded once: bit for bit."""
+"""A kernel's results on bf16 maps are its fp32 results on the same values, rounded once: bit for bit, without tiles."""
 
 import pytest
 import torch
@@ -7,6 +7,11 @@ from mmscconv.ops import native
 
 N, U, L, C, H, W = 3, 8, 4, 16, 7, 5
 WINDOW = (3, 3, 1, 1, 1, 1, 1, 1)
+
+
+@pytest.fixture(autouse=True)
+def _no_tiles(monkeypatch):
+    monkeypatch.setattr(native, 'multiplies_in_tiles', lambda: False)
 
 
 def a_map(channels, height=H, width=W):

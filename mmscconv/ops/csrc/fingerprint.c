@@ -1,7 +1,6 @@
 /* A 64-bit checksum over the bits of weights, to detect a stale packing. Every step is a bijection of the state for a
  * given word and of the word for a given state: a change of one value always changes the sum. */
-#include "common.h"
-#include "kernels.h"
+#include "maps.h"
 
 #define WORDS 8                  /* summed side by side, in independent chains */
 #define STRIPE (WORDS * 8)       /* bytes */
@@ -40,8 +39,9 @@ static uint64_t sum_of_block(const char *data, int64_t bytes) {
 
 /* weights: `count` values in memory order; numbers: `amount` more that belong to them, a shape for example; sum: in, the
  * sum of the weights before; out, the sum of all. Returns 0, or 1 without memory. */
-int fingerprint(const float *weights, int64_t count, const int64_t *numbers, int64_t amount, int threads, int64_t *sum) {
-    int64_t bytes = count * (int64_t)sizeof(float), blocks = (bytes + BLOCK - 1) / BLOCK;
+int fingerprint(const Map *weights, int64_t count, const int64_t *numbers, int64_t amount, int bf16, int threads,
+                int64_t *sum) {
+    int64_t bytes = bytes_of(count, bf16), blocks = (bytes + BLOCK - 1) / BLOCK;
     uint64_t *sums = malloc(max_of(1, blocks) * sizeof(uint64_t)), total = mixed((uint64_t)*sum, (uint64_t)count);
     if (!sums) return 1;
 #pragma omp parallel for num_threads(threads) schedule(static) if (blocks > FEW_BLOCKS)

@@ -3,7 +3,8 @@
  * Functions are described at their definitions. All return 0, or 1 without memory for a workspace.
  *
  * A parameter is `[const] TYPE name` or `[const] TYPE *[NULLABLE] name` with float, double, int64_t, int or, for pointers
- * alone, Map. All Maps of a call are bfloat16 if its parameter `bf16` is 1, and float if it is 0. */
+ * alone, Map. All Maps of a call are float if its parameter `bf16` is 0, and bfloat16 if it is 1 or, for sru_squeeze,
+ * transform_fuse and scconv, 2: products in tiles. */
 #ifndef MMSCCONV_KERNELS_H
 #define MMSCCONV_KERNELS_H
 
@@ -90,7 +91,11 @@ int transform_rows(const float *gwc, const float *pwc1, const float *pwc2, const
 int weights_of_rows(const float *rows, int64_t pitch, const int64_t *numbers, int threads, float *gwc, float *pwc1,
                     float *pwc2);
 
+/* tiles.c */
+int tiles(int64_t *granted);
+
 /* fingerprint.c */
-int fingerprint(const float *weights, int64_t count, const int64_t *numbers, int64_t amount, int threads, int64_t *sum);
+int fingerprint(const Map *weights, int64_t count, const int64_t *numbers, int64_t amount, int bf16, int threads,
+                int64_t *sum);
 
 #endif

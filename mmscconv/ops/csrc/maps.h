@@ -6,6 +6,8 @@
 #include "common.h"
 #include "kernels.h"
 
+#define IN_TILES 2 /* a value of `bf16`: products of bfloat16 values in tiles, tiles.h */
+
 static inline int64_t bytes_of(int64_t values, int bf16) {
     return values * (bf16 ? (int64_t)sizeof(uint16_t) : (int64_t)sizeof(float));
 }

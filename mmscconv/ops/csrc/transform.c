@@ -6,14 +6,10 @@
  * Y2, times beta2 / beta1, plus Y1, times beta1. */
 #include "kernels.h"
 #include "transform.h"
+#include "transform_tiles.h"
 
 /* Beyond this difference of means one of the two softmax weights underflows; clamp the difference. */
 #define LARGEST_DIFFERENCE 40.0f
-
-/* The final affine map of one sample's panels: out = (Y2 * ratio + Y1) * factor + offset, [panels * PANEL] each. */
-typedef struct {
-    float *ratio, *factor, *offset;
-} Ends;
 
 /* Inputs of PWC2, PWC1 and the GWC's taps for the first row of a tile, and the distances to the next rows. */
 typedef struct {
@@ -114,10 +110,6 @@ static void finish_panel(Geometry g, Plan p, const float *packed, int64_t index,
     }
 }
 
-static Ends at_sample(Ends e, int64_t n, int64_t length) {
-    return (Ends){e.ratio + n * length, e.factor + n * length, e.offset + n * length};
-}
-
 /* The output rows [first, last) of one sample in the columns of one panel. */
 static void output_band(Geometry g, Plan p, const float *padded, const float *up, const float *low, const float *packed,
                         int64_t index, Ends e, int relu, int64_t first, int64_t last, int bf16, Map *out) {
@@ -143,6 +135,73 @@ static void output_band(Geometry g, Plan p, const float *padded, const float *up
     }
 }
 
+/* The arguments of transform_fuse for some samples. */
+typedef struct {
+    const uint16_t *x, *up, *low;
+    const float *packed, *bias1, *bias2, *scale, *shift;
+    int relu, threads;
+} Call;
+
+/* transform_fuse in tiles. Returns -1, with nothing written, if the maps hold anything but numbers, or
+ * the window is one that tiles do not read. */
+static int fuse_in_tiles(Geometry g, Plan p, Call call, uint16_t *out, float *beta1) {
+    int resized = g.out[0] != g.height || g.out[1] != g.width;
+    if (g.dilation[1] != 1 || (!call.up && resized)) return -1;
+    TilePlan t = tile_plan(g, p);
+    int threads = call.threads, finite = 1;
+    int64_t positions = g.out[0] * g.out[1], panels = g.groups * p.panels_each, bands = bands_of(g), u = g.up_channels;
+    int64_t padded_line = p.padded[1] * u + g.width * u, line = max_of(padded_line, g.out[1] * max_of(u, g.low_channels));
+    int64_t weights_line = g.kernel[1] * p.group_channels * PANEL, length = panels * PANEL, N = g.samples;
+    int64_t floats_room = max_of(padded_line + line, weights_line) + STEP;
+    uint16_t *steps = tile_memory(panels * t.steps * TILE_STEP);
+    uint16_t *images = tile_memory(N * (t.low_room + t.up_room + t.split_room));
+    float *floats = calloc(threads * floats_room, sizeof(float)), *mean = malloc(N * p.means * sizeof(float));
+    float *ends = calloc(3 * N * length, sizeof(float));
+    double *parts = malloc(N * bands * p.means * sizeof(double));
+    int failed = !steps || !images || !floats || !mean || !ends || !parts;
+    Ends all = {ends, ends + N * length, ends + 2 * N * length};
+    if (!failed) {
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(& : finite)
+        for (int64_t i = 0; i < N * bands; i++) {
+            int64_t k = i / bands;
+            float *own = floats + thread_number() * floats_room;
+            finite &= take_band(g, p, t, call.x + k * g.height * g.width * u, call.up ? call.up + k * positions * u : NULL,
+                                call.low + k * positions * g.low_channels, i % bands, bands, images_of(t, images, k), own,
+                                own + padded_line, parts + i * p.means);
+        }
+        means_of_bands(g, p, N, bands, threads, parts, mean);
+    }
+    if (!failed && finite) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < panels; i++)
+            transform_steps(g, p, call.packed + i * p.depth * PANEL, i, steps + i * t.steps * TILE_STEP,
+                            floats + thread_number() * floats_room);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < N * panels; i++)
+            finish_panel(g, p, call.packed, i % panels, mean + i / panels * p.means, call.bias1, call.bias2, call.scale,
+                         call.shift, at_sample(all, i / panels, length), beta1 + i / panels * g.channels);
+#pragma omp parallel num_threads(threads)
+        {
+            begin_tiles();
+#pragma omp for schedule(static) nowait
+            for (int64_t i = 0; i < N * bands * panels; i++) {
+                int64_t k = i / (bands * panels), band = i / panels % bands;
+                band_in_tiles(g, p, t, images_of(t, images, k), steps + i % panels * t.steps * TILE_STEP, i % panels,
+                              at_sample(all, k, length), call.relu, g.out[0] * band / bands,
+                              g.out[0] * (band + 1) / bands, out + k * positions * g.channels);
+            }
+            end_tiles();
+        }
+    }
+    free(steps);
+    free(images);
+    free(floats);
+    free(mean);
+    free(ends);
+    free(parts);
+    return failed ? 1 : finite ? 0 : -1;
+}
+
 /* x: (N, H, W, u), GWC's input; up: (N, H', W', u) and low: (N, H', W', l), the inputs of PWC1 and PWC2, all dense, and
  * up NULL if there is a centre; packed: [panels][depth][PANEL], separate panels for each group of GWC, where the last
  * C - made columns of PWC2 copy X_low; bias1, bias2, scale, shift: (C), (made), (C), (C), or NULL;
@@ -156,6 +215,20 @@ int transform_fuse(const Map *x, const Map *up, const Map *low, const float *pac
     int64_t positions = g.out[0] * g.out[1], panels = g.groups * p.panels_each;
     int64_t bands = bands_of(g);
     int64_t at_once = block_samples((Shape){g.samples, g.channels, positions, 1});
+    if (bf16 == IN_TILES && tiles_granted()) {
+        at_once *= 2;
+        int64_t in = g.height * g.width * g.up_channels, in_up = positions * g.up_channels, in_low = positions * g.low_channels;
+        int status = 0;
+        for (int64_t n = 0; n < g.samples && status == 0; n += at_once) {
+            Geometry some = g;
+            some.samples = min_of(at_once, g.samples - n);
+            Call call = {(const uint16_t *)x + n * in, up ? (const uint16_t *)up + n * in_up : NULL,
+                         (const uint16_t *)low + n * in_low, packed, bias1, bias2, scale, shift, relu, threads};
+            status = fuse_in_tiles(some, p, call, (uint16_t *)out + n * positions * g.channels, beta1 + n * g.channels);
+        }
+        if (status >= 0) return status;
+        at_once /= 2;
+    }
     int64_t image = p.padded[0] * p.padded[1] * g.up_channels;
     float *padded = calloc(at_once * image, sizeof(float));
     double *parts = malloc(at_once * bands * p.means * sizeof(double));

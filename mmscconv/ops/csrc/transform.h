@@ -29,6 +29,15 @@ static inline Plan plan_of(Geometry g) {
     return p;
 }
 
+/* The final affine map of one sample's panels: out = (Y2 * ratio + Y1) * factor + offset, [panels * PANEL] each. */
+typedef struct {
+    float *ratio, *factor, *offset;
+} Ends;
+
+static inline Ends at_sample(Ends e, int64_t n, int64_t length) {
+    return (Ends){e.ratio + n * length, e.factor + n * length, e.offset + n * length};
+}
+
 /* The sum of `rows` vectors that lie `stride` apart: in float, as they are at most one line of an image. */
 static inline Vec sum_of_rows(const float *x, int64_t stride, int64_t rows, int64_t width) {
     Vec even = {0}, odd = {0}; /* two chains of additions */
@@ -61,8 +70,26 @@ static inline int64_t first_reaching(Geometry g, int i, int64_t tap, int64_t pos
     return distance <= 0 ? 0 : min_of(g.out[i], (distance + g.stride[i] - 1) / g.stride[i]);
 }
 
+/* Adds input line y, which stands behind its padding in a padded line, to the sums of each tap's inputs,
+ * [taps][up_channels]. */
+static inline void add_taps(Geometry g, const float *line, int64_t y, double *sums) {
+    int64_t u = g.up_channels;
+    for (int64_t kx = 0; kx < g.kernel[1]; kx++) {
+        int64_t from = first_reaching(g, 1, kx, 0), to = first_reaching(g, 1, kx, g.width);
+        const float *seen = line + (from * g.stride[1] + kx * g.dilation[1] - g.padding[1]) * u;
+        for (int64_t c = 0; c < u && from < to; c += LANES) {
+            Vec sum = sum_of_rows(seen + c, g.stride[1] * u, to - from, u - c);
+            for (int64_t ky = 0; ky < g.kernel[0]; ky++) {
+                int64_t top = y + g.padding[0] - ky * g.dilation[0];
+                if (top >= 0 && top % g.stride[0] == 0 && top / g.stride[0] < g.out[0])
+                    add_to(sums + (ky * g.kernel[1] + kx) * u + c, sum, u - c);
+            }
+        }
+    }
+}
+
 /* Copies one sample's input rows [first, last), which begin at value `start` of x, into the padded image, and adds them
- * to the sums of each tap's inputs, [taps][up_channels]. */
+ * to the sums of each tap's inputs. */
 static inline void take_rows(Geometry g, Plan p, const Map *x, int bf16, int64_t start, int64_t first, int64_t last,
                              float *padded, double *sums) {
     int64_t u = g.up_channels, left = g.padding[1], columns = min_of(g.width, p.padded[1] - left);
@@ -75,19 +102,20 @@ static inline void take_rows(Geometry g, Plan p, const Map *x, int bf16, int64_t
             else
                 memcpy(row, (const float *)x + at, columns * u * sizeof(float));
         }
-        for (int64_t kx = 0; kx < g.kernel[1]; kx++) {
-            int64_t from = first_reaching(g, 1, kx, 0), to = first_reaching(g, 1, kx, g.width);
-            const float *seen = row + (from * g.stride[1] + kx * g.dilation[1] - left) * u;
-            for (int64_t c = 0; c < u && from < to; c += LANES) {
-                Vec line = sum_of_rows(seen + c, g.stride[1] * u, to - from, u - c);
-                for (int64_t ky = 0; ky < g.kernel[0]; ky++) {
-                    int64_t top = y + g.padding[0] - ky * g.dilation[0];
-                    if (top >= 0 && top % g.stride[0] == 0 && top / g.stride[0] < g.out[0])
-                        add_to(sums + (ky * g.kernel[1] + kx) * u + c, line, u - c);
-                }
-            }
-        }
+        add_taps(g, row, y, sums);
     }
+}
+
+/* The means over the output's positions, [count][means], from the bands' sums, [count * bands][means]. */
+static inline void means_of_bands(Geometry g, Plan p, int64_t count, int64_t bands, int threads, const double *parts,
+                                  float *mean) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t k = 0; k < count; k++)
+        for (int64_t i = 0; i < p.means; i++) {
+            double total = 0;
+            for (int64_t band = 0; band < bands; band++) total += parts[(k * bands + band) * p.means + i];
+            mean[k * p.means + i] = (float)(total / (double)(g.out[0] * g.out[1]));
+        }
 }
 
 /* Writes `count` samples' padded images, from sample n of x on, and the means over the output's positions of the inputs
@@ -109,13 +137,7 @@ static inline void see(Geometry g, Plan p, const Map *x, int bf16, int64_t n, co
         take_rows(g, p, x, bf16, (n + k) * g.height * g.width * g.up_channels, g.height * band / bands,
                   g.height * (band + 1) / bands, padded + k * image, sums + g.low_channels + (up ? g.up_channels : 0));
     }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t k = 0; k < count; k++)
-        for (int64_t i = 0; i < p.means; i++) {
-            double total = 0;
-            for (int64_t band = 0; band < bands; band++) total += parts[(k * bands + band) * p.means + i];
-            mean[k * p.means + i] = (float)(total / (double)positions);
-        }
+    means_of_bands(g, p, count, bands, threads, parts, mean);
 }
 
 /* Number of bands of lines that an image is cut into, whatever the number of threads. */
