@@ -31,6 +31,7 @@ DATA = {
     'cifar10': 'CIFAR-10',
     'cifar100': 'CIFAR-100',
     'folder': 'CIFAR-10',
+    'cells': 'BCCD blood cells',
     'digits': 'Digits (tools/make_digits.py)',
 }
 OURS = ('scconv', 'sru', 'cru')
