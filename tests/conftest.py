@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from helpers.apart import CHANNEL, Apart
+from helpers.once import made_once, shared_folder
 from helpers.paths import ROOT
 
 
@@ -55,7 +56,8 @@ def instructions(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == 'any':
             patch.setattr(compiled, 'KERNELS', dataclasses.replace(compiled.KERNELS, flags=((),)))
-            patch.setenv('MMSCCONV_CACHE_DIR', str(tmp_path_factory.mktemp('kernels')))
+            # Compiled once, for all modules and workers.
+            patch.setenv('MMSCCONV_CACHE_DIR', str(shared_folder(tmp_path_factory) / 'kernels'))
             for cache in caches:
                 cache.cache_clear()
         assert compiled.unavailable() is None
@@ -79,9 +81,8 @@ def real_data(tmp_path_factory):
 
     from helpers.photographs import write_data
 
-    return write_data(
-        tmp_path_factory.mktemp('real_data'), CocoDataset.METAINFO['classes'], VOCDataset.METAINFO['classes']
-    )
+    classes = CocoDataset.METAINFO['classes'], VOCDataset.METAINFO['classes']
+    return made_once(tmp_path_factory, 'real_data', lambda folder: write_data(folder, *classes))
 
 
 @pytest.fixture(scope='session')
@@ -146,9 +147,11 @@ def digits(tmp_path_factory):
     """A tiny digits data set."""
     from helpers.running_tools import run_tool
 
-    folder = tmp_path_factory.mktemp('digits')
-    run_tool('make_digits.py', '--out', folder, '--train', 12, '--val', 4)
-    return folder
+    return made_once(
+        tmp_path_factory,
+        'digits',
+        lambda folder: run_tool('make_digits.py', '--out', folder, '--train', 12, '--val', 4),
+    )
 
 
 @pytest.fixture(scope='session')
@@ -156,12 +159,13 @@ def digits_run(digits, tmp_path_factory):
     """Work dir of one epoch of the demo on the tiny digits, run from the folder cwd beside it, with home as HOME."""
     from helpers.running_tools import DIGITS, run_tool
 
-    folder = tmp_path_factory.mktemp('digits_run')
-    for name in ('cwd', 'home'):
-        (folder / name).mkdir()
-    work_dir = folder / 'run'
-    run_tool(
-        'train.py', ROOT / 'configs' / 'retinanet_scconv_r18_digits.py', '--data-root', digits, '--work-dir', work_dir,
-        options=[*DIGITS, 'default_hooks.logger.interval=1'], cwd=folder / 'cwd', HOME=str(folder / 'home'),
-    )  # fmt: skip
-    return work_dir
+    def train(folder):
+        for name in ('cwd', 'home'):
+            (folder / name).mkdir()
+        run_tool(
+            'train.py', ROOT / 'configs' / 'retinanet_scconv_r18_digits.py', '--data-root', digits,
+            '--work-dir', folder / 'run', options=[*DIGITS, 'default_hooks.logger.interval=1'],
+            cwd=folder / 'cwd', HOME=str(folder / 'home'),
+        )  # fmt: skip
+
+    return made_once(tmp_path_factory, 'digits_run', train) / 'run'

@@ -103,14 +103,15 @@ def test_without_a_prediction():
 
 
 @pytest.fixture(scope='module')
-def report(digits_run):
+def report(digits_run, tmp_path_factory):
     """The page on one epoch of the demo, with every box that it gives, however low its score."""
     from helpers.running_tools import ONE_WORKER, run_tool
 
-    work_dir = digits_run.parent / 'judged'
+    folder = tmp_path_factory.mktemp('report')
+    work_dir = folder / 'judged'
     shutil.copytree(digits_run, work_dir)
     done = run_tool('report.py', work_dir, '--worst', 3, options=[*ONE_WORKER, 'model.test_cfg.score_thr=0.0'],
-                    cwd=digits_run.parent / 'cwd')  # fmt: skip
+                    cwd=folder)  # fmt: skip
     return work_dir, (work_dir / 'report.html').read_text(), done.text
 
 
