@@ -82,31 +82,51 @@ static __attribute__((noinline)) void output_rows(Geometry g, Plan p, Inputs in,
 
 static const float minus_one[STEP] = {[0 ... STEP - 1] = -1.f};
 
-/* Computes the weights of the fuse from the means of one sample; biases, the norm's scale and shift may be NULL. */
-static void finish_panel(Geometry g, Plan p, const float *packed, int64_t index, const float *mean, const float *bias1,
-                         const float *bias2, const float *scale, const float *shift, Ends e, float *beta1) {
+/* Computes the weights of the fuse of some samples, at most TILE_ROWS, from their means: a panel of weights is read once
+ * for all of them. Biases, the norm's scale and shift may be NULL; beta1: of the first sample. */
+static void finish_panel(Geometry g, Plan p, const float *packed, int64_t index, const float *mean, int64_t samples,
+                         const float *bias1, const float *bias2, const float *scale, const float *shift, Ends e,
+                         int64_t length, float *beta1) {
     const float *panel = packed + index * p.depth * PANEL;
     int64_t group = index / p.panels_each, in_group = index % p.panels_each * PANEL, each = g.channels / g.groups;
     int64_t before = group * p.group_channels;
     const float *up = mean + g.low_channels, *taps = up + (g.centre < 0 ? g.up_channels : 0) + before;
-    Inputs in = {mean, up, taps, 0, 0, 0, g.kernel[1] * g.up_channels, g.up_channels, before};
-    float difference[PANEL];
+    Inputs in = {mean, up, taps, p.means, p.means, p.means, g.kernel[1] * g.up_channels, g.up_channels, before};
+    float differences[TILE_ROWS][PANEL];
     for (int64_t j = 0; j < PANEL; j += STEP) {
-        Sums sum = {0};
-        sum_up(g, p, in, panel + j, NULL, minus_one, sum, 1);
-        store(difference + j, sum[0], STEP);
+#define DIFFERENCES(R)                                                                     \
+    do {                                                                                   \
+        Sums sum = {0};                                                                    \
+        sum_up(g, p, in, panel + j, NULL, minus_one, sum, R);                              \
+        for (int r = 0; r < R; r++) store(differences[r] + j, sum[r], STEP);               \
+    } while (0)
+        FOR_ROWS_OF_TILE(samples, DIFFERENCES)
+#undef DIFFERENCES
     }
-    for (int64_t j = 0; j < min_of(PANEL, each - in_group); j++) {
-        int64_t c = group * each + in_group + j, at = index * PANEL + j;
-        float b1 = bias1 ? bias1[c] : 0.f, b2 = bias2 && c < g.made ? bias2[c] : 0.f;
-        float d = difference[j] + b1 - b2;
-        d = d > LARGEST_DIFFERENCE ? LARGEST_DIFFERENCE : d;
-        d = d < -LARGEST_DIFFERENCE ? -LARGEST_DIFFERENCE : d;
-        float ratio = expf(-d), factor = (scale ? scale[c] : 1.f) / (1.f + ratio);
-        beta1[c] = 1.f / (1.f + ratio);
-        e.ratio[at] = ratio;
-        e.factor[at] = factor;
-        e.offset[at] = (b2 * ratio + b1) * factor + (shift ? shift[c] : 0.f);
+    for (int64_t k = 0; k < samples; k++)
+        for (int64_t j = 0; j < min_of(PANEL, each - in_group); j++) {
+            int64_t c = group * each + in_group + j, at = k * length + index * PANEL + j;
+            float b1 = bias1 ? bias1[c] : 0.f, b2 = bias2 && c < g.made ? bias2[c] : 0.f;
+            float d = differences[k][j] + b1 - b2;
+            d = d > LARGEST_DIFFERENCE ? LARGEST_DIFFERENCE : d;
+            d = d < -LARGEST_DIFFERENCE ? -LARGEST_DIFFERENCE : d;
+            float ratio = expf(-d), factor = (scale ? scale[c] : 1.f) / (1.f + ratio);
+            beta1[k * g.channels + c] = 1.f / (1.f + ratio);
+            e.ratio[at] = ratio;
+            e.factor[at] = factor;
+            e.offset[at] = (b2 * ratio + b1) * factor + (shift ? shift[c] : 0.f);
+        }
+}
+
+/* finish_panel for all panels of `count` samples. */
+static void finish_panels(Geometry g, Plan p, const float *packed, const float *mean, int64_t count, const float *bias1,
+                          const float *bias2, const float *scale, const float *shift, Ends e, int threads, float *beta1) {
+    int64_t panels = g.groups * p.panels_each, length = panels * PANEL, parts = (count + TILE_ROWS - 1) / TILE_ROWS;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < panels * parts; i++) {
+        int64_t k = i % parts * TILE_ROWS;
+        finish_panel(g, p, packed, i / parts, mean + k * p.means, min_of(TILE_ROWS, count - k), bias1, bias2, scale, shift,
+                     at_sample(e, k, length), length, beta1 + k * g.channels);
     }
 }
 
@@ -176,10 +196,7 @@ static int fuse_in_tiles(Geometry g, Plan p, Call call, uint16_t *out, float *be
         for (int64_t i = 0; i < panels; i++)
             transform_steps(g, p, call.packed + i * p.depth * PANEL, i, steps + i * t.steps * TILE_STEP,
                             floats + thread_number() * floats_room);
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t i = 0; i < N * panels; i++)
-            finish_panel(g, p, call.packed, i % panels, mean + i / panels * p.means, call.bias1, call.bias2, call.scale,
-                         call.shift, at_sample(all, i / panels, length), beta1 + i / panels * g.channels);
+        finish_panels(g, p, call.packed, mean, N, call.bias1, call.bias2, call.scale, call.shift, all, threads, beta1);
 #pragma omp parallel num_threads(threads)
         {
             begin_tiles();
@@ -246,10 +263,7 @@ int transform_fuse(const Map *x, const Map *up, const Map *low, const float *pac
             ups = all_values(from_value(up, bf16, n * of_up), bf16, count * of_up, threads,
                              bf16 ? floats + at_once * of_low : NULL);
         see(g, p, x, bf16, n, ups, lows, count, bands, threads, padded, parts, mean);
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t i = 0; i < count * panels; i++)
-            finish_panel(g, p, packed, i % panels, mean + i / panels * p.means, bias1, bias2, scale, shift,
-                         at_sample(all, i / panels, panels * PANEL), beta1 + (n + i / panels) * g.channels);
+        finish_panels(g, p, packed, mean, count, bias1, bias2, scale, shift, all, threads, beta1 + n * g.channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < count * bands * panels; i++) {
             int64_t k = i / (bands * panels), band = i / panels % bands, s = n + k;
