@@ -113,7 +113,7 @@ def read_runs(file: Path) -> dict[tuple[str, int], Result]:
 
 def in_percent(metric: str, value: float) -> float:
     """Return the value in percent: mmdet's average precision is a fraction, mmpretrain's accuracy a percentage."""
-    return value * 100 if 'AP' in metric else value
+    return round(value * 100, 10) if 'AP' in metric else value
 
 
 def difference(row: SweepRow, other: SweepRow) -> Difference | None:
