@@ -12,6 +12,9 @@ static inline int64_t bytes_of(int64_t values, int bf16) {
     return values * (bf16 ? (int64_t)sizeof(uint16_t) : (int64_t)sizeof(float));
 }
 
+/* How many samples the caches hold. In tiles bfloat16 values stay what they are, which take half the room of floats. */
+static inline int64_t samples_at_once(Shape s, int bf16) { return block_samples(s) * (bf16 == IN_TILES ? 2 : 1); }
+
 static inline const Map *from_value(const Map *map, int bf16, int64_t i) { return (const char *)map + bytes_of(i, bf16); }
 static inline Map *to_value(Map *map, int bf16, int64_t i) { return (char *)map + bytes_of(i, bf16); }
 

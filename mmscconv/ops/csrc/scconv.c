@@ -17,8 +17,8 @@ typedef struct {
 static int some_samples(Layer layer, Geometry all, const Map *x, int threads, Map *out) {
     int64_t u = all.up_channels, l = all.low_channels, positions = all.height * all.width;
     int64_t pool_height = all.stride[0], pool_width = all.stride[1], out_positions = all.out[0] * all.out[1];
-    int64_t at_once = block_samples((Shape){all.samples, layer.channels, positions, 1});
-    at_once = min_of(at_once * (layer.bf16 == IN_TILES ? 2 : 1), all.samples);
+    int64_t at_once = samples_at_once((Shape){all.samples, layer.channels, positions, 1}, layer.bf16);
+    at_once = min_of(at_once, all.samples);
     int64_t lines_room = layer.bf16 ? pool_height * all.width * u + all.out[1] * u : 0;
     Map *x_up = malloc(bytes_of(at_once * positions * u, layer.bf16));
     Map *pooled = malloc(bytes_of(at_once * out_positions * u, layer.bf16));

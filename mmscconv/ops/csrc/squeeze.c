@@ -56,7 +56,7 @@ int sru_squeeze(const Map *x, const float *scale, const float *shift, const floa
     int64_t columns = (width + pool_width - 1) / pool_width; /* of out_low, whose lines are the blocks */
     Shape s = {samples, channels, positions, 1};
     Gate g = {groups, threshold, hard};
-    int64_t at_once = block_samples(s) * (tiles ? 2 : 1), depth = channels - cut; /* bfloat16 values take half the room */
+    int64_t at_once = samples_at_once(s, bf16), depth = channels - cut;
     int64_t of_means = step * channels, of_out = of_means + (pooled ? columns * depth : 0);
     int64_t of_x = of_out + (bf16 ? max_of(step, columns) * max_of(squeezed_up, squeezed_low) : 0);
     int64_t room = max_of(of_x + (bf16 ? step * channels : 0), chunk_room(s, bf16));

@@ -231,9 +231,8 @@ int transform_fuse(const Map *x, const Map *up, const Map *low, const float *pac
     Plan p = plan_of(g);
     int64_t positions = g.out[0] * g.out[1], panels = g.groups * p.panels_each;
     int64_t bands = bands_of(g);
-    int64_t at_once = block_samples((Shape){g.samples, g.channels, positions, 1});
+    int64_t at_once = samples_at_once((Shape){g.samples, g.channels, positions, 1}, bf16);
     if (bf16 == IN_TILES && tiles_granted()) {
-        at_once *= 2;
         int64_t in = g.height * g.width * g.up_channels, in_up = positions * g.up_channels, in_low = positions * g.low_channels;
         int status = 0;
         for (int64_t n = 0; n < g.samples && status == 0; n += at_once) {
@@ -244,7 +243,6 @@ int transform_fuse(const Map *x, const Map *up, const Map *low, const float *pac
             status = fuse_in_tiles(some, p, call, (uint16_t *)out + n * positions * g.channels, beta1 + n * g.channels);
         }
         if (status >= 0) return status;
-        at_once /= 2;
     }
     int64_t image = p.padded[0] * p.padded[1] * g.up_channels;
     float *padded = calloc(at_once * image, sizeof(float));
