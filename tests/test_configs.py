@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.registry import PARAM_SCHEDULERS
 from PIL import Image
 
 from helpers.configs import build, load, shrink
@@ -14,6 +16,7 @@ from mmscconv.configuration import innermost_dataset
 from mmscconv.models import SCConvResNet
 
 CONFIGS = sorted(p for p in (ROOT / 'configs').glob('*.py'))
+SCHEDULED = sorted(p for p in (ROOT / 'configs').rglob('*.py') if 'param_scheduler' in p.read_text())
 TWINS = [
     ('retinanet_scconv_r50_coco', 'retinanet_r50_coco'),
     ('retinanet_scconv_r101_coco', 'retinanet_r101_coco'),
@@ -72,6 +75,20 @@ def test_what_every_config_promises(path):
     # Nothing may be fetched at run time, nor frozen before it was trained.
     assert 'init_cfg' not in cfg.model.backbone
     assert cfg.model.backbone.get('frozen_stages', -1) == -1
+
+
+@pytest.mark.parametrize('path', SCHEDULED, ids=lambda p: p.stem)
+def test_schedules_can_be_built(path):
+    """A schedule with a setting that its class does not know is found when the training starts, after the data."""
+    optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=0.1)
+    schedules = Config.fromfile(path).param_scheduler
+    for schedule in schedules if isinstance(schedules, list) else [schedules]:
+        by_epoch = schedule.pop('convert_to_iter_based', False)
+        if by_epoch:
+            assert schedule.pop('by_epoch')
+            PARAM_SCHEDULERS.get(schedule.pop('type')).build_iter_from_epoch(optimizer, epoch_length=2, **schedule)
+        else:
+            PARAM_SCHEDULERS.build(schedule, default_args=dict(optimizer=optimizer))
 
 
 @pytest.mark.parametrize(('ours', 'twin'), TWINS)

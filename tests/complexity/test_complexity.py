@@ -1,6 +1,4 @@
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +6,7 @@ import torch
 from torch import nn
 
 from helpers.paths import ROOT
+from helpers.running_tools import run_tool
 
 pytest.importorskip('mmpretrain')
 from mmengine.config import Config
@@ -95,11 +94,6 @@ def _fast_building():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.init, 'kaiming_uniform_', lambda tensor, **_: tensor)
         yield
-
-
-def run(*args):
-    command = [sys.executable, str(ROOT / 'tools' / 'complexity.py'), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def rows():
@@ -190,8 +184,7 @@ def test_layers_by_formula(layer, macs_per_place):
 def test_tool_prints_and_writes(tmp_path):
     out = tmp_path / 'new' / 'table.csv'
     config = CONFIGS / 'cifar' / 'scconv_resnet56_cifar100.py'
-    done = run(config, '--classes', 10, '--per-stage', '--out', out)
-    assert done.returncode == 0, done.stderr
+    done = run_tool('complexity.py', config, '--classes', 10, '--per-stage', '--out', out)
     table = list(csv.reader(out.open()))
     assert table[1] == [str(config), '0.5259M', '0.5239M', '76.2026M', '79.5563M']
     stages = {line[0].removeprefix(f'{config}: '): line[3] for line in table[2:]}
@@ -211,7 +204,7 @@ def test_tool_prints_and_writes(tmp_path):
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_user_errors_are_one_line(args, message):
-    done = run(*args)
+    done = run_tool('complexity.py', *args, check=False)
     lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
     assert done.returncode == 2 and len(lines) == 1 and message in lines[0]
     assert 'Traceback' not in done.stderr
@@ -236,8 +229,7 @@ def test_a_detector_has_rows_for_its_parts(tmp_path):
     """RetinaNet by hand: FPN of 32 channels on maps of 8 and 4 squares, two towers of convolutions over all levels."""
     cfg = Config.fromfile(CONFIGS / 'retinanet_r18_digits.py')
     out = tmp_path / 'table.csv'
-    done = run(CONFIGS / 'retinanet_r18_digits.py', '--shape', 64, 64, '--out', out)
-    assert done.returncode == 0, done.stderr
+    run_tool('complexity.py', CONFIGS / 'retinanet_r18_digits.py', '--shape', 64, 64, '--out', out)
     rows = {line[0].partition(': ')[2]: line[1:] for line in list(csv.reader(out.open()))[1:]}
     assert list(rows) == ['', 'backbone', 'neck', 'head']
     for column in range(4):
@@ -271,10 +263,9 @@ def test_fake_tensors_count_the_same(monkeypatch):
 
 
 def test_cifar_tree_is_what_the_generator_makes(tmp_path):
-    tool = [sys.executable, str(ROOT / 'tools' / 'make_cifar_configs.py')]
-    assert subprocess.run([*tool, '--check'], check=False).returncode == 0
+    run_tool('make_cifar_configs.py', '--check')
     (tmp_path / 'stray.py').touch()
-    wrong = subprocess.run([*tool, '--check', '--out', tmp_path], capture_output=True, text=True, check=False)
+    wrong = run_tool('make_cifar_configs.py', '--check', '--out', tmp_path, check=False)
     assert wrong.returncode == 2 and 'stray.py' in wrong.stderr
 
 

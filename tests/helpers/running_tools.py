@@ -1,9 +1,15 @@
 """Runs the tools as a user does, with overrides that make a network small enough for a test."""
 
+import functools
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from helpers.paths import ROOT
 
@@ -11,6 +17,7 @@ from helpers.paths import ROOT
 OFFICIAL = any(d.metadata['Name'] == 'mmengine' for d in metadata.distributions())
 MMCV, MMENGINE = ('mmcv==2.1.0', 'mmengine==0.10.7') if OFFICIAL else ('onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12')
 
+STREAMS = 'stdout', 'stderr'
 NARROW = ['model.backbone.base_channels=16', 'model.backbone.stem_channels=8']
 NARROW_DETECTOR = [
     *NARROW,
@@ -41,12 +48,64 @@ DIGITS = [
 SMALL_TEST = [f'{stage}_dataloader.dataset.indices=3' for stage in ('val', 'test')]
 
 
-def run_tool(name, *args, options=(), cwd=None, check=True, launcher=(sys.executable,), **variables):
-    command = [*launcher, str(ROOT / 'tools' / name), *map(str, args)]
+def run_tool(name, *args, options=(), cwd=None, check=True, **variables):
+    """Run tools/NAME in a process of its own, with ``variables`` in its environment; return what ended it and its text.
+
+    The process is a fork of one that has imported mmdet, which takes longer than most of the tools' work here. What the
+    tools do when they import everything themselves is seen by the tests that start them from a shell.
+    """
+    argv = [str(ROOT / 'tools' / name), *map(str, args)]
     if options:
-        command += ['--cfg-options', *options]
+        argv += ['--cfg-options', *options]
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, **variables}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=400)
-    done.text = done.stdout + done.stderr
+    with tempfile.TemporaryDirectory() as folder:
+        process = _forks().Process(target=_run_here, args=(argv, env, cwd or Path.cwd(), Path(folder)))
+        process.start()
+        process.join(400)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        files = [Path(folder, stream) for stream in STREAMS]
+        done = Done(process.exitcode, *(file.read_text() if file.exists() else '' for file in files))
     assert not check or done.returncode == 0, done.text[-4000:]
     return done
+
+
+def start_tool(*command, cwd=None):
+    """Start a tool as a shell does, by an interpreter or ``bash``, and return what ended it and its text."""
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd, env=env, timeout=400)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a tool has left: its exit status, negative for the signal that ended it, and its two streams."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+    @property
+    def text(self):
+        return self.stdout + self.stderr
+
+
+@functools.cache
+def _forks():
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmdet.apis', 'mmpretrain', 'mmscconv.models'])
+    return context
+
+
+def _run_here(argv, env, cwd, folder):
+    """Become the tool: its environment, folder and streams, then its file as the main module."""
+    for number, stream in enumerate(STREAMS, 1):
+        file = os.open(folder / stream, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.argv = argv
+    sys.path[:0] = [str(Path(argv[0]).parent), *env.get('PYTHONPATH', '').split(os.pathsep)]
+    runpy.run_path(argv[0], run_name='__main__')

@@ -1,14 +1,12 @@
 """mmdet's inference interfaces with our configs and checkpoints, and the quickstart that shows them."""
 
-import subprocess
-import sys
-
 import cv2
 import numpy as np
 import pytest
 
 import mmscconv
 from helpers.paths import ROOT
+from helpers.running_tools import run_tool
 
 
 @pytest.fixture(scope='module')
@@ -61,9 +59,7 @@ def test_checkpoint_alone_is_enough(digits, digits_run):
 
 
 def test_quickstart(tmp_path):
-    command = [sys.executable, ROOT / 'docs' / 'quickstart.py', tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_tool(ROOT / 'docs' / 'quickstart.py', tmp_path, cwd=tmp_path)
     lines = dict(line.split(': ', 1) for line in done.stdout.splitlines() if ': ' in line)
     assert lines['output'] == '(1, 128, 16, 16)'
     assert lines['images in the folder'] == '4'

@@ -2,13 +2,13 @@
 
 import csv
 import fcntl
+import functools
 import json
-import os
 import subprocess
-import sys
 
 import pytest
 
+from helpers.running_tools import run_tool
 from mmscconv.complexity import Complexity
 from mmscconv.engine.results import read_log
 from mmscconv.engine.sweep_table import Difference, Result, SweepRow, difference, read_runs, result_of, write_tables
@@ -41,12 +41,6 @@ auto_scale_lr = dict(base_batch_size=2)
 """
 
 
-def sweep(root, cwd, *args):
-    environment = {**os.environ, 'PYTHONPATH': str(cwd), 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, str(root / 'tools' / 'sweep.py'), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
-
-
 def test_interrupted_sweep_resumes(root, tmp_path, digits):
     flag = tmp_path / 'kill'
     flag.touch()
@@ -56,7 +50,8 @@ def test_interrupted_sweep_resumes(root, tmp_path, digits):
     args += ['--cfg-options', 'train_cfg.max_epochs=2']
     folders = [tmp_path / 'out' / 'tiny' / f'seed{seed}' for seed in (0, 1)]
 
-    first = sweep(root, tmp_path, *args)
+    sweep = functools.partial(run_tool, 'sweep.py', *args, cwd=tmp_path, check=False, PYTHONPATH=str(tmp_path))
+    first = sweep()
     assert first.returncode == 1, first.stderr
     assert 'tiny seed 0: FAILED with status -9' in first.stdout and 'tiny seed 1: done' in first.stdout
     assert first.stderr.strip() == 'failed: tiny seed 0'
@@ -64,7 +59,7 @@ def test_interrupted_sweep_resumes(root, tmp_path, digits):
     changed = (folders[1] / 'epoch_2.pth').stat().st_mtime_ns
 
     flag.unlink()
-    second = sweep(root, tmp_path, *args)
+    second = sweep()
     assert second.returncode == 0 and second.stderr == '', second.stderr
     assert [r['step'] for r in read_log(folders[0])[1]] == [1, 2]
     newest = sorted(folders[0].glob('*/vis_data/scalars.json'))[-1].read_text().splitlines()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.paths import ROOT
-from helpers.running_tools import NARROW, NARROW_DETECTOR, ONE_WORKER, SMALL_TEST, SMALL_TRAIN, run_tool
+from helpers.running_tools import NARROW, NARROW_DETECTOR, ONE_WORKER, SMALL_TEST, SMALL_TRAIN, run_tool, start_tool
 
 CONFIGS = ROOT / 'configs'
 SCALE = '(160,128)'
@@ -154,11 +154,12 @@ def test_classifier_checkpoint_in_the_detector(imagenet_run, real_data, tmp_path
 
 
 def test_two_processes_make_one_step(real_data, tmp_path):
-    done = run_tool(
-        'dist_train.sh', CONFIGS / 'retinanet_scconv_r50_coco.py', 2, '--data-root', real_data / 'coco',
-        '--work-dir', tmp_path,
-        options=[*DETECTOR, *SMALL_IMAGES, 'train_cfg.max_iters=1', 'train_cfg.val_begin=9'], launcher=('bash',),
+    done = start_tool(
+        'bash', ROOT / 'tools' / 'dist_train.sh', CONFIGS / 'retinanet_scconv_r50_coco.py', 2, '--data-root',
+        real_data / 'coco', '--work-dir', tmp_path, '--cfg-options', *DETECTOR, *SMALL_IMAGES, 'train_cfg.max_iters=1',
+        'train_cfg.val_begin=9',
     )  # fmt: skip
+    assert done.returncode == 0, done.text[-4000:]
     assert 'Iter(train) [1/1]' in done.text
     assert 'GPU number: 2' in done.text
     assert (tmp_path / 'iter_1.pth').is_file()

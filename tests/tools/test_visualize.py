@@ -1,10 +1,10 @@
 import re
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
+
+from helpers.running_tools import run_tool
 
 pytest.importorskip('mmdet')
 
@@ -42,11 +42,9 @@ def is_drawn(path):
 
 
 def test_detectors(root, tmp_path, image):
-    """As a user calls it."""
+    """From the folder of a user's images."""
     configs = [root / 'configs' / f'retinanet_{name}r18_digits.py' for name in ('', 'scconv_')]
-    command = [sys.executable, root / 'tools' / 'visualize_features.py', image, *configs, '--size', '64']
-    done = subprocess.run([*map(str, command), '--out-dir', 'new/out'], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = run_tool('visualize_features.py', image, *configs, '--size', 64, '--out-dir', 'new/out', cwd=tmp_path)
     assert is_drawn(tmp_path / 'new/out/features.png') and is_drawn(tmp_path / 'new/out/statistics.png')
     assert re.search(r'retinanet_scconv_r18_digits \(random weights\)\n  redundancy: layer1 0\.\d+', done.stdout)
     shares = re.search('informative: (.*)', done.stdout)[1]
