@@ -24,6 +24,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'val.json')
 test_evaluator = val_evaluator
 
+optim_wrapper = dict(optimizer=dict(lr=4e-3))
 train_cfg = dict(max_epochs=30, val_interval=6)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
