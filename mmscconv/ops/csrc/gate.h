@@ -6,7 +6,8 @@
 #ifndef MMSCCONV_GATE_H
 #define MMSCCONV_GATE_H
 
-#include "maps.h"
+#include "lanes.h"
+#include "rows.h"
 
 #define RUN 512        /* NCHW: positions */
 #define CHANNEL_RUN 32 /* channels last */
@@ -54,15 +55,7 @@ static inline void add_moments(Shape s, const float *x, int64_t first, int64_t l
     memset(sum, 0, s.channels * sizeof(double));
     memset(square, 0, s.channels * sizeof(double));
     if (s.channels_last) {
-        for (int64_t p = first; p < last; p++) {
-            const float *row = x + p * s.channels;
-#pragma omp simd
-            for (int64_t c = 0; c < s.channels; c++) {
-                double v = row[c];
-                sum[c] += v;
-                square[c] += v * v;
-            }
-        }
+        moments_of_rows(x + first * s.channels, s.channels, last - first, s.channels, sum, square);
         return;
     }
     for (int64_t c = 0; c < s.channels; c++) {
@@ -130,8 +123,43 @@ static inline void gate_run(const float *restrict a, const float *restrict b, fl
     }
 }
 
+#if LANES == 16
+/* 16 values with their halves in the other order; through a register, for two stores that one load reads again stall. */
+static inline void swap_halves(const float *from, float *to) {
+    Vec v = *(const Vec *)from;
+#ifdef __clang__
+    *(Vec *)to = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+#else
+    *(Vec *)to = __builtin_shuffle(v, (Mask){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
+#endif
+}
+
+/* Channels last, whole rows of 16 values, both halves in one vector: 8 values alone would fill half of it. */
+static inline void gate_rows_of_16(const float *restrict x, int64_t rows, Sample t, Gate g, float *restrict out) {
+    for (int64_t p = 0; p < rows; p++, x += 16, out += 16) {
+        float crossing[16], other[16];
+#pragma omp simd
+        for (int c = 0; c < 16; c++) {
+            float logit = logit_of(x[c], t, c);
+            out[c] = own_part(x[c], logit, g);
+            crossing[c] = cross_part(x[c], logit, g);
+        }
+        swap_halves(crossing, other);
+#pragma omp simd
+        for (int c = 0; c < 16; c++) out[c] += other[c];
+    }
+}
+
+#endif
+
 static inline void gate_chunk(Shape s, Gate g, const float *x, int64_t first, int64_t last, Sample t, float *out) {
     int64_t half = s.channels / 2, far = half * s.positions;
+#if LANES == 16
+    if (s.channels_last && s.channels == 16) {
+        gate_rows_of_16(x + first * 16, last - first, t, g, out + first * 16);
+        return;
+    }
+#endif
     if (s.channels_last)
         for (int64_t i = first * s.channels; i < last * s.channels; i += s.channels)
             gate_run(x + i, x + i + half, out + i, out + i + half, half, t, half, g, 1);
@@ -303,8 +331,43 @@ static inline __attribute__((always_inline)) void pair_grads(const float *restri
     }
 }
 
+#if LANES == 16
+/* pair_grads for whole rows of 16 values, both halves in one vector. */
+static inline void pair_grads_of_16(const float *restrict x, const float *restrict grad, int64_t rows, Sample t, Gate g,
+                                    float *restrict reconstructed, float *restrict out, double *sum, double *product) {
+    float dls[16] = {0}, dlxs[16] = {0};
+    for (int64_t p = 0; p < rows; p++, x += 16, grad += 16, reconstructed += 16, out += 16) {
+        float other[16], crossing[16];
+        swap_halves(grad, other);
+#pragma omp simd
+        for (int c = 0; c < 16; c++) {
+            float logit = logit_of(x[c], t, c), d = logit_grad(x[c], logit, grad[c] + other[c], g);
+            reconstructed[c] = own_part(x[c], logit, g);
+            crossing[c] = cross_part(x[c], logit, g);
+            out[c] = direct_grad(logit, grad[c], other[c], g) + d * t.slope[c];
+            dls[c] += d;
+            dlxs[c] += d * ((x[c] - t.mean[c]) * t.rstd[c]);
+        }
+        swap_halves(crossing, other);
+#pragma omp simd
+        for (int c = 0; c < 16; c++) reconstructed[c] += other[c];
+    }
+    for (int c = 0; c < 16; c++) {
+        sum[c] += dls[c];
+        product[c] += dlxs[c];
+    }
+}
+
+#endif
+
 static inline void pair_grads_of_rows(Shape s, Gate g, const float *x, const float *grad, int64_t rows, Sample t,
                                       float *reconstructed, float *out, double *sum, double *product) {
+#if LANES == 16
+    if (s.channels == 16) {
+        pair_grads_of_16(x, grad, rows, t, g, reconstructed, out, sum, product);
+        return;
+    }
+#endif
     int64_t half = s.channels / 2;
     for (int64_t c = 0; c < half; c += PAIR_RUN) {
         int64_t width = min_of(PAIR_RUN, half - c);
@@ -317,11 +380,21 @@ static inline void pair_grads_of_rows(Shape s, Gate g, const float *x, const flo
     }
 }
 
-static inline void finish_grads(Shape s, const float *restrict x, int64_t rows, Sample t, float *restrict out) {
-    for (int64_t p = 0; p < rows; p++, x += s.channels, out += s.channels)
+static inline __attribute__((always_inline)) void subtract_means(const float *restrict x, int64_t rows, Sample t,
+                                                                 float *restrict out, const int64_t channels) {
+    for (int64_t p = 0; p < rows; p++, x += channels, out += channels)
 #pragma omp simd
-        for (int64_t c = 0; c < s.channels; c++)
+        for (int64_t c = 0; c < channels; c++)
             out[c] -= t.rstd[c] * (t.mean_dl[c] + (x[c] - t.mean[c]) * t.rstd[c] * t.mean_dlx[c]);
+}
+
+static inline void finish_grads(Shape s, const float *x, int64_t rows, Sample t, float *out) {
+    if (s.channels == 16)
+        subtract_means(x, rows, t, out, 16);
+    else if (s.channels == 32)
+        subtract_means(x, rows, t, out, 32);
+    else
+        subtract_means(x, rows, t, out, s.channels);
 }
 
 /* Floats that each thread needs to read a chunk of a bfloat16 map. */

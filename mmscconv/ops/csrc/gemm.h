@@ -3,26 +3,20 @@
 #ifndef MMSCCONV_GEMM_H
 #define MMSCCONV_GEMM_H
 
-#include "common.h"
+#include "lanes.h"
 
-/* TILE_ROWS x 2 vectors of sums fill the registers of AVX-512, NEON or AVX2, with room for operands. Vectors that are
- * longer than a register would lie on the stack. Of NEON's 16 pairs of sums 10 are used: for more rows, the general
- * registers do not hold the addresses. */
-#ifdef __AVX512F__
-#define LANES 16
+/* TILE_ROWS x 2 vectors of sums fill the registers of AVX-512, NEON or AVX2, with room for operands. Of NEON's 16 pairs
+ * of sums 10 are used: for more rows, the general registers do not hold the addresses. */
+#if LANES == 16
 #define TILE_ROWS 14
-#elif defined(__aarch64__) && defined(__ARM_NEON)
-#define LANES 4
+#elif LANES == 4
 #define TILE_ROWS 10
 #else
-#define LANES 8
 #define TILE_ROWS 6
 #endif
 #define STEP (2 * LANES)
 #define PANEL 32 /* columns of packed weights on every machine */
 
-typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef Vec Sums[TILE_ROWS][2];
 
 /* Without this GCC reads a vector again for each product, and loads limit the speed. */
@@ -54,28 +48,20 @@ static inline __attribute__((always_inline)) void accumulate(Vec (*sum)[2], cons
     }
 }
 
-static inline __attribute__((always_inline)) void load(Vec *sum, const float *from, int64_t columns) {
-    if (columns >= STEP) {
-        sum[0] = *(const Vec *)from;
-        sum[1] = *(const Vec *)(from + LANES);
-    } else if (columns == LANES) {
-        sum[0] = *(const Vec *)from;
-    } else {
-        memcpy(sum, from, columns * sizeof(float));
-    }
+/* Copies of a known length are one or two instructions; any other is a call, which costs a narrow row more than its
+ * products. */
+static inline __attribute__((always_inline)) void copy_columns(void *to, const void *from, int64_t columns) {
+    if (columns >= STEP)
+        memcpy(to, from, STEP * sizeof(float));
+    else if (columns == 16)
+        memcpy(to, from, 16 * sizeof(float));
+    else if (columns == 8)
+        memcpy(to, from, 8 * sizeof(float));
+    else if (columns == 4)
+        memcpy(to, from, 4 * sizeof(float));
+    else
+        memcpy(to, from, columns * sizeof(float));
 }
-
-static inline __attribute__((always_inline)) void store(float *out, const Vec *sum, int64_t columns) {
-    if (columns >= STEP) {
-        *(Vec *)out = sum[0];
-        *(Vec *)(out + LANES) = sum[1];
-    } else if (columns == LANES) {
-        *(Vec *)out = sum[0];
-    } else {
-        memcpy(out, sum, columns * sizeof(float));
-    }
-}
-
 
 static inline __attribute__((always_inline)) void tile(const float *start, const float *a, int64_t stride,
                                                        const float *panel, int64_t depth, float *out,
@@ -83,9 +69,9 @@ static inline __attribute__((always_inline)) void tile(const float *start, const
                                                        const int vectors) {
     Sums sum = {0};
     if (start)
-        for (int r = 0; r < rows; r++) load(sum[r], start, columns);
+        for (int r = 0; r < rows; r++) copy_columns(sum[r], start, columns);
     accumulate(sum, a, stride, 1, panel, PANEL, depth, rows, vectors);
-    for (int r = 0; r < rows; r++) store(out + r * out_stride, sum[r], columns);
+    for (int r = 0; r < rows; r++) copy_columns(out + r * out_stride, sum[r], columns);
 }
 
 /* Rows of one tile, a constant in each case: `body(R)` becomes code for R rows. */
@@ -141,6 +127,16 @@ static __attribute__((noinline, unused)) void gemm(const float *start, const flo
     }
 }
 
+static inline __attribute__((always_inline)) void add_tile(const float *a, int64_t a_stride, const float *b,
+                                                           int64_t b_stride, int64_t depth, float *out,
+                                                           int64_t out_stride, int64_t columns, const int rows,
+                                                           const int vectors) {
+    Sums sum = {0};
+    for (int r = 0; r < rows; r++) copy_columns(sum[r], out + r * out_stride, columns);
+    accumulate(sum, a, 1, a_stride, b, b_stride, depth, rows, vectors);
+    for (int r = 0; r < rows; r++) copy_columns(out + r * out_stride, sum[r], columns);
+}
+
 /* out[i][j] += sum over rows of a[row][i] * b[row][j]; behind the last row of b, STEP numbers can be read. */
 static __attribute__((noinline, unused)) void add_products(const float *a, int64_t a_stride, int64_t a_columns,
                                                            const float *b, int64_t b_stride, int64_t b_columns,
@@ -148,16 +144,16 @@ static __attribute__((noinline, unused)) void add_products(const float *a, int64
     for (int64_t j = 0; j < b_columns; j += STEP)
         for (int64_t i = 0, count; i < a_columns; i += count) {
             count = next_rows(a_columns - i);
-#define PRODUCTS(R)                                                                           \
-    do {                                                                                      \
-        Sums sum = {0};                                                                       \
-        float *to = out + i * b_columns + j;                                                  \
-        for (int r = 0; r < R; r++) load(sum[r], to + r * b_columns, b_columns - j);          \
-        accumulate(sum, a + i, 1, a_stride, b + j, b_stride, rows, R, 2);                     \
-        for (int r = 0; r < R; r++) store(to + r * b_columns, sum[r], b_columns - j);         \
-    } while (0)
+#define PRODUCTS_OF(R, VECTORS) \
+    add_tile(a + i, a_stride, b + j, b_stride, rows, out + i * b_columns + j, b_columns, b_columns - j, R, VECTORS)
+#define PRODUCTS(R)           \
+    if (b_columns - j > LANES) \
+        PRODUCTS_OF(R, 2);    \
+    else                      \
+        PRODUCTS_OF(R, 1)
             FOR_ROWS_OF_TILE(count, PRODUCTS)
 #undef PRODUCTS
+#undef PRODUCTS_OF
         }
 }
 

@@ -59,10 +59,9 @@ static int sums_of_maps(const Map *grad, const Map *y1, const Map *made, const M
             products_of_rows(grad_rows, channels, made_rows, m, rows, m, of_y2);
             products_of_rows(grad_rows + m, channels, low_rows, low_channels, rows, low_channels, of_y2 + m);
         } else {
-            sums_of_rows(y1_rows, channels, y1_rows, channels, rows, channels, part, part + channels);
-            sums_of_rows(made_rows, m, made_rows, m, rows, m, of_y2, of_y2 + channels);
-            sums_of_rows(low_rows, low_channels, low_rows, low_channels, rows, low_channels, of_y2 + m,
-                         of_y2 + channels + m);
+            moments_of_rows(y1_rows, channels, rows, channels, part, part + channels);
+            moments_of_rows(made_rows, m, rows, m, of_y2, of_y2 + channels);
+            moments_of_rows(low_rows, low_channels, rows, low_channels, of_y2 + m, of_y2 + channels + m);
         }
     }
 #pragma omp parallel for num_threads(threads) schedule(static)

@@ -15,36 +15,48 @@
     for (; j + 4 <= (width); j += 4) CALL(4);        \
     for (; j < (width); j++) CALL(1);
 
-static inline void sums_of_columns(const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows,
-                                   const int columns, double *sum_a, double *sum_ab) {
+/* The sums of a * b and, with `both`, those of a. As constants, `columns` and `both` let the sums stay in registers. */
+static inline __attribute__((always_inline)) void sums_of_columns(const float *a, int64_t a_row, const float *b,
+                                                                  int64_t b_row, int64_t rows, const int columns,
+                                                                  const int both, double *sum_a, double *sum_ab) {
     double first[WIDE] = {0}, product[WIDE] = {0};
     for (int64_t i = 0; i < rows; i++, a += a_row, b += b_row) {
 #pragma omp simd
         for (int j = 0; j < columns; j++) {
             double v = a[j];
-            if (sum_a) first[j] += v;
+            if (both) first[j] += v;
             product[j] += v * b[j];
         }
     }
     for (int j = 0; j < columns; j++) {
-        if (sum_a) sum_a[j] += first[j];
+        if (both) sum_a[j] += first[j];
         sum_ab[j] += product[j];
     }
 }
 
 /* Add the sums of a and of a * b over `rows` rows to sum_a and sum_ab, (width) each. a and b: rows of `width` values,
  * a_row and b_row apart. */
-static inline void sums_of_rows(const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows, int64_t width,
-                                double *sum_a, double *sum_ab) {
-#define BLOCK(n) sums_of_columns(a + j, a_row, b + j, b_row, rows, n, sum_a + j, sum_ab + j)
+static __attribute__((noinline, unused)) void sums_of_rows(const float *a, int64_t a_row, const float *b, int64_t b_row,
+                                                           int64_t rows, int64_t width, double *sum_a,
+                                                           double *sum_ab) {
+#define BLOCK(n) sums_of_columns(a + j, a_row, b + j, b_row, rows, n, 1, sum_a + j, sum_ab + j)
+    IN_BLOCKS(width, BLOCK)
+#undef BLOCK
+}
+
+/* Add the sums of a and of a * a to sum and square, (width) each; otherwise as above. */
+static __attribute__((noinline, unused)) void moments_of_rows(const float *a, int64_t a_row, int64_t rows,
+                                                              int64_t width, double *sum, double *square) {
+#define BLOCK(n) sums_of_columns(a + j, a_row, a + j, a_row, rows, n, 1, sum + j, square + j)
     IN_BLOCKS(width, BLOCK)
 #undef BLOCK
 }
 
 /* Add the sums of a * b alone to sum, (width); otherwise as above. */
-static inline void products_of_rows(const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows,
-                                    int64_t width, double *sum) {
-#define BLOCK(n) sums_of_columns(a + j, a_row, b + j, b_row, rows, n, NULL, sum + j)
+static __attribute__((noinline, unused)) void products_of_rows(const float *a, int64_t a_row, const float *b,
+                                                               int64_t b_row, int64_t rows, int64_t width,
+                                                               double *sum) {
+#define BLOCK(n) sums_of_columns(a + j, a_row, b + j, b_row, rows, n, 0, NULL, sum + j)
     IN_BLOCKS(width, BLOCK)
 #undef BLOCK
 }

@@ -68,7 +68,7 @@ static inline __attribute__((always_inline)) void output_tile(Geometry g, Plan p
         if (bf16)
             narrow((const float *)sum[r], min_of(STEP, columns), (uint16_t *)out + r * g.channels);
         else
-            store((float *)out + r * g.channels, sum[r], columns);
+            copy_columns((float *)out + r * g.channels, sum[r], columns);
     }
 }
 
@@ -98,7 +98,7 @@ static void finish_panel(Geometry g, Plan p, const float *packed, int64_t index,
     do {                                                                                   \
         Sums sum = {0};                                                                    \
         sum_up(g, p, in, panel + j, NULL, minus_one, sum, R);                              \
-        for (int r = 0; r < R; r++) store(differences[r] + j, sum[r], STEP);               \
+        for (int r = 0; r < R; r++) copy_columns(differences[r] + j, sum[r], STEP);               \
     } while (0)
         FOR_ROWS_OF_TILE(samples, DIFFERENCES)
 #undef DIFFERENCES

@@ -1,0 +1,30 @@
+"""Memory that the process keeps, instead of giving it back to the system after each map."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+# Parameters of mallopt in glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST_MMAP_THRESHOLD = 32 << 20  # bytes; glibc refuses more
+_NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc's malloc keep freed memory of maps up to 32 MiB for the next ones.
+
+    By default it maps each large block anew, and the kernel clears it page by page: in a training step on a CPU that takes a
+    fifth of the time of a narrow network. The process keeps the memory of its largest moment until it ends.
+
+    Returns:
+        Whether it was set: not on another C library, nor where the environment already sets glibc's malloc
+        (``MALLOC_*_`` or ``GLIBC_TUNABLES``).
+    """
+    if platform.libc_ver()[0] != 'glibc' or any(
+        name == 'GLIBC_TUNABLES' or (name.startswith('MALLOC_') and name.endswith('_')) for name in os.environ
+    ):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and mallopt(_TRIM_THRESHOLD, _NEVER))
