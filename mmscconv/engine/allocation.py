@@ -15,8 +15,9 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Let glibc's malloc keep freed memory of maps up to 32 MiB for the next ones.
 
-    By default it maps each large block anew, and the kernel clears it page by page: in a training step on a CPU that takes a
-    fifth of the time of a narrow network. The process keeps the memory of its largest moment until it ends.
+    By default it gives the end of its memory back after each step, and the kernel clears every page that it hands out
+    again. Without that, training steps of ResNet-20 and SCConv-ResNet-20 on a CPU are 8 to 14 % shorter. The process
+    keeps the memory of its largest moment until it ends.
 
     Returns:
         Whether it was set: not on another C library, nor where the environment already sets glibc's malloc

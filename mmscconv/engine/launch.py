@@ -29,6 +29,7 @@ from mmscconv.checks.files import check_checkpoints
 from mmscconv.checks.inputs import check_inputs
 from mmscconv.datasets.reading import annotations_checked
 from mmscconv.engine import options
+from mmscconv.engine.allocation import keep_freed_memory
 from mmscconv.engine.cli import config_of
 from mmscconv.engine.runner import CheckedRunner
 from mmscconv.errors import UserError
@@ -46,6 +47,8 @@ def train(args: argparse.Namespace) -> None:
         UserError: A flag, file or setting is wrong; the message says how to mend it.
     """
     cfg = _load(args)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if args.amp:
         options.use_amp(cfg)
     options.fit_amp_to_device(cfg)
