@@ -80,7 +80,7 @@ def start_tool(*command, cwd=None):
 
 @dataclass(frozen=True)
 class Done:
-    """What a tool has left: its exit status, negative for the signal that ended it, and its two streams."""
+    """A tool that has ended: its exit status, negative for the signal that ended it, and its two streams."""
 
     returncode: int | None
     stdout: str
