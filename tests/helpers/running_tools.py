@@ -51,13 +51,13 @@ SMALL_TEST = [f'{stage}_dataloader.dataset.indices=3' for stage in ('val', 'test
 def run_tool(name, *args, options=(), cwd=None, check=True, **variables):
     """Run tools/NAME in a process of its own, with ``variables`` in its environment; return what ended it and its text.
 
-    The process is a fork of one that has imported mmdet, which takes longer than most of the tools' work here. What the
-    tools do when they import everything themselves is seen by the tests that start them from a shell.
+    The process is a fork of one that has imported mmdet, which takes longer than most of the tools' work here. Tests
+    that start a tool from a shell see what it does when it imports everything itself.
     """
     argv = [str(ROOT / 'tools' / name), *map(str, args)]
     if options:
         argv += ['--cfg-options', *options]
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, **variables}
+    env = {**_environment(), **variables}
     with tempfile.TemporaryDirectory() as folder:
         process = _forks().Process(target=_run_here, args=(argv, env, cwd or Path.cwd(), Path(folder)))
         process.start()
@@ -65,6 +65,7 @@ def run_tool(name, *args, options=(), cwd=None, check=True, **variables):
         if process.exitcode is None:
             process.kill()
             process.join()
+            raise TimeoutError(f'{name} had not ended after 400 seconds')
         files = [Path(folder, stream) for stream in STREAMS]
         done = Done(process.exitcode, *(file.read_text() if file.exists() else '' for file in files))
     assert not check or done.returncode == 0, done.text[-4000:]
@@ -73,8 +74,8 @@ def run_tool(name, *args, options=(), cwd=None, check=True, **variables):
 
 def start_tool(*command, cwd=None):
     """Start a tool as a shell does, by an interpreter or ``bash``, and return what ended it and its text."""
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd, env=env, timeout=400)
+    command = [*map(str, command)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=_environment(), timeout=400)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
@@ -89,6 +90,10 @@ class Done:
     @property
     def text(self):
         return self.stdout + self.stderr
+
+
+def _environment():
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable}
 
 
 @functools.cache
@@ -107,5 +112,5 @@ def _run_here(argv, env, cwd, folder):
     os.environ.update(env)
     os.chdir(cwd)
     sys.argv = argv
-    sys.path[:0] = [str(Path(argv[0]).parent), *env.get('PYTHONPATH', '').split(os.pathsep)]
+    sys.path[:0] = [str(Path(argv[0]).parent), *filter(None, env.get('PYTHONPATH', '').split(os.pathsep))]
     runpy.run_path(argv[0], run_name='__main__')

@@ -6,7 +6,6 @@
 #ifndef MMSCCONV_GATE_H
 #define MMSCCONV_GATE_H
 
-#include "lanes.h"
 #include "rows.h"
 
 #define RUN 512        /* NCHW: positions */
@@ -123,44 +122,28 @@ static inline void gate_run(const float *restrict a, const float *restrict b, fl
     }
 }
 
-#if LANES == 16
-/* 16 values with their halves in the other order; through a register, for two stores that one load reads again stall. */
-static inline void swap_halves(const float *from, float *to) {
-    Vec v = *(const Vec *)from;
-#ifdef __clang__
-    *(Vec *)to = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-#else
-    *(Vec *)to = __builtin_shuffle(v, (Mask){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
-#endif
-}
-
-/* Channels last, whole rows of 16 values, both halves in one vector: 8 values alone would fill half of it. */
+/* Channels last, whole rows of 16 values: both halves fill a vector of AVX-512, where one of 8 values fills half. */
 static inline void gate_rows_of_16(const float *restrict x, int64_t rows, Sample t, Gate g, float *restrict out) {
     for (int64_t p = 0; p < rows; p++, x += 16, out += 16) {
-        float crossing[16], other[16];
+        float crossing[16];
 #pragma omp simd
         for (int c = 0; c < 16; c++) {
             float logit = logit_of(x[c], t, c);
             out[c] = own_part(x[c], logit, g);
             crossing[c] = cross_part(x[c], logit, g);
         }
-        swap_halves(crossing, other);
 #pragma omp simd
-        for (int c = 0; c < 16; c++) out[c] += other[c];
+        for (int c = 0; c < 8; c++) out[c] += crossing[c + 8];
+#pragma omp simd
+        for (int c = 8; c < 16; c++) out[c] += crossing[c - 8];
     }
 }
 
-#endif
-
 static inline void gate_chunk(Shape s, Gate g, const float *x, int64_t first, int64_t last, Sample t, float *out) {
     int64_t half = s.channels / 2, far = half * s.positions;
-#if LANES == 16
-    if (s.channels_last && s.channels == 16) {
+    if (s.channels_last && s.channels == 16)
         gate_rows_of_16(x + first * 16, last - first, t, g, out + first * 16);
-        return;
-    }
-#endif
-    if (s.channels_last)
+    else if (s.channels_last)
         for (int64_t i = first * s.channels; i < last * s.channels; i += s.channels)
             gate_run(x + i, x + i + half, out + i, out + i + half, half, t, half, g, 1);
     else
@@ -331,49 +314,17 @@ static inline __attribute__((always_inline)) void pair_grads(const float *restri
     }
 }
 
-#if LANES == 16
-/* pair_grads for whole rows of 16 values, both halves in one vector. */
-static inline void pair_grads_of_16(const float *restrict x, const float *restrict grad, int64_t rows, Sample t, Gate g,
-                                    float *restrict reconstructed, float *restrict out, double *sum, double *product) {
-    float dls[16] = {0}, dlxs[16] = {0};
-    for (int64_t p = 0; p < rows; p++, x += 16, grad += 16, reconstructed += 16, out += 16) {
-        float other[16], crossing[16];
-        swap_halves(grad, other);
-#pragma omp simd
-        for (int c = 0; c < 16; c++) {
-            float logit = logit_of(x[c], t, c), d = logit_grad(x[c], logit, grad[c] + other[c], g);
-            reconstructed[c] = own_part(x[c], logit, g);
-            crossing[c] = cross_part(x[c], logit, g);
-            out[c] = direct_grad(logit, grad[c], other[c], g) + d * t.slope[c];
-            dls[c] += d;
-            dlxs[c] += d * ((x[c] - t.mean[c]) * t.rstd[c]);
-        }
-        swap_halves(crossing, other);
-#pragma omp simd
-        for (int c = 0; c < 16; c++) reconstructed[c] += other[c];
-    }
-    for (int c = 0; c < 16; c++) {
-        sum[c] += dls[c];
-        product[c] += dlxs[c];
-    }
-}
-
-#endif
-
 static inline void pair_grads_of_rows(Shape s, Gate g, const float *x, const float *grad, int64_t rows, Sample t,
                                       float *reconstructed, float *out, double *sum, double *product) {
-#if LANES == 16
-    if (s.channels == 16) {
-        pair_grads_of_16(x, grad, rows, t, g, reconstructed, out, sum, product);
-        return;
-    }
-#endif
     int64_t half = s.channels / 2;
     for (int64_t c = 0; c < half; c += PAIR_RUN) {
         int64_t width = min_of(PAIR_RUN, half - c);
         if (width == PAIR_RUN)
             pair_grads(x + c, grad + c, rows, s.channels, half, at_channel(t, c), g, reconstructed + c, out + c, sum + c,
                        product + c, PAIR_RUN);
+        else if (width == PAIR_RUN / 2)
+            pair_grads(x + c, grad + c, rows, s.channels, half, at_channel(t, c), g, reconstructed + c, out + c, sum + c,
+                       product + c, PAIR_RUN / 2);
         else
             pair_grads(x + c, grad + c, rows, s.channels, half, at_channel(t, c), g, reconstructed + c, out + c, sum + c,
                        product + c, width);

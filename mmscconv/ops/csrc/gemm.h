@@ -3,20 +3,26 @@
 #ifndef MMSCCONV_GEMM_H
 #define MMSCCONV_GEMM_H
 
-#include "lanes.h"
+#include "common.h"
 
-/* TILE_ROWS x 2 vectors of sums fill the registers of AVX-512, NEON or AVX2, with room for operands. Of NEON's 16 pairs
- * of sums 10 are used: for more rows, the general registers do not hold the addresses. */
-#if LANES == 16
+/* TILE_ROWS x 2 vectors of sums fill the registers of AVX-512, NEON or AVX2, with room for operands. Vectors that are
+ * longer than a register would lie on the stack. Of NEON's 16 pairs of sums 10 are used: for more rows, the general
+ * registers do not hold the addresses. */
+#ifdef __AVX512F__
+#define LANES 16
 #define TILE_ROWS 14
-#elif LANES == 4
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#define LANES 4
 #define TILE_ROWS 10
 #else
+#define LANES 8
 #define TILE_ROWS 6
 #endif
 #define STEP (2 * LANES)
 #define PANEL 32 /* columns of packed weights on every machine */
 
+typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef Vec Sums[TILE_ROWS][2];
 
 /* Without this GCC reads a vector again for each product, and loads limit the speed. */
