@@ -10,7 +10,7 @@ optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_de
 param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[100, 150], gamma=0.1)
 train_cfg = dict(by_epoch=True, max_epochs=200, val_interval=1)
 
-# ChannelsLast acts on a GPU; there, --amp with optim_wrapper.dtype=bfloat16 shortens an epoch further.
+# --amp with optim_wrapper.dtype=bfloat16 shortens an epoch further.
 custom_hooks = [dict(type='ChannelsLast')]
 default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=1, save_best='auto'))
 auto_scale_lr = dict(enable=False, base_batch_size=128)
