@@ -24,6 +24,8 @@ from mmscconv.ops.prototypes import MAP_DTYPES, Argument, Parameter, prototypes
 SOURCES = Path(__file__).parent / 'csrc'
 # No -ffast-math: NaN and infinity keep their meaning. Not c11: it rules out fused multiply-adds.
 FLAGS = ('-O3', '-std=gnu11', '-fPIC', '-fno-math-errno', '-fno-trapping-math')
+# Compilers for x86 prefer half of AVX-512's width on Intel, where the whole is up to a quarter faster.
+WIDE = '-mprefer-vector-width=512'
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ class Library:
         return sorted(file for pattern in self.sources for file in SOURCES.glob(pattern))
 
 
-# clang for Arm and GCC for some processors know no -march=native.
+# clang for Arm and GCC for some processors know no -march=native, nor do those for Arm know WIDE.
 KERNELS = Library(
     'kernels',
     ('*.c',),
     (
+        ('-march=native', WIDE, '-fopenmp'),
+        ('-march=native', WIDE, '-fopenmp-simd'),
         ('-march=native', '-fopenmp'),
         ('-march=native', '-fopenmp-simd'),
         ('-mcpu=native', '-fopenmp'),
@@ -65,7 +69,7 @@ KERNELS = Library(
 ONNXRUNTIME_OP = Library(
     'onnxruntime_op',
     ('scconv.c', 'squeeze.c', 'transform.c', 'onnxruntime/*.c'),
-    (('-march=native', '-fopenmp'), ('-fopenmp',)),
+    (('-march=native', WIDE, '-fopenmp'), ('-march=native', '-fopenmp'), ('-fopenmp',)),
     links_openmp=False,
 )
 

@@ -29,8 +29,8 @@ def compiler(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('refused', 'used', 'not_used'),
     [
-        ((), '-march=native -fopenmp ', '-fopenmp-simd'),
-        (('-fopenmp',), '-march=native -fopenmp-simd ', '-mcpu'),
+        ((compiled.WIDE,), '-march=native -fopenmp ', '-fopenmp-simd'),
+        ((compiled.WIDE, '-fopenmp'), '-march=native -fopenmp-simd ', '-mcpu'),
         (('-march=native', '-mcpu=native'), '-fno-trapping-math -fopenmp ', 'native'),
         (('-march=native', '-mcpu=native', '-fopenmp'), '-fno-trapping-math -fopenmp-simd ', 'native'),
     ],

@@ -37,10 +37,12 @@ def assert_rounded(got, want, of_sum=0.0):
 
 SQUEEZES = {
     'one step': (2, 64, 4, 9, 7, 32, 16, 16),
-    'rests': (3, 36, 6, 9, 11, 10, 19, 5),
+    'rests': (3, 84, 6, 9, 11, 34, 19, 5),
     'two panels': (1, 96, 8, 5, 6, 48, 70, 33),
-    'many positions': (1, 16, 4, 41, 37, 8, 4, 4),
-    'one position': (2, 16, 4, 1, 1, 8, 4, 4),
+    'many positions': (1, 64, 4, 41, 37, 32, 4, 4),
+    'one position': (2, 64, 4, 1, 1, 32, 4, 4),
+    'less than a step, as floats': (2, 62, 2, 9, 7, 31, 16, 16),
+    'narrow, as floats': (1, 16, 4, 41, 37, 8, 4, 4),
 }
 
 

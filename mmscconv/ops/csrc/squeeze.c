@@ -50,7 +50,9 @@ int sru_squeeze(const Map *x, const float *scale, const float *shift, const floa
                 int64_t width, int64_t groups, double eps, float threshold, int hard, int64_t cut, int64_t squeezed_up,
                 int64_t squeezed_low, int64_t pool_height, int64_t pool_width, int bf16, int threads, Map *out_up,
                 Map *out_low, float *mean, float *rstd) {
-    int64_t positions = height * width, pooled = pool_height * pool_width > 1, tiles = bf16 == IN_TILES && tiles_granted();
+    int64_t positions = height * width, pooled = pool_height * pool_width > 1;
+    /* Weights that do not fill a step leave tiles half empty: floats are faster then. */
+    int64_t tiles = bf16 == IN_TILES && tiles_granted() && min_of(cut, channels - cut) >= TILE_DEPTH;
     int64_t rows_at_once = tiles ? TILE_BLOCK : BLOCK_ROWS;
     int64_t step = pooled ? pool_height * width : rows_at_once, blocks = (positions + step - 1) / step;
     int64_t columns = (width + pool_width - 1) / pool_width; /* of out_low, whose lines are the blocks */
