@@ -33,8 +33,9 @@ def read_config(
     """
     if not Path(path).is_file():
         raise UserError(f'config is not there: {path}')
-    with explained(f'config {path}'):
+    with explained(f'config {path}', (Exception,)):  # a config is Python, and may raise anything
         cfg = Config.fromfile(path)
+    with explained(f'config {path}'):
         if options is not None:
             check_keys(cfg, options, str(path))
         if data_root:

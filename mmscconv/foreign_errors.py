@@ -14,16 +14,23 @@ REFUSALS = (AssertionError, AttributeError, ImportError, KeyError, SyntaxError, 
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn an error of ``REFUSALS`` from a registry or a layer into one line that begins with ``what``.
+def explained(what: str, errors: tuple[type[Exception], ...] = REFUSALS) -> Iterator[None]:
+    """Turn an error from a registry, a layer or a config into one line that begins with ``what``.
+
+    Args:
+        what: Was done.
+        errors: Types to turn; UserErrors stay as they are.
 
     Raises:
-        UserError: An error of ``REFUSALS`` was raised in the context.
+        UserError: One of ``errors`` was raised in the context.
     """
     try:
         yield
-    except REFUSALS as error:
-        reason = ' '.join(str(error.args[0] if error.args else error).split())  # a KeyError's text is its repr
+    except UserError:
+        raise
+    except errors as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error  # a KeyError's text is its repr
+        reason = ' '.join(str(text).split())
         raise UserError(f'{what}: {reason or type(error).__name__}') from error
 
 

@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 
 
 def parse_args() -> argparse.Namespace:
-    from mmengine.config import DictAction
-
     from mmscconv.benchmark.candidates import CANDIDATES
     from mmscconv.benchmark.jobs import BEST, DTYPES, LAYOUTS, MODES
     from mmscconv.benchmark.runners import RUNNERS
+    from mmscconv.engine.cli import ConfigOptions
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subjects = parser.add_subparsers(dest='subject', required=True)
@@ -45,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     config.add_argument('config', help='with SCConv, such as configs/retinanet_scconv_r50_coco.py')
     config.add_argument('twin', help='with plain convolutions, such as configs/retinanet_r50_coco.py')
     config.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings to override in both'
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='settings to override in both'
     )
     sru = subjects.add_parser('sru', help="SRU alone: bytes moved, and their share of a copy's bandwidth")
     matrix = subjects.add_parser('matrix', help='one table for a machine: backbones, narrow networks, detectors')
@@ -56,7 +55,7 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('--channels', type=positive, default=256, help='(default: %(default)s)')
     for command in (layer, backbone):
         command.add_argument(
-            '--scconv', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help="SCConv's settings"
+            '--scconv', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE', help="SCConv's settings"
         )
     for command in (layer, backbone, config):
         names = ', '.join(CANDIDATES)

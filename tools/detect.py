@@ -53,8 +53,8 @@ def main() -> None:
     try:
         with redirect_stdout(sys.stderr):  # libraries print there, and the output may be read by a program
             files = detect_into(found, args)
-    except UserError:
-        if found:  # an image that fails late loses none of those before it
+    except BaseException:
+        if found:  # an image that fails late, or an interrupt, loses none of those before it
             print_detections(found, args.json)
         raise
     print_detections(found, args.json)

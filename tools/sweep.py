@@ -74,7 +74,7 @@ def main() -> None:
     from mmscconv.engine.sweep_runs import claimed, known_results, train, write_results
 
     runs = plan(args)
-    known = known_results(args.known)
+    known = known_results(args.known, args.metric)
     costs = count(args.configs)
 
     def write_tables() -> None:
@@ -87,12 +87,12 @@ def main() -> None:
         if one.key in known:
             print('known', flush=True)
             continue
-        with claimed(one) as ours:
-            if not ours:
+        with claimed(one) as lock:
+            if lock is None:
                 print('another process has it', flush=True)
                 continue
             try:
-                problem = train(one, TRAIN, args.metric)
+                problem = train(one, TRAIN, args.metric, lock)
             except KeyboardInterrupt as interrupt:
                 raise UserError(f'interrupted in {one.name}; the same command goes on from there') from interrupt
         if problem:
@@ -125,11 +125,14 @@ def check_plan(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> list[SweepRun]:
     """Return all runs, after checking that they agree with the runs already in the work dir."""
-    from mmscconv.engine.sweep_runs import SweepRun
+    from mmscconv.engine.sweep_runs import SweepRun, fingerprint
 
     settings = {'cfg_options': args.cfg_options, 'data_root': args.data_root, 'amp': args.amp}
+    of_config = {config: {**settings, 'config': fingerprint(config)} for config in args.configs}
     runs = [
-        SweepRun(config, seed, Path(args.work_dir) / Path(config).stem / f'seed{seed}', settings, args.download)
+        SweepRun(
+            config, seed, Path(args.work_dir) / Path(config).stem / f'seed{seed}', of_config[config], args.download
+        )
         for seed in args.seeds
         for config in args.configs
     ]

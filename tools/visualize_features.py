@@ -119,17 +119,15 @@ def measure(image: Any, name: str, config: str, checkpoint: str, seed: int, trus
 def build(config: str, checkpoint: str, seed: int, trusted: bool) -> Any:
     """Build the config's model in eval mode, with the checkpoint's weights in its backbone."""
     import torch
-    from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
 
+    from mmscconv.configuration import read_config
     from mmscconv.foreign_errors import explained
-    from mmscconv.storage.checkpoints import load_checkpoint
+    from mmscconv.storage.checkpoints import load_checkpoint, unwrapped, weights_of
 
-    if not Path(config).is_file():
-        raise UserError(f'config is not there: {config}')
+    cfg = read_config(config)
     torch.manual_seed(seed)
     with explained(f'config {config}'):
-        cfg = Config.fromfile(config)
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
             import_scope(cfg.get('default_scope', 'mmdet'))
             model = MODELS.build(cfg.model).eval()
@@ -137,7 +135,7 @@ def build(config: str, checkpoint: str, seed: int, trusted: bool) -> Any:
             raise ValueError(f'a {type(model).__name__} has no backbone and data_preprocessor')
     if checkpoint != RANDOM:
         content = load_checkpoint(checkpoint, trusted)
-        fill(model.backbone, content.get('state_dict', content), checkpoint)
+        fill(model.backbone, unwrapped(weights_of(content, checkpoint)), checkpoint)
     return model
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import re
+from typing import Any
 
 from mmengine.config import Config, DictAction
 
@@ -10,6 +13,39 @@ from mmscconv.configuration import move_data_root, read_config
 
 # Version 0.1's quickstart imports move_data_root from here.
 __all__ = ['add_common_arguments', 'add_config_arguments', 'config_of', 'move_data_root']
+
+LISTS = 'a list is written as key="[a,b]", with blanks in a name as key="[\'a b\',\'c\']"'
+
+
+class ConfigOptions(DictAction):
+    """mmengine's ``KEY=VALUE`` options, of which it would take the blanks: from paths and class names, too."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        options = dict(getattr(namespace, self.dest) or {})
+        for pair in values:
+            key, separator, value = pair.partition('=')
+            if not separator or not key or key.strip() != key:
+                parser.error(f'{option_string} takes KEY=VALUE without blanks around the =, got {pair!r}')
+            try:
+                options[key] = self._value(value)
+            except (AssertionError, SyntaxError, ValueError) as error:
+                parser.error(f'{option_string} {key}: cannot read {value!r} ({error}); {LISTS}')
+        setattr(namespace, self.dest, options)
+
+    def _value(self, value: str) -> Any:
+        text = value.strip()
+        if not re.search(r'\s', text):
+            return self._parse_iterable(text)
+        if text[0] in '[(\'"' and text[-1] in '])\'"' and re.search('[\'"]', text):
+            return ast.literal_eval(text)
+        joined = re.sub(r'\s*([,()\[\]])\s*', r'\1', text)
+        if not re.search(r'\s', joined):
+            return self._parse_iterable(joined)
+        if text[0] in '[(':
+            raise ValueError('a blank inside of a name')
+        return text  # a path or a name with blanks
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +62,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
-        help='settings to override, nested ones as a.b.c=value, lists as key="[a,b]" without white space',
+        help='settings to override, nested ones as a.b.c=value, lists as key="[a,b]"',
     )
     parser.add_argument('--data-root', help="folder of the data, replaces the config's data_root everywhere")
     parser.add_argument('--download', action='store_true', help='download missing files of CIFAR data sets')

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import mmcv
+import torch
 from mmdet.apis import inference_detector, init_detector
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 import mmscconv.models  # noqa: F401, registers the layers also for configs that do not name it
+from mmscconv.checks.classes import check_heads, classes_of
+from mmscconv.checks.files import datasets
 from mmscconv.checks.image_files import truncation
 from mmscconv.errors import UserError
-from mmscconv.foreign_errors import explained
+from mmscconv.foreign_errors import explained, first_line, flat_message
 from mmscconv.storage.checkpoint_match import require_filled
-from mmscconv.storage.checkpoints import load_checkpoint
+from mmscconv.storage.checkpoints import load_checkpoint, name_weights
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
@@ -74,21 +77,45 @@ def load_detector(cfg: Config, checkpoint: Path, trusted: bool, device: str) -> 
     Its classes are those that the checkpoint was trained with or, if it names none, the config's.
 
     Raises:
-        UserError: The config has no detector, or the checkpoint cannot be read or is not of this model.
+        UserError: The config has no detector, the checkpoint cannot be read or is not of this model, neither of them
+            names the classes, or the device is not there.
     """
     if 'bbox_head' not in cfg.get('model', {}) and 'roi_head' not in cfg.get('model', {}):
         raise UserError(f'config has no detector: {cfg.filename}')
+    _require_device(device)
     content = load_checkpoint(checkpoint, trusted)
+    name_weights(content)
     cfg = cfg.copy()
     cfg.load_from = None
     with explained(f'cannot build the model of {cfg.filename}'):
         model = init_detector(cfg, None, device=device, cfg_options={'model.backbone.init_cfg': None})
     require_filled(model, content, cfg, str(checkpoint))
     _load_checkpoint_to_model(model, content)
-    known = content.get('meta', {}).get('dataset_meta') or cfg.get('metainfo')
-    if known:
-        model.dataset_meta = {key.lower(): value for key, value in known.items()}
+    model.dataset_meta = _names(content, cfg, checkpoint)  # mmdet would take COCO's for unknown ones
+    check_heads(model, model.dataset_meta, str(checkpoint))
     return model
+
+
+def _require_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f'--device {device}: {first_line(error)}') from error
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise UserError(f'--device {device}: PyTorch finds no CUDA device here, leave --device out')
+
+
+def _names(content: Mapping[str, Any], cfg: Config, checkpoint: Path) -> dict[str, Any]:
+    """Return the names that the checkpoint (of mmdet 2, too), the config or its data sets give the classes."""
+    meta = content.get('meta') or {}
+    known = meta.get('dataset_meta') or ({'classes': meta['CLASSES']} if meta.get('CLASSES') else cfg.get('metainfo'))
+    if not known:
+        loaders = (cfg.get(f'{stage}_dataloader') for stage in ('test', 'val', 'train'))
+        classes = next(filter(None, (classes_of(dataset) for loader in loaders for dataset in datasets(loader))), None)
+        if classes is None:
+            raise UserError(f'neither {checkpoint} nor {cfg.filename} names the classes: set metainfo.classes there')
+        known = {'classes': classes}
+    return {key.lower(): value for key, value in known.items()}
 
 
 def detect(model: Any, files: Sequence[Path], least_score: float, folder: Path | None) -> Iterator[Detection]:
@@ -101,10 +128,15 @@ def detect(model: Any, files: Sequence[Path], least_score: float, folder: Path |
         folder: Made if it is not there; None to draw nothing.
 
     Raises:
-        UserError: An image cannot be decoded, or ``folder`` is that of the images.
+        UserError: An image cannot be decoded or resized, or ``folder`` is that of the images or cannot be made.
     """
     if folder and any(folder.resolve() == file.resolve().parent for file in files):
         raise UserError(f'the drawings would replace the images in {folder}: give another --out')
+    if folder:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f'cannot make --out {folder}: {error.strerror}') from error
     visualizer = DetLocalVisualizer(name='detect')
     visualizer.dataset_meta = model.dataset_meta
     names = model.dataset_meta['classes']
@@ -112,7 +144,10 @@ def detect(model: Any, files: Sequence[Path], least_score: float, folder: Path |
         image = mmcv.imread(str(file))
         if image is None:
             raise UserError(f'image cannot be read: {file}: OpenCV cannot decode it')
-        result = inference_detector(model, str(file))
+        try:
+            result = inference_detector(model, str(file))
+        except cv2.error as error:  # a side that is resized to nothing, for example
+            raise UserError(f'image cannot be prepared: {file}: {flat_message(error)}') from error
         found = result.pred_instances[result.pred_instances.scores >= least_score].cpu()
         for label, score, box in zip(*(found[key].tolist() for key in ('labels', 'scores', 'bboxes')), strict=True):
             left, top, right, bottom = box

@@ -14,6 +14,7 @@ import argparse
 import functools
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -37,7 +38,7 @@ from mmscconv.foreign_errors import explained, user_message
 from mmscconv.hooks.matching_checkpoint import RequireMatchingCheckpoint
 from mmscconv.models.deploy_hook import DeployForm
 from mmscconv.storage.checkpoints import check_pretrained, checkpoint_to_resume, load_safely, require_resumable
-from mmscconv.storage.disk import full_disk_named, replacing
+from mmscconv.storage.disk import full_disk_named, replacing, require_writable
 
 
 def train(args: argparse.Namespace) -> None:
@@ -46,7 +47,12 @@ def train(args: argparse.Namespace) -> None:
     Raises:
         UserError: A flag, file or setting is wrong; the message says how to mend it.
     """
-    cfg = _load(args)
+    cfg = _load(args, ('train_dataloader', 'train_cfg', 'optim_wrapper'))
+    if cfg.get('resume') and not args.resume:
+        raise UserError(
+            f'{cfg.filename} has resume=True, as a resumed run writes it: pass --resume to go on, or '
+            '--cfg-options resume=False load_from=None to train anew'
+        )
     if not torch.cuda.is_available():
         keep_freed_memory()
     if args.amp:
@@ -71,20 +77,23 @@ def test(args: argparse.Namespace) -> None:
     """
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out writes a pickle file, its name must end with .pkl or .pickle: {args.out}')
-    cfg = _load(args)
-    cfg.load_from = args.checkpoint
+    cfg = _load(args, ('test_dataloader', 'test_cfg', 'test_evaluator'))
+    cfg.load_from, cfg.resume = args.checkpoint, False
     if args.tta:
         options.use_tta(cfg)
     if args.show or args.show_dir:
         options.draw(cfg, args.show, args.show_dir, args.wait_time)
-    with made(cfg.work_dir):
+    full_disk = functools.partial(full_disk_named, args.out or cfg.work_dir, 'repeat the command')
+    with made(cfg.work_dir), full_disk():
         runner = checked_runner(cfg, ('test',), args.trusted)
     if args.deploy:
         runner.register_hook(DeployForm())
     with ExitStack() as stack:
+        stack.enter_context(full_disk())
         stack.enter_context(run_errors_named())
         if args.out:
             out = stack.enter_context(replacing(args.out))
+            require_writable(out)
             runner.test_evaluator.metrics.append(options.dump_metric(cfg, str(out)))
         runner.test()
 
@@ -141,10 +150,13 @@ def run_errors_named() -> Iterator[None]:
         raise UserError(message) from error
 
 
-def _load(args: argparse.Namespace) -> Config:
-    """Read the config and apply the common flags."""
+def _load(args: argparse.Namespace, needed: Sequence[str]) -> Config:
+    """Read the config, which must have the keys ``needed`` besides ``model``, and apply the common flags."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = config_of(args)
+    missing = [key for key in ('model', *needed) if not cfg.get(key)]
+    if missing:
+        raise UserError(f'{args.config} has no {", ".join(missing)}: is it a part of a config, to inherit from?')
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     return cfg
@@ -161,6 +173,8 @@ def made(work_dir: str) -> Iterator[None]:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # a folder may be there and read-only
+            pass
     except OSError as error:
         raise UserError(f'cannot write to the work dir {work_dir}: {error.strerror} (pass --work-dir)') from error
     try:

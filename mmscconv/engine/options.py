@@ -89,7 +89,7 @@ def draw(cfg: Config, show: bool, folder: str | None, seconds: float) -> None:
         folder: To draw into, below the work dir unless absolute.
         seconds: Between two windows.
     """
-    hook = cfg.default_hooks.get('visualization')
+    hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise UserError(f'--show and --show-dir need default_hooks.visualization in {cfg.filename}')
     hook.update(show=show, wait_time=seconds)
@@ -103,4 +103,4 @@ def draw(cfg: Config, show: bool, folder: str | None, seconds: float) -> None:
 
 def dump_metric(cfg: Config, path: str) -> DumpResults:
     """Return the metric that writes predictions to ``path``; mmdet's own packs its masks."""
-    return (DumpDetResults if cfg.default_scope == 'mmdet' else DumpResults)(out_file_path=path)
+    return (DumpDetResults if cfg.get('default_scope') == 'mmdet' else DumpResults)(out_file_path=path)

@@ -32,11 +32,16 @@ def read_log(work_dir: str | Path) -> tuple[list[Record], list[Record]]:
         records = _with_iteration(log)
         start = records[0][0] if records else float('inf')
         joined = [entry for entry in joined if entry[0] < start]
-        while records and joined and 'loss' not in records[0][1] and 'loss' not in joined[-1][1]:
-            joined.pop()  # the validation that is repeated
+        while records and joined and _is_repeated(joined[-1][1], records[0][1]):
+            joined.pop()
         joined += records
     kept = [record for _, record in joined]
     return [r for r in kept if 'loss' in r], [r for r in kept if 'loss' not in r]
+
+
+def _is_repeated(last: Record, first: Record) -> bool:
+    """Return whether a resumed run's first record is of the validation that the run before it ended with."""
+    return 'loss' not in last and 'loss' not in first and last.get('step') == first.get('step')
 
 
 def _with_iteration(log: Path) -> list[tuple[float, Record]]:

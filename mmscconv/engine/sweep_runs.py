@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mmscconv.complexity import Complexity
+from mmscconv.configuration import read_config
 from mmscconv.engine.sweep_table import FINISHED, Result, SweepRow, read_runs, result_of, write_tables
 from mmscconv.errors import UserError
+from mmscconv.storage.disk import write_atomically
 
 STATE = 'sweep.json'
 LOCK = 'sweep.lock'
@@ -28,7 +31,8 @@ class SweepRun:
         config: Config file.
         seed: Of the run.
         folder: Its work dir.
-        settings: ``cfg_options``, ``data_root`` and ``amp``, as ``tools/train.py`` takes them.
+        settings: ``cfg_options``, ``data_root`` and ``amp``, as ``tools/train.py`` takes them, and ``config``, the
+            config's :func:`fingerprint`.
         download: Whether the data may be fetched.
     """
 
@@ -53,18 +57,20 @@ class SweepRun:
 
     def state(self) -> dict[str, Any]:
         path = self.folder / STATE
-        return json.loads(path.read_text()) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            return dict(json.loads(path.read_text()))
+        except ValueError as error:
+            raise UserError(f'{path} is damaged: remove it, and its run is resumed or begins anew') from error
 
     def save(self, finished: bool) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        new = self.folder / f'{STATE}.new'
-        new.write_text(json.dumps({**self.settings, 'finished': finished}, indent=2))
-        new.replace(self.folder / STATE)  # never half-written
+        write_atomically(self.folder / STATE, json.dumps({**self.settings, 'finished': finished}, indent=2).encode())
 
     def require_settings(self) -> None:
-        """Raise UserError if the run was begun with other settings."""
+        """Raise UserError if the run was begun with other settings; files of older versions know fewer of them."""
         state = self.state()
-        differing = [key for key in self.settings if state and state[key] != self.settings[key]]
+        differing = [key for key in self.settings if state.get(key, self.settings[key]) != self.settings[key]]
         if differing:
             raise UserError(f'{self.folder} was begun with other {", ".join(differing)}: choose another --work-dir')
 
@@ -79,33 +85,49 @@ class SweepRun:
         return [*command, '--resume'] if (self.folder / 'last_checkpoint').is_file() else command
 
 
+def fingerprint(config: str) -> str:
+    """Return a hash of the config's content with all that it inherits, not of its text.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    content = read_config(config).to_dict()
+    names = json.dumps(content, sort_keys=True, default=lambda value: getattr(value, '__qualname__', str(type(value))))
+    return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+
 @contextmanager
-def claimed(one: SweepRun) -> Iterator[bool]:
-    """Hold the run for this process, and tell whether no other held it; the end of the process lets it go, too."""
+def claimed(one: SweepRun) -> Iterator[int | None]:
+    """Hold the run for this process and give the lock's file descriptor, None if another process holds the run.
+
+    The lock ends with the last process that has the descriptor: a training goes on when its sweep is killed.
+    """
     one.folder.mkdir(parents=True, exist_ok=True)
     with (one.folder / LOCK).open('a') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
         else:
-            yield True
+            yield file.fileno()
 
 
-def train(one: SweepRun, tool: Path, metric: str | None) -> str | None:
+def train(one: SweepRun, tool: Path, metric: str | None, lock: int) -> str | None:
     """Train unless the run is finished; return the problem in one line, or None.
 
     Args:
         one: The run.
         tool: ``tools/train.py``.
         metric: That its log must hold; None for any known one.
+        lock: Of :func:`claimed`, which the training holds as well.
     """
     if one.state().get('finished'):
         return _unmeasured(one, metric)
     one.save(finished=False)
     log = one.folder / 'train.log'
     with log.open('a') as file:
-        status = subprocess.run(one.command(tool), stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        done = subprocess.run(one.command(tool), stdout=file, stderr=subprocess.STDOUT, check=False, pass_fds=(lock,))
+        status = done.returncode
     if status == 0:
         one.save(finished=True)
         return _unmeasured(one, metric)
@@ -114,15 +136,23 @@ def train(one: SweepRun, tool: Path, metric: str | None) -> str | None:
 
 
 def _unmeasured(one: SweepRun, wanted: str | None) -> str | None:
-    """Return the problem if the run's log lacks the metric, or None; mmdet omits it if nothing was detected."""
-    return None if result_of(one.folder, wanted) else f'trained, but no {wanted or "known metric"} in its log'
+    """Return the problem if the last validation lacks the metric, or None; mmdet omits it if nothing was detected."""
+    if result_of(one.folder, wanted):
+        return None
+    return f'trained, but no {wanted or "known metric"} in its last validation'
 
 
-def known_results(files: Sequence[str]) -> dict[tuple[str, int], Result]:
-    """Return the results of the finished runs in the ``runs.csv`` of earlier sweeps, by config and seed."""
+def known_results(files: Sequence[str], wanted: str | None) -> dict[tuple[str, int], Result]:
+    """Return the results of the finished runs in the ``runs.csv`` of earlier sweeps, by config and seed.
+
+    Raises:
+        UserError: A file is not such a table, two results differ, or one is of another metric than the ``wanted`` one.
+    """
     known: dict[tuple[str, int], Result] = {}
     for file in files:
         for key, result in read_runs(Path(file)).items():
+            if wanted and result.metric != wanted:
+                raise UserError(f'{file} has {result.metric} of {key[0]} with seed {key[1]}, not --metric {wanted}')
             if known.setdefault(key, result) != result:
                 raise UserError(f'--known {" ".join(files)}: two results of {key[0]} with seed {key[1]}')
     return known
@@ -145,14 +175,23 @@ def write_results(
         known: Results that take the place of runs.
         metric: Of the tables; None for the first known one.
         against: Of :func:`write_tables`.
+
+    Raises:
+        UserError: A config's results are of two metrics.
     """
     results = {one: known.get(one.key) or _finished_result(one, metric) for one in runs}
     rows = []
     for config, paper, cost in configs:
         own = {one.seed: result for one, result in results.items() if one.config == config}
         measured = {seed: result for seed, result in own.items() if result}
+        metrics = sorted({result.metric for result in measured.values()})
+        if len(metrics) > 1:
+            raise UserError(f'{Path(config).stem} has results of {" and ".join(metrics)}: choose one by --metric')
         rows.append(SweepRow(Path(config).stem, len(own), measured, paper, cost))
-    write_tables(folder, rows, against, [_record(one, result) for one, result in results.items()])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open('a') as file:  # several processes may share the sweep
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write_tables(folder, rows, against, [_record(one, result) for one, result in results.items()])
 
 
 def _finished_result(one: SweepRun, metric: str | None) -> Result | None:

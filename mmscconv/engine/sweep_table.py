@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mmscconv.table import Table
 
 CONFIDENCE = 0.95
 FINISHED = 'finished'  # state of a run in runs.csv
+PERCENTAGES = ('accuracy', 'single-label', 'multi-label', 'retrieval')  # mmpretrain's prefixes
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,18 @@ class Difference:
 
 
 def result_of(folder: Path, wanted: str | None) -> Result | None:
-    """Read a work dir's log; None if the metric was not measured."""
+    """Read a work dir's log; None if the last validation did not measure the metric.
+
+    mmdet leaves AP out where nothing was detected, and COCO's is -1 where there is nothing to detect.
+    """
     training, validation = read_log(folder)
     metric = pick_metric(validation, wanted)
-    values = [in_percent(metric, record[metric]) for record in validation if metric in record] if metric else []
-    return Result(metric, values[-1], max(values), _seconds(training)) if metric and values else None
+    if metric is None:
+        return None
+    values = [record.get(metric, -1) for record in validation if metric in record or 'data_time' in record]
+    if not values or values[-1] < 0:
+        return None
+    return Result(metric, in_percent(metric, values[-1]), in_percent(metric, max(values)), _seconds(training))
 
 
 def _seconds(training: Iterable[Record]) -> float | None:
@@ -91,20 +100,20 @@ def read_runs(file: Path) -> dict[tuple[str, int], Result]:
     """Return the results in a ``runs.csv`` by config and seed; runs without a result are left out.
 
     Raises:
-        UserError: The file is missing, or no such table.
+        UserError: The file is missing or no such table, a result is no number, or a run stands twice.
     """
+    results: dict[tuple[str, int], Result] = {}
     try:
         with file.open(newline='') as opened:
-            return {
-                (row['config'], int(row['seed'])): Result(
-                    row['metric'],
-                    float(row['last']),
-                    float(row['best']),
-                    float(row['seconds']) if row['seconds'] else None,
-                )
-                for row in csv.DictReader(opened)
-                if row['state'] == FINISHED and row['metric']
-            }
+            for row in csv.DictReader(opened):
+                if row['state'] != FINISHED or not row['metric']:
+                    continue
+                last, best = float(row['last']), float(row['best'])
+                key = row['config'], int(row['seed'])
+                if not (math.isfinite(last) and math.isfinite(best)) or key in results:
+                    raise ValueError(f'{key[0]} with seed {key[1]} stands twice, or has a result that is no number')
+                results[key] = Result(row['metric'], last, best, float(row['seconds']) if row['seconds'] else None)
+            return results
     except OSError as error:
         raise UserError(f'cannot read {file}: {error.strerror}') from error
     except (KeyError, TypeError, ValueError) as error:
@@ -112,8 +121,9 @@ def read_runs(file: Path) -> dict[tuple[str, int], Result]:
 
 
 def in_percent(metric: str, value: float) -> float:
-    """Return the value in percent: mmdet's average precision is a fraction, mmpretrain's accuracy a percentage."""
-    return round(value * 100, 10) if 'AP' in metric else value
+    """Return the value in percent: mmdet's AP and AR are fractions, all of mmpretrain's metrics percentages."""
+    fraction = re.search('AP|AR', metric) and metric.split('/')[0] not in PERCENTAGES
+    return round(value * 100, 10) if fraction else value
 
 
 def difference(row: SweepRow, other: SweepRow) -> Difference | None:

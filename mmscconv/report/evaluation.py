@@ -70,8 +70,9 @@ def evaluate(data: Predictions, classes: Sequence[str]) -> Evaluation:
     precision = evaluation.eval['precision']  # IoU, recall, class, area, limit
     counted = _objects(data)
     results = []
-    for k, (name, class_id) in enumerate(zip(classes, data.class_ids, strict=True)):
-        of_class = precision[:, :, k, :, -1]
+    order = list(evaluation.params.catIds)  # pycocotools sorts the ids
+    for name, class_id in zip(classes, data.class_ids, strict=True):
+        of_class = precision[:, :, order.index(class_id), :, -1]
         values = [
             _mean(of_class[:, :, 0]),
             _mean(of_class[0, :, 0]),

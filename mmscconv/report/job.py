@@ -14,6 +14,7 @@ from mmengine.config import Config
 import mmscconv
 from mmscconv.benchmark.machine import environment
 from mmscconv.checks.environment import STACKS
+from mmscconv.engine.launch import made
 from mmscconv.engine.results import read_log
 from mmscconv.errors import UserError, one_line
 from mmscconv.report import figures
@@ -23,7 +24,7 @@ from mmscconv.report.evaluation import COLUMNS, evaluate
 from mmscconv.report.matching import IOU, best_threshold, confusion, match, worst
 from mmscconv.report.page import render
 from mmscconv.report.predicting import GATE_BATCHES, Predictions, predict
-from mmscconv.storage.disk import replacing
+from mmscconv.storage.disk import replacing, require_writable
 
 LEGEND = {HIT: 'found', MISSED: 'missed', FALSE: 'false', CONFUSED: 'taken for another class'}
 KINDS = ('hits', 'confused', 'missed', 'false')
@@ -59,14 +60,15 @@ class ReportJob:
         """
         text = self.cfg.pretty_text
         folder = self.work_dir / 'report'
-        data = predict(self.cfg, self.checkpoint, folder, self.trusted)
-        page = render(**self._contents(data), config=text, name=self.work_dir.resolve().name)
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.out) as path:
+        with replacing(self.out) as path:
+            require_writable(path)
+            with made(str(folder)):
+                data = predict(self.cfg, self.checkpoint, folder, self.trusted)
+            page = render(**self._contents(data), config=text, name=self.work_dir.resolve().name)
+            try:
                 path.write_text(page, encoding='utf-8')
-        except OSError as error:
-            raise UserError(f'cannot write {self.out}: {error.strerror} (pass --out)') from error
+            except OSError as error:
+                raise UserError(f'cannot write {self.out}: {error.strerror} (pass --out)') from error
         return [f'left out: {reason}' for reason in self._left_out] + [f'report: {self.out}']
 
     def _contents(self, data: Predictions) -> dict[str, Any]:

@@ -63,6 +63,12 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any
     return weights
 
 
+def name_weights(content: dict[str, Any]) -> None:
+    """Move the weights under ``model`` (DETR's, timm's files) to ``state_dict``: mmengine looks nowhere else."""
+    if 'state_dict' not in content and isinstance(content.get('model'), Mapping):
+        content['state_dict'] = content.pop('model')
+
+
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Write ``content``; on any failure ``path`` keeps its old content.
 
@@ -126,6 +132,7 @@ def load_safely(trusted: bool = False) -> None:
 
     def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         content = load_checkpoint(Path(filename).expanduser(), trusted, map_location)
+        name_weights(content)
         if not trusted and isinstance(content.get('meta'), dict):
             content['meta'].pop('config', None)
         return content
@@ -193,7 +200,7 @@ def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], truste
     paths = [path for path in _newest_first(folder) if not path.name.startswith('best_')]
     try:
         named = folder / Path((folder / 'last_checkpoint').read_text().strip()).name
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         named = None
     paths.sort(key=lambda path: path != named)  # a stable sort keeps the others newest first
     for path in paths:
@@ -227,9 +234,11 @@ def lacking_to_resume(content: Mapping[str, Any]) -> str | None:
 
 def _require_finite(path: str | Path, content: dict[str, Any]) -> None:
     weights = content.get('state_dict')
-    if not weights or not all(w.isfinite().all() for w in weights.values() if w.is_floating_point()):
+    tensors = [w for w in weights.values() if isinstance(w, torch.Tensor)] if isinstance(weights, Mapping) else []
+    if not tensors or not all(w.isfinite().all() for w in tensors if w.is_floating_point()):
         raise UserError(f'checkpoint has no weights, or some that are not finite: {path}')
 
 
 def _newest_first(folder: str | Path) -> list[Path]:
-    return sorted(Path(folder).glob('*.pth'), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    files = [path for path in Path(folder).glob('*.pth') if path.is_file()]  # no links to files that are gone
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)

@@ -13,6 +13,8 @@ from mmscconv.errors import UserError
 
 # Disk full, quota exceeded, or file larger than the system allows.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Answers of network file systems that cannot flush a folder.
+_NO_FOLDER_FLUSH = (errno.EINVAL, errno.EBADF)
 
 
 def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
@@ -40,6 +42,9 @@ def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name itself
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_FLUSH:
+            raise
     finally:
         os.close(folder)
 
@@ -60,8 +65,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """Make an empty file at ``path`` and its folders: better before long work than after it.
+
+    Raises:
+        UserError: The file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise UserError(f'cannot write {path.parent}: {error.strerror}') from error
+
+
 @contextmanager
-def full_disk_named(path: str | Path) -> Iterator[None]:
+def full_disk_named(path: str | Path, way_out: str = 'go on with --resume') -> Iterator[None]:
     """Turn a full-disk error into a UserError that names ``path``, the file or folder written, and the free space."""
     try:
         yield
@@ -72,5 +90,5 @@ def full_disk_named(path: str | Path) -> Iterator[None]:
         free = shutil.disk_usage(folder).free / 2**20
         raise UserError(
             f'cannot write {path}: {error.strerror} ({free:.1f} MiB free in {folder}; '
-            'make room there, then go on with --resume)'
+            f'make room there, then {way_out})'
         ) from error

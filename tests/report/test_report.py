@@ -77,6 +77,13 @@ def test_the_numbers_are_coco_s(case):
     np.testing.assert_allclose(cat.curve, [1] * 51 + [0] * 50)
 
 
+def test_classes_in_another_order_than_their_ids(case):
+    case.class_ids = [DOG, CAT]
+    dog, cat = evaluate(case, ['dog', 'cat']).classes
+    assert (dog.name, dog.objects, cat.name, cat.objects) == ('dog', 1, 'cat', 2)
+    assert cat.values[1] == pytest.approx(51 / 101) and dog.values[1] == pytest.approx(0.5)
+
+
 def test_matches_are_made_across_classes(case):
     threshold = best_threshold(case)
     assert threshold == pytest.approx(0.6)  # three objects; 2 hits of 4 that count give 4/7, 1 of 1 gives 2/4

@@ -8,7 +8,9 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import uuid
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +288,21 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, 'another matter')
 
 
+@pytest.mark.parametrize('code', [errno.EINVAL, errno.EBADF, errno.EIO], ids=errno.errorcode.get)
+def test_a_file_system_that_cannot_flush_a_folder(code, tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def fsync(number):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(number)
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with pytest.raises(OSError, match=os.strerror(code)) if code == errno.EIO else nullcontext():
+        disk.write_atomically(tmp_path / 'file', b'new')
+    assert (tmp_path / 'file').read_bytes() == b'new'
+
+
 def damaged(path, source):
     path.write_bytes(source.read_bytes()[:-2000])
 
@@ -298,7 +315,10 @@ def test_resume_leaves_out_what_is_damaged(whole, tmp_path):
         os.utime(tmp_path / name, (age, age))
     (tmp_path / 'last_checkpoint').write_text('/where/it/was/before/iter_8.pth')
     assert checkpoint_to_resume(tmp_path, pytest.fail).name == 'iter_8.pth'
-    (tmp_path / 'last_checkpoint').write_text('')  # as a kill in mmengine's hook leaves it
+    for content in (b'', b'\xff\xfe'):  # as a kill in mmengine's hook leaves it, and a damaged one
+        (tmp_path / 'last_checkpoint').write_bytes(content)
+        assert checkpoint_to_resume(tmp_path, pytest.fail).name == 'iter_12.pth'
+    (tmp_path / 'latest.pth').symlink_to(tmp_path / 'gone.pth')
     assert checkpoint_to_resume(tmp_path, pytest.fail).name == 'iter_12.pth'
 
     damaged(tmp_path / 'iter_12.pth', source)

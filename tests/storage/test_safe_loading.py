@@ -14,9 +14,12 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
 
+import mmscconv
 from helpers.paths import ROOT
 from helpers.running_tools import DIGITS
+from mmscconv.engine.detecting import load_detector
 from mmscconv.errors import UserError
 from mmscconv.hooks.matching_checkpoint import RequireMatchingCheckpoint
 from mmscconv.storage.checkpoint_match import model_in
@@ -166,6 +169,19 @@ def test_a_checkpoint_s_config_is_not_run(digits_run, tmp_path):
     assert model_in(content['meta']['cfg'])['backbone']['depth'] == 18
 
 
+def test_weights_under_model_are_loaded(tool, digits, digits_run, tmp_path):
+    """mmengine looks for them under state_dict alone, and would go on with random weights."""
+    weights = load_checkpoint(digits_run / 'epoch_1.pth')['state_dict']
+    weights['backbone.layer1.0.conv1.weight'].fill_(0.125)
+    torch.save({'model': weights, 'epoch': 1}, tmp_path / 'other.pth')
+    load_safely()
+    loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'other.pth'), 'cpu')
+    assert set(loaded) == {'state_dict', 'epoch'} and loaded['state_dict'].keys() == weights.keys()
+    cfg = mmscconv.get_config(CONFIG.stem)
+    model = load_detector(cfg, tmp_path / 'other.pth', False, 'cpu')
+    assert (model.backbone.layer1[0].conv1.weight == 0.125).all()
+
+
 @pytest.fixture(scope='module')
 def checkpoint(digits_run):
     return load_checkpoint(digits_run / 'epoch_1.pth')
@@ -273,8 +289,9 @@ def test_results_are_whole_or_not_there(tool, digits, digits_run, tmp_path, monk
     (tmp_path / 'out.pkl').write_bytes(b'of an earlier test')
     args = ('test', CONFIG, digits_run / 'epoch_1.pth', '--out', tmp_path / 'out.pkl')
     monkeypatch.setattr('mmdet.evaluation.DumpDetResults.compute_metrics', full_disk)
-    with pytest.raises(OSError, match='No space'):
-        call(tool, args, digits, tmp_path)
+    status, _, error = call(tool, args, digits, tmp_path)
+    assert status == 2 and f'cannot write {tmp_path}/out.pkl: No space left on device' in error
+    assert error.strip().endswith('then repeat the command)')
     assert (tmp_path / 'out.pkl').read_bytes() == b'of an earlier test'
     assert {p.name for p in tmp_path.iterdir()} == {'out.pkl', 'run'}
 

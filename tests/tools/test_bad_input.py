@@ -43,6 +43,8 @@ BAD_RUNS = {
     'impossible channels': ([], ['model.backbone.scconv.gwc_groups=5'], 'must both be multiples of groups = 5'),
     'unknown setting': ([], ['model.backbone.scconv.alhpa=0.5'], "unexpected keyword argument 'alhpa'"),
     'unknown model': ([], ['model.type=RetinaNot'], 'RetinaNot is not in the'),
+    'resumed before': ([], ['resume=True'], 'has resume=True, as a resumed run writes it: pass --resume'),
+    'no optimizer': ([], ['optim_wrapper=None'], 'has no optim_wrapper: is it a part of a config'),
     'fp16 on cpu': (['--amp'], ['optim_wrapper.dtype=float16'], 'on a CPU is bfloat16'),
     'fp16 wrapper on cpu': (
         [],

@@ -5,9 +5,13 @@ import shutil
 
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
 from helpers.exportable import DETECTOR, build
+from mmscconv.datasets import CheckedVOCDataset
+from mmscconv.engine import detecting
+from mmscconv.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -57,6 +61,7 @@ def bad(digits, checkpoint, tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'cut.png').write_bytes(image.read_bytes()[:-200])
     (tmp_path / 'text.png').write_text('no image')
+    Image.new('RGB', (4000, 2)).save(tmp_path / 'thin.png')
     (tmp_path / 'twin').mkdir()
     shutil.copy(image, tmp_path / 'twin')
     torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(1)}}, tmp_path / 'other.pth')
@@ -77,6 +82,14 @@ def bad(digits, checkpoint, tmp_path):
         (['{image}', '--checkpoint', 'nowhere.pth'], 'checkpoint is not there: nowhere.pth'),
         (['{image}', '--checkpoint', '{folder}/other.pth'], 'the checkpoint is not of this model'),
         (['{folder}/twin', '--out', '{folder}/twin'], 'the drawings would replace the images'),
+        (['{image}', '--out', '{folder}/text.png'], 'cannot make --out {folder}/text.png: File exists'),
+        (['{image}', '--device', 'gpu'], '--device gpu: '),
+        pytest.param(
+            ['{image}', '--device', 'cuda'],
+            '--device cuda: PyTorch finds no CUDA device here',
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here'),
+        ),
+        (['{folder}/thin.png'], 'image cannot be prepared: {folder}/thin.png: OpenCV'),
     ],
 )
 def test_user_errors(arguments, message, bad, tool):
@@ -86,6 +99,25 @@ def test_user_errors(arguments, message, bad, tool):
     status, out, error = tool('detect', *arguments)
     assert status == 2 and error.startswith('error: ') and error.count('\n') == 1, error
     assert message.format(**bad) in error and '|' not in out
+
+
+@pytest.mark.parametrize(
+    ('meta', 'config', 'want'),
+    [
+        ({'dataset_meta': {'CLASSES': ('a', 'b')}}, {'metainfo': {'classes': ('x',)}}, ('a', 'b')),
+        ({'CLASSES': ('a', 'b')}, {'metainfo': {'classes': ('x',)}}, ('a', 'b')),  # mmdet 2
+        ({}, {'metainfo': {'classes': ('x',)}}, ('x',)),
+        ({}, {'val_dataloader': {'dataset': {'type': 'CheckedVOCDataset'}}}, CheckedVOCDataset.METAINFO['classes']),
+    ],
+)
+def test_classes_are_the_checkpoint_s_or_the_config_s(meta, config, want):
+    assert detecting._names({'meta': meta}, Config(config), 'a.pth')['classes'] == want
+
+
+def test_classes_that_nothing_names_are_refused():
+    """mmdet would take COCO's names."""
+    with pytest.raises(UserError, match=r'neither a\.pth nor .* names the classes'):
+        detecting._names({}, Config({'model': {}}), 'a.pth')
 
 
 def test_grey_and_turned_images(tool, checkpoint, tmp_path, digits):

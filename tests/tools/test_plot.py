@@ -84,6 +84,13 @@ def test_read_log_takes_a_repeated_validation_once(tmp_path):
     assert [(r['step'], r['accuracy/top1']) for r in records[1]] == [(1, 52.0), (2, 61.0)]
 
 
+def test_read_log_keeps_validations_before_the_repeated_one(tmp_path):
+    """Validations may be more frequent than records of training."""
+    write_log(tmp_path, '1', [*training(10), *validation((50, 50.0), (60, 60.0))])
+    write_log(tmp_path, '2', [*validation((60, 61.0)), *training(70)])
+    assert [(r['step'], r['accuracy/top1']) for r in read_log(tmp_path)[1]] == [(50, 50.0), (60, 61.0)]
+
+
 def test_read_log_leaves_out_a_line_that_a_kill_cut_short(tmp_path):
     log = write_log(tmp_path, '1', training(10, 20)) / '1' / 'vis_data' / 'scalars.json'
     log.write_text(log.read_text() + '{"loss": 0.')

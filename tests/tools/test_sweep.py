@@ -5,13 +5,24 @@ import fcntl
 import functools
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
 from helpers.running_tools import run_tool
 from mmscconv.complexity import Complexity
 from mmscconv.engine.results import read_log
-from mmscconv.engine.sweep_table import Difference, Result, SweepRow, difference, read_runs, result_of, write_tables
+from mmscconv.engine.sweep_runs import SweepRun, claimed, fingerprint, train
+from mmscconv.engine.sweep_table import (
+    Difference,
+    Result,
+    SweepRow,
+    difference,
+    in_percent,
+    read_runs,
+    result_of,
+    write_tables,
+)
 
 KILLER = """
 import os, pathlib, signal
@@ -104,6 +115,53 @@ def test_other_settings_are_refused(tool, root, tmp_path):
     assert status == 2 and f'{folder} was begun with other cfg_options, amp: choose another --work-dir' in error
 
 
+def test_a_config_that_was_changed_is_refused(tool, tmp_path):
+    """Its finished runs are another network's."""
+    config = tmp_path / 'a.py'
+    for depth in (18, 34):
+        config.write_text(f'model = dict(depth={depth})')
+        state = dict(cfg_options=[], data_root=None, amp=False, finished=True, config=fingerprint(str(config)))
+        folder = work_dir(tmp_path / f'runs{depth}' / 'a' / 'seed0', 'coco/bbox_mAP', 0.5)
+        (folder / 'sweep.json').write_text(json.dumps(state))
+    status, out, _ = tool('sweep', config, '--work-dir', tmp_path / 'runs34')
+    assert status == 0 and 'seed 0: done' in out
+    status, _, error = tool('sweep', config, '--work-dir', tmp_path / 'runs18')
+    assert status == 2 and f'{tmp_path}/runs18/a/seed0 was begun with other config: choose another' in error
+
+
+def test_a_damaged_state_is_named(tool, tmp_path):
+    (tmp_path / 'a.py').write_text('model = dict()')
+    folder = work_dir(tmp_path / 'a' / 'seed0', 'coco/bbox_mAP', 0.5)
+    (folder / 'sweep.json').write_text('')
+    status, _, error = tool('sweep', tmp_path / 'a.py', '--work-dir', tmp_path)
+    assert status == 2 and f'{folder}/sweep.json is damaged' in error
+
+
+def test_a_training_holds_its_run_when_the_sweep_is_gone(tmp_path):
+    one = SweepRun('a.py', 0, tmp_path / 'run', {})
+    with claimed(one) as lock:
+        child = subprocess.Popen(['sleep', '60'], pass_fds=(lock,))
+    try:
+        with claimed(one) as lock:
+            assert lock is None
+    finally:
+        child.kill()
+        child.wait()
+    with claimed(one) as lock:
+        assert lock is not None
+
+
+def test_the_training_is_given_the_lock(tmp_path, monkeypatch):
+    passed = []
+    monkeypatch.setattr(
+        subprocess, 'run', lambda *_, **settings: passed.append(settings['pass_fds']) or SimpleNamespace(returncode=1)
+    )
+    one = SweepRun('a.py', 0, tmp_path / 'run', dict(cfg_options=[], data_root=None, amp=False))
+    with claimed(one) as lock:
+        train(one, 'train.py', None, lock)
+        assert passed == [(lock,)]
+
+
 def test_keyboard_interrupt(tool, root, tmp_path, monkeypatch):
     commands = []
 
@@ -131,7 +189,7 @@ def test_run_without_metric_is_named(tool, root, tmp_path, monkeypatch):
         (folder / 'sweep.json').write_text(json.dumps(state))
     status, out, error = tool('sweep', config, '--seeds', 0, 1, '--work-dir', tmp_path)
     assert status == 1 and error == 'failed: retinanet_r18_digits seed 0\n'
-    assert 'seed 0: trained, but no known metric in its log' in out and 'seed 1: done' in out
+    assert 'seed 0: trained, but no known metric in its last validation' in out and 'seed 1: done' in out
     assert '| 1/2 | coco/bbox_mAP | 50.00 | 50.00 |' in (tmp_path / 'table.md').read_text()
     states = [line.split(',')[:3] for line in (tmp_path / 'runs.csv').read_text().splitlines()]
     assert states == [['config', 'seed', 'state'], [config.stem, '0', 'finished'], [config.stem, '1', 'finished']]
@@ -157,10 +215,19 @@ def test_runs_of_earlier_sweeps_are_taken_over(tool, root, tmp_path):
     for text, message in (
         (known.read_text().replace('50.0', '51.0'), f'two results of {config.stem} with seed 0'),
         ('a,b\n1,2\n', 'is no runs.csv of tools/sweep.py'),
+        (f'{head}x,0,finished,m,50.0,55.0,\nx,0,finished,m,70.0,75.0,\n', 'x with seed 0 stands twice'),
+        (f'{head}x,0,finished,m,nan,55.0,\n', 'has a result that is no number'),
+        (f'{head}{config.stem},2,finished,coco/bbox_mAP_50,50.0,55.0,\n', None),
     ):
         other.write_text(text)
         status, _, error = tool(*sweep_it, known, other)
-        assert status == 2 and message in error and error.count('\n') == 1
+        if message:
+            assert status == 2 and message in error and error.count('\n') == 1
+    status, _, error = tool(*sweep_it, known, other, '--metric', 'coco/bbox_mAP')
+    assert status == 2 and f'{other} has coco/bbox_mAP_50 of {config.stem} with seed 2' in error
+    other.write_text(f'{head}{config.stem},0,finished,coco/bbox_mAP_50,80.0,80.0,\n')
+    status, _, error = tool('sweep', config, '--seeds', 0, 1, '--work-dir', tmp_path, '--known', other)
+    assert status == 2 and f'{config.stem} has results of coco/bbox_mAP and coco/bbox_mAP_50: choose one' in error
     status, _, error = tool(*sweep_it, tmp_path / 'nowhere.csv')
     assert status == 2 and 'cannot read' in error
 
@@ -194,6 +261,23 @@ def test_results_of_a_run(tmp_path):
     assert result_of(work_dir(tmp_path / 'b', 'coco/bbox_mAP', 0.355), None) == Result(
         'coco/bbox_mAP', 35.5, 35.5, None
     )
+
+
+def test_a_last_validation_without_the_metric_is_no_result(tmp_path):
+    """mmdet leaves AP out if a network detects nothing any more; the validation before is not the last."""
+    folder = work_dir(tmp_path / 'a', 'coco/bbox_mAP', 0.4)
+    log = next(folder.glob('*/vis_data/scalars.json'))
+    log.write_text(log.read_text() + '{"data_time": 0.1, "time": 0.2, "step": 2}\n')
+    assert result_of(folder, None) is None
+    assert result_of(work_dir(tmp_path / 'b', 'coco/bbox_mAP', 0.4, -1), None) is None
+    assert result_of(work_dir(tmp_path / 'c', 'coco/bbox_mAP', -1, 0.4), None).best == 40
+
+
+@pytest.mark.parametrize(
+    ('metric', 'factor'), [('coco/AR@100', 100), ('voc/mAP', 100), ('multi-label/mAP', 1), ('accuracy/top1', 1)]
+)
+def test_fractions_and_percentages(metric, factor):
+    assert in_percent(metric, 0.45) == 0.45 * factor
 
 
 def row(name, *last, seeds=3, first=0, **others):
