@@ -18,7 +18,7 @@ setup: $(VENV)/ready
 
 # torch first and without isolation: mmcv compiles its ops against it, or silently leaves them out.
 $(VENV)/ready: setup.py Makefile
-	[ -x $(BIN)/python ] || { python=$$(STACK=$(STACK) .ci/find-python $(PYTHON)) && $$python -m venv $(VENV); }
+	[ -x $(BIN)/python ] || { python=$$(STACK=$(STACK) .ci/find-python "$(PYTHON)") && "$$python" -m venv $(VENV); }
 	$(BIN)/pip install -q --upgrade pip 'setuptools>=77,<81' wheel ninja packaging
 	@echo 'Installing torch (several GB) ...'
 	$(BIN)/pip install -q $(TORCH)
@@ -35,7 +35,7 @@ demo: setup $(DIGITS)/annotations/val.json
 	@amp=$$($(BIN)/python -W ignore -c 'from mmscconv.optim import multiplies_bf16; print("--amp" * multiplies_bf16())') && \
 	echo "mixed precision: $${amp:-not used, for this processor has no bf16 instructions}" && set -x && \
 	$(BIN)/python tools/train.py configs/retinanet_scconv_r18_digits.py --data-root $(DIGITS) --work-dir $(DEMO_DIR) $$amp
-	$(BIN)/python tools/test.py configs/retinanet_scconv_r18_digits.py $$(cat $(DEMO_DIR)/last_checkpoint) \
+	$(BIN)/python tools/test.py configs/retinanet_scconv_r18_digits.py "$$(cat "$(DEMO_DIR)/last_checkpoint")" \
 		--data-root $(DIGITS) --work-dir $(DEMO_DIR) --show-dir drawn
 	$(BIN)/python tools/plot.py curves $(DEMO_DIR) --out $(DEMO_DIR)/curves.png
 	@echo "detections: $$(ls -d $(DEMO_DIR)/*/drawn | tail -n 1)"

@@ -7,6 +7,7 @@ KeyError after the first epoch, and a text never equals a number.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from math import isfinite
@@ -30,8 +31,12 @@ MAX_SHOWN = 80  # characters of a value in a message
 MAX_ID = 2**53  # ids pass through float64 in pycocotools
 
 
-def read_coco(path: str) -> tuple[Entry, list[str]]:
+def read_coco(path: str, test: bool = False) -> tuple[Entry, list[str]]:
     """Read a COCO file.
+
+    Args:
+        path: Of the file.
+        test: The file is for validation or testing, where an image may stand only once.
 
     Returns:
         Its content, checked and mended, and one line for each kind of change or omission.
@@ -44,6 +49,7 @@ def read_coco(path: str) -> tuple[Entry, list[str]]:
     images, categories = content['images'], content['categories']
     annotations = content.setdefault('annotations', [])  # a test set may come without
     lines += _read_sizes(images, path)
+    lines += _find_repeated_files(images, path, test)
     _require_names(categories, path)
     if annotations:
         _require_annotations(annotations, path)
@@ -140,6 +146,22 @@ def _read_sizes(images: Sequence[Entry], path: str) -> Iterator[str]:
     _require_ids(images, 'image', path)
     if mended:
         yield f'{mended} widths and heights of images are not whole numbers, but texts or fractions; read as numbers'
+
+
+def _find_repeated_files(images: Sequence[Entry], path: str, test: bool) -> Iterator[str]:
+    counts = Counter(image['file_name'] for image in images)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice and test:
+        ids = [_shown(image['id']) for image in images if image['file_name'] == twice[0]]
+        raise UserError(
+            f'file_name {_shown(twice[0])} stands under two image ids, {ids[0]} and {ids[1]}, whose objects would be '
+            f'counted twice, or missed under one of them: join them in {path}'
+        )
+    if twice:
+        yield (
+            f'{len(twice)} files stand under several image ids and are learnt from once for each, '
+            f'first {_shown(twice[0])}'
+        )
 
 
 def _whole_number(value: Any) -> int:

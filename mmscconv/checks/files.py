@@ -37,15 +37,22 @@ def _require(path: str, what: str, advice: str) -> None:
 
 
 def check_data(cfg: Mapping[str, Any], stages: Iterable[str]) -> None:
-    """Raise UserError if a data folder or annotation file of a stage ('train', 'val', 'test') is missing."""
+    """Raise UserError if a data folder or annotation file of a stage ('train', 'val', 'test') is missing.
+
+    With ``backend_args``, paths that look local may be those of another storage: they are not looked for.
+    """
     for stage in stages:
         for dataset in datasets(cfg.get(f'{stage}_dataloader')):
+            if dataset.get('backend_args'):
+                continue
             root = dataset.get('data_root')
             own = cfg.get('data_root')
             unread = own and root and not root.startswith(own.rstrip('/'))
             hint = f'; the data_root={own!r} at the top of the config is not read by this data set' if unread else ''
             _require(join(root, None), f'data folder for {stage}', DATA_ADVICE + hint)
             _require(join(root, dataset.get('ann_file')), f'annotation file for {stage}', DATA_ADVICE)
+            if any(transform.get('backend_args') for transform in dataset.get('pipeline') or ()):
+                continue  # images in LMDB, for example, beside a local annotation file
             prefix = dataset.get('data_prefix') or {}
             for folder in prefix.values() if isinstance(prefix, Mapping) else [prefix]:
                 _require(join(root, folder), f'image folder for {stage}', DATA_ADVICE)
@@ -53,7 +60,8 @@ def check_data(cfg: Mapping[str, Any], stages: Iterable[str]) -> None:
                 _require(join(root, dataset['split']), f'image folder for {stage}', DATA_ADVICE)
         evaluators = cfg.get(f'{stage}_evaluator') or []
         for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
-            _require(evaluator.get('ann_file') or '', f'annotation file of the {stage} evaluator', DATA_ADVICE)
+            if not evaluator.get('backend_args'):
+                _require(evaluator.get('ann_file') or '', f'annotation file of the {stage} evaluator', DATA_ADVICE)
 
 
 def check_checkpoints(cfg: Mapping[str, Any]) -> None:

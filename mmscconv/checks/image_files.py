@@ -15,6 +15,8 @@ ENDS = {b'\xff\xd8\xff': b'\xff\xd9', b'\x89PNG': b'IEND\xaeB`\x82'}
 # The EXIF tag of an image's orientation, and its values for a quarter turn.
 ORIENTATION = 0x0112
 ON_ITS_SIDE = (5, 6, 7, 8)
+TIFF_SIZE = (0x0100, 0x0101)  # tags of the stored width and height
+WEBP_TURNS = (4, 13)  # the first version of OpenCV that heeds the EXIF data of WebP
 
 
 def truncation(path: str | Path) -> str | None:
@@ -48,6 +50,8 @@ def _pillow_complaint(path: str | Path) -> str | None:
             image.load()
     except UnidentifiedImageError:
         return 'the file is no image'
+    except Image.DecompressionBombError as error:
+        return f'the file does not end as its format does, and has too many pixels to be checked ({error})'
     except (OSError, SyntaxError) as error:  # Pillow's own for a broken PNG
         return f'the file is cut short ({error})'
     return None
@@ -63,14 +67,24 @@ def size_of(path: str | Path) -> tuple[int, int]:
 
     try:
         with Image.open(path) as image:
-            return image.size[::-1] if _turned(image) else image.size
-    except (OSError, SyntaxError, ValueError) as error:
+            return loaded_size(image)[0]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f'cannot load {path}: {flat_message(error)}') from error
 
 
-def _turned(image: Any) -> bool:
-    """Whether the EXIF data of a Pillow image turn it on its side."""
-    return image.getexif().get(ORIENTATION, 1) in ON_ITS_SIDE
+def loaded_size(image: Any) -> tuple[tuple[int, int], bool]:
+    """Return the (width, height) that a Pillow image has once OpenCV loads it, and whether EXIF data swap them."""
+    turned = heeds_exif(image) and image.getexif().get(ORIENTATION) in ON_ITS_SIDE
+    # The size of a TIFF is the turned one in newer versions of Pillow, the stored one in older ones.
+    width, height = map(image.tag_v2.get, TIFF_SIZE) if image.format == 'TIFF' else image.size
+    return ((height, width) if turned else (width, height)), turned
+
+
+def heeds_exif(image: Any) -> bool:
+    """Whether OpenCV turns images of this one's format as their EXIF data say."""
+    import cv2
+
+    return image.format != 'WEBP' or tuple(map(int, cv2.__version__.split('.')[:2])) >= WEBP_TURNS
 
 
 def _exif_turns(path: str) -> bool:
@@ -78,8 +92,8 @@ def _exif_turns(path: str) -> bool:
 
     try:
         with Image.open(path) as image:
-            return _turned(image)
-    except (OSError, SyntaxError, ValueError):
+            return loaded_size(image)[1]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
 
 

@@ -259,7 +259,7 @@ def check_voc(cfg: Mapping[str, Any], stages: Sequence[str]) -> None:
     for stage in stages:
         for dataset in datasets(cfg.get(f'{stage}_dataloader')):
             kind = DATASETS.get(dataset['type']) if isinstance(dataset.get('type'), str) else dataset.get('type')
-            if getattr(kind, 'load_data_list', None) is not XMLDataset.load_data_list:
+            if getattr(kind, 'load_data_list', None) is not XMLDataset.load_data_list or dataset.get('backend_args'):
                 continue
             root, prefix = dataset.get('data_root'), dataset.get('data_prefix') or {}
             path, folder = join(root, dataset.get('ann_file')), join(root, prefix.get('sub_data_root'))

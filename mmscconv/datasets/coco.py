@@ -43,7 +43,7 @@ class CheckedCOCO(COCO):
         self.path, self.test, self.tell = str(annotation_file), test, tell
         if annotation_file is None:
             return
-        self.dataset, lines = read_coco(self.path)
+        self.dataset, lines = read_coco(self.path, test)
         self._tell(lines)
         if folder:
             require_images([image['file_name'] for image in self.dataset['images']], folder, self.path)
@@ -82,7 +82,9 @@ def api_of(dataset: CocoDataset) -> Callable[[str], CheckedCOCO]:
         raise UserError(
             f"the data set of {dataset.ann_file} has no folder of images: set data_prefix=dict(img='...') in the config"
         )
-    return partial(CheckedCOCO, folder=dataset.data_prefix['img'], test=dataset.test_mode)
+    transforms = dataset.pipeline.transforms
+    elsewhere = dataset.backend_args or any(getattr(transform, 'backend_args', None) for transform in transforms)
+    return partial(CheckedCOCO, folder=None if elsewhere else dataset.data_prefix['img'], test=dataset.test_mode)
 
 
 @DATASETS.register_module()

@@ -24,25 +24,32 @@ CORNERS = 4
 Content = Mapping[str, Any]
 
 
-def find_coco(folder: Path) -> dict[Path, Content]:
+def find_coco(folder: Path, account: Account) -> dict[Path, Content]:
     """Return the files below ``folder`` that have COCO's three lists, with their content.
 
     Raises:
-        UserError: A file with a name of COCO's is not JSON.
+        UserError: A file is not JSON, and has a name of COCO's or may be a split of the COCO files that are there.
     """
     files = list(walk(folder, ('.json',)))
     if len(files) > MOST_FILES:
+        account.add('JSON files, more than COCO has splits: not read, pass the one that is meant', files[0], len(files))
         return {}
     found: dict[Path, Content] = {}
+    damaged: dict[Path, Exception] = {}
     for file in files:
         try:
             content = json.loads(file.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            if file.name.startswith('instances') or '.coco.' in file.name:
-                raise UserError(f'annotation file is not JSON: {file} ({error})') from error
+            damaged[file] = error
             continue
         if isinstance(content, dict) and all(part in content for part in PARTS):
             found[file] = content
+    for file, reason in damaged.items():
+        if found or file.name.startswith('instances') or '.coco.' in file.name:
+            raise UserError(
+                f'annotation file is not JSON: {file} ({reason}; restore the file, or take it out of the folder)'
+            ) from reason
+        account.add('JSON files that cannot be read: left out', file)
     boxes = {file: content for file, content in found.items() if file.name.startswith('instances')}
     return boxes or found  # COCO's own folder has keypoints besides
 

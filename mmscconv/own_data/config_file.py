@@ -8,11 +8,11 @@ from pprint import pformat
 
 from mmscconv.own_data.recipe import Recipe
 
-TEMPLATE = """# Written by tools/own_dataset.py from {source!r}; change what you like.
+TEMPLATE = '''# Written by tools/own_dataset.py from {source!r}; change what you like.
 _base_ = __import__('mmscconv').get_config({base!r}).filename
 {start}
 data_root = {images!r}  # the images lie where they lay; another place: --data-root
-here = '{{{{ fileDirname }}}}/'
+here = r"""{{{{ fileDirname }}}}/"""  # may have quotes in it
 metainfo = {metainfo}
 model = {model}
 
@@ -32,7 +32,7 @@ optim_wrapper = dict(optimizer=dict(lr={lr}))  # for batches of {batch}
 auto_scale_lr = dict(base_batch_size={batch})
 {schedule}
 randomness = dict(seed=0)
-"""
+'''
 BY_EPOCH = """train_cfg = dict(max_epochs={epochs}, val_interval={val_every})
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end={warmup}),

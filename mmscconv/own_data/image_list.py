@@ -9,12 +9,11 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
-from mmscconv.checks.image_files import truncation
+from mmscconv.checks.image_files import loaded_size, truncation
 from mmscconv.errors import UserError
 from mmscconv.own_data.records import Account, Size
 
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-EXIF_ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 SAME_FOLDER = 100  # outweighs any number of words that two paths have in common
 SYNONYMS = {'valid': 'val', 'validation': 'val', 'training': 'train', 'testing': 'test'}
 
@@ -105,8 +104,7 @@ def measured(path: Path, annotated: tuple[int | None, int | None], account: Acco
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION) in QUARTER_TURNS
+            size, turned = loaded_size(image)
     except (OSError, SyntaxError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
         account.add('images that cannot be read: left out', path)
         return None
@@ -114,7 +112,6 @@ def measured(path: Path, annotated: tuple[int | None, int | None], account: Acco
     if problem:
         account.add('images that are cut short: left out', path)
         return None
-    size = (height, width) if turned else (width, height)
     if all(annotated) and annotated != size:
         if annotated == size[::-1] and turned:
             account.add('images that their EXIF data rotate, but not their boxes: left out, rotate the files', path)

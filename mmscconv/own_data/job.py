@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmscconv.errors import UserError
+from mmscconv.foreign_errors import first_line
 from mmscconv.own_data.config_file import config_text
 from mmscconv.own_data.reading import choose_classes, read_data_set
 from mmscconv.own_data.recipe import Recipe, choose_recipe
@@ -93,12 +94,16 @@ class OwnDatasetJob:
             init = self.init if not self.init or '://' in self.init else str(Path(self.init).absolute())
             config.write_text(config_text(recipe, classes, self.source, root, init), encoding='utf-8')
             write_sheet(out / 'sheet.png', splits, classes, recipe)
-            timing = time_steps(config)
         except BaseException:
             shutil.rmtree(out)
             raise
         yield f'wrote {config}: {_in_short(recipe)}'
         yield f'wrote {", ".join(f"{name}.json" for name in splits)} and sheet.png beside it: look at the sheet first'
+        timing: StepTimes | None = None
+        try:
+            timing = time_steps(config)
+        except (Exception, KeyboardInterrupt) as error:  # the times are an extra: the files are whole without them
+            yield f'note: training steps could not be timed: {first_line(error)}'
         yield from _commands(config, recipe, splits, timing, tools)
 
     def _name(self) -> str:
@@ -131,13 +136,20 @@ def _in_short(recipe: Recipe) -> str:
     return f'{network}, images fit into {width}x{height}, batch {recipe.batch}, {recipe.epochs} epochs'
 
 
-def _commands(config: Path, recipe: Recipe, splits: Splits, timing: StepTimes, tools: Path) -> Iterator[str]:
+def _commands(config: Path, recipe: Recipe, splits: Splits, timing: StepTimes | None, tools: Path) -> Iterator[str]:
+    run = Path('work_dirs') / config.stem
+    train, report = (
+        f'    {shlex.join(["python", str(tools / tool), str(argument)])}'
+        for tool, argument in (('train.py', config), ('report.py', run))
+    )
+    if timing is None:
+        yield from ('next:', train, report)
+        return
     validation = len(splits['val']) * timing.val_image
     training = START_SECONDS + recipe.iterations * timing.step + recipe.epochs // recipe.val_every * validation
     yield (
         f'next ({recipe.iterations} iterations of {timing.step:.2f} s and validations of {validation:.0f} s, '
         f'as measured now on {timing.device}):'
     )
-    run = Path('work_dirs') / config.stem
-    for tool, argument, seconds in (('train.py', config, training), ('report.py', run, REPORT_SECONDS + validation)):
-        yield f'    {shlex.join(["python", str(tools / tool), str(argument)])}    # {in_words(seconds)}'
+    yield f'{train}    # {in_words(training)}'
+    yield f'{report}    # {in_words(REPORT_SECONDS + validation)}'

@@ -45,7 +45,7 @@ def read_data_set(source: Path, images: Path | None, form: str | None, account: 
     readers = _readers(source, index, form, account)
     if not readers:
         what = f'the form {form!r}' if form else FORMS_IN_WORDS
-        raise UserError(f'no annotations of {what} are in {source}')
+        raise UserError('; '.join([f'no annotations of {what} are in {source}', *account.lines()]))
     if len(readers) > 1:
         raise UserError(f'{source} has annotations of the forms {" and ".join(readers)}: choose one with --form')
     (read,) = readers.values()
@@ -63,7 +63,7 @@ def _read_file(source: Path, images: Path | None, account: Account) -> DataSet:
 
 def _readers(source: Path, index: ImageIndex, form: str | None, account: Account) -> dict[str, Callable[[], DataSet]]:
     readers: dict[str, Callable[[], DataSet]] = {}
-    if form in (None, 'coco') and (contents := find_coco(source)):
+    if form in (None, 'coco') and (contents := find_coco(source, account)):
         readers['coco'] = lambda: read_coco(contents, index, account)
     if form in (None, 'voc') and (files := find_voc(source)):
         readers['voc'] = lambda: read_voc(source, files, index, account)

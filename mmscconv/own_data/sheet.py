@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from mmscconv.checks.image_files import heeds_exif
 from mmscconv.own_data.recipe import Recipe, object_sizes
 from mmscconv.own_data.records import AnnotatedImage, Splits
 from mmscconv.storage.disk import replacing
@@ -84,8 +85,7 @@ def _draw_sizes(axes: Any, splits: Splits, recipe: Recipe) -> None:
 def _draw_image(axes: Any, image: AnnotatedImage, colours: dict[str, Any]) -> None:
     from matplotlib.patches import Rectangle
 
-    with Image.open(image.path) as file:
-        picture = ImageOps.exif_transpose(file).convert('RGB')
+    picture = as_loaded(image.path)
     picture.thumbnail((LONGEST, LONGEST))
     axes.imshow(picture)
     axes.axis('off')
@@ -97,6 +97,12 @@ def _draw_image(axes: Any, image: AnnotatedImage, colours: dict[str, Any]) -> No
         axes.text(x + 1, y - 2, _short(box.label), fontsize=7, color='white', clip_on=True,
                   bbox=dict(facecolor=colours[box.label], pad=0.5, lw=0))  # fmt: skip
     axes.set_title(f'{_short(image.path.name)}: {len(image.boxes)}', fontsize=9)
+
+
+def as_loaded(path: Path) -> Image.Image:
+    """Return an image turned as the training turns it: the boxes are meant for that."""
+    with Image.open(path) as file:
+        return (ImageOps.exif_transpose(file) if heeds_exif(file) else file).convert('RGB')
 
 
 def _short(name: str) -> str:

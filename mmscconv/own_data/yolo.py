@@ -96,13 +96,30 @@ def _class_names(settings: Mapping[str, Any], file: Path) -> list[str]:
 
 
 def _listed_classes(folder: Path) -> list[str] | None:
-    for path in walk(folder, CLASS_LISTS):
-        if path.name in CLASS_LISTS:
-            return _checked_classes([line for line in read_text(path).splitlines() if line.strip()], path, None)
-    return None
+    """Return the classes of the lists below ``folder``; None without a list.
+
+    Raises:
+        UserError: Two lists differ. LabelImg writes one into each folder, and may order each in another way.
+    """
+    lists = [
+        (path, _checked_classes([line for line in read_text(path).splitlines() if line.strip()], path, None))
+        for path in walk(folder, CLASS_LISTS)
+        if path.name in CLASS_LISTS
+    ]
+    for path, classes in lists:
+        if classes != lists[0][1]:
+            raise UserError(
+                f'{lists[0][0]} and {path} list other classes or another order, so a number has two meanings: '
+                'number the labels of all folders by one list, and remove the other list'
+            )
+    return lists[0][1] if lists else None
 
 
 def _checked_classes(names: list[Any], file: Path, count: int | None) -> list[str]:
+    if any(isinstance(name, bool) for name in names):
+        raise UserError(
+            f"YAML takes yes, no, on, off, true and false for truth values: quote such names, as in 'yes', in {file}"
+        )
     texts = [str(name).strip() for name in names]
     wrong = [name for name in names if isinstance(name, dict | list) or name is None or not str(name).strip()]
     twice = [name for i, name in enumerate(texts) if name in texts[:i]]

@@ -89,6 +89,5 @@ def full_disk_named(path: str | Path, way_out: str = 'go on with --resume') -> I
         folder = next(p for p in (Path(path).absolute(), *Path(path).absolute().parents) if p.is_dir())
         free = shutil.disk_usage(folder).free / 2**20
         raise UserError(
-            f'cannot write {path}: {error.strerror} ({free:.1f} MiB free in {folder}; '
-            f'make room there, then {way_out})'
+            f'cannot write {path}: {error.strerror} ({free:.1f} MiB free in {folder}; make room there, then {way_out})'
         ) from error

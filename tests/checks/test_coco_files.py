@@ -10,6 +10,7 @@ from mmdet.registry import DATASETS, METRICS
 
 from mmscconv.checks.coco import read_coco
 from mmscconv.checks.evaluators import check_evaluators
+from mmscconv.checks.files import check_data
 from mmscconv.datasets.reading import annotations_checked
 from mmscconv.errors import UserError
 
@@ -217,6 +218,46 @@ def test_nothing_to_learn_is_an_error_and_nothing_to_find_a_warning(tmp_path, to
             DATASETS.build(dataset_of(path))
         DATASETS.build(dataset_of(path, test_mode=True))
     assert 'there is nothing to find; the average precision will be -1' in told[-1]
+
+
+def test_a_file_under_two_ids_is_a_warning_to_train_on_and_an_error_to_evaluate(tmp_path, told):
+    path = write(tmp_path, change_first('images', file_name='2.png'))
+    with annotations_checked():
+        DATASETS.build(dataset_of(path))
+        assert told == [
+            f"{path}: 1 files stand under several image ids and are learnt from once for each, first '2.png'"
+        ]
+        for build in (
+            lambda: DATASETS.build(dataset_of(path, test_mode=True)),
+            lambda: METRICS.build(dict(type='CocoMetric', ann_file=path)),
+        ):
+            with pytest.raises(UserError, match=r"file_name '2\.png' stands under two image ids, 1 and 2, .*a\.json"):
+                build()
+
+
+@pytest.mark.parametrize('where', ['data set', 'loader of images'])
+def test_images_in_another_storage_are_not_looked_for(where, tmp_path, told):
+    settings = dict(data_root=str(tmp_path), test_mode=True)
+    dataset = dataset_of(write(tmp_path), **settings) | dict(data_prefix=dict(img='images'))
+    stored = dict(backend='local')  # stands in for LMDB or Petrel
+    with annotations_checked():
+        with pytest.raises(UserError, match=r'2 of 2 images .* are not there'):
+            DATASETS.build(dataset)
+        with pytest.raises(UserError, match='image folder for val is not there'):
+            check_data(dict(val_dataloader=dict(dataset=dataset)), ['val'])
+        if where == 'data set':
+            dataset['backend_args'] = stored
+        else:
+            dataset['pipeline'] = [dict(type='LoadImageFromFile', backend_args=stored)]
+        check_data(dict(val_dataloader=dict(dataset=dataset)), ['val'])
+        assert len(DATASETS.build(dataset)) == 2
+
+
+def test_annotations_in_another_storage_are_not_looked_for(tmp_path):
+    stored = dict(backend='petrel', path_mapping={'data/': 's3://data/'})
+    dataset = dict(type='CocoDataset', data_root='data/', ann_file='a.json', backend_args=stored)
+    evaluator = dict(type='CocoMetric', ann_file='data/a.json', backend_args=stored)
+    check_data(dict(val_dataloader=dict(dataset=dataset), val_evaluator=evaluator), ['val'])
 
 
 def evaluation(dataset, truth, pipeline=()):

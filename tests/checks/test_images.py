@@ -10,7 +10,7 @@ from PIL import Image
 
 import mmscconv
 from helpers.paths import ROOT
-from mmscconv.checks.image_files import NamedTransform, truncation
+from mmscconv.checks.image_files import NamedTransform, size_of, truncation
 from mmscconv.engine.runner import CheckedRunner
 from mmscconv.errors import UserError
 
@@ -134,6 +134,19 @@ def test_bytes_after_a_whole_image_are_none_of_our_business(tmp_path):
         path.write_bytes(path.read_bytes() + b'appended by a camera')
         assert truncation(path) is None
         assert NamedTransform(LoadImageFromFile())({'img_path': str(path)})['img'].shape == (48, 64, 3)
+
+
+def test_more_pixels_than_pillow_opens(tmp_path, monkeypatch):
+    path = VALID['rotated'](tmp_path)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    with pytest.raises(UserError, match=r'cannot load .*a\.jpg: Image size .* exceeds limit'):
+        size_of(path)
+    load = NamedTransform(LoadImageFromFile())
+    with pytest.raises(UserError, match=r'a\.jpg is 48x64 once loaded, .* says 64x48'):
+        load({'img_path': str(path), 'height': 48, 'width': 64})
+    path.write_bytes(path.read_bytes() + b'appended by a camera')
+    with pytest.raises(UserError, match=r'cannot load .*a\.jpg: .* too many pixels to be checked .* exceeds limit'):
+        load({'img_path': str(path)})
 
 
 def test_another_size_than_annotated(tmp_path):

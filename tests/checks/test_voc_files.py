@@ -125,6 +125,15 @@ def test_what_has_no_meaning_is_one_line(case, kind, voc, told, tmp_path):
     assert str(tmp_path) in str(error.value) and '\n' not in str(error.value)
 
 
+def test_files_in_another_storage_are_left_to_mmdet(tmp_path, told):
+    dataset = dict(type='VOCDataset', ann_file=str(tmp_path / 'list.txt'), data_prefix=dict(sub_data_root=''))
+    cfg = dict(train_dataloader=dict(dataset=dataset))
+    with pytest.raises(UserError, match=r'annotation file cannot be read: .*list\.txt'):
+        check_voc(cfg, ['train'])
+    dataset['backend_args'] = dict(backend='petrel')
+    check_voc(cfg, ['train'])
+
+
 def test_nothing_to_find_is_a_warning(voc, told):
     voc(lines='b\n', second=SIZE, test=True)
     assert 'no image has an object' in told[0] and 'average precision will be -1' in told[0]

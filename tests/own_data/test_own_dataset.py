@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from PIL import Image
 from pycocotools.coco import COCO
@@ -28,10 +29,13 @@ from helpers.annotated import (
     write_yolo,
 )  # fmt: skip
 from helpers.photographs import COCO_IMAGES, VOC_IMAGES
+from mmscconv.checks.image_files import size_of
 from mmscconv.errors import UserError
+from mmscconv.own_data.image_list import measured
 from mmscconv.own_data.reading import choose_classes, read_data_set
 from mmscconv.own_data.recipe import choose_recipe
 from mmscconv.own_data.records import Account, AnnotatedImage, Box
+from mmscconv.own_data.sheet import as_loaded
 from mmscconv.own_data.splitting import train_and_val
 from mmscconv.own_data.writing import coco_content as written
 from mmscconv.own_data.writing import common_folder, write_splits
@@ -321,6 +325,55 @@ def test_yolo_lines_that_are_no_boxes(yolo):
     }
 
 
+@pytest.fixture
+def labelimg(tmp_path, objects):
+    """Two folders as LabelImg leaves them, with a list of classes in each."""
+    for split, stems in SPLITS.items():
+        chosen = {stem: objects[stem] for stem in stems}
+        write_images(tmp_path / 'drawn' / split, chosen)
+        write_labels(tmp_path / 'drawn' / split, chosen)
+        (tmp_path / 'drawn' / split / 'classes.txt').write_text('\n'.join(CLASSES))
+    return tmp_path / 'drawn'
+
+
+def test_lists_of_classes_that_differ_are_refused(labelimg):
+    assert read(labelimg)[1] == list(CLASSES)
+    (labelimg / 'val' / 'classes.txt').write_text('\n'.join(reversed(CLASSES)))
+    with pytest.raises(UserError, match=r'train/classes\.txt and .*val/classes\.txt list other classes'):
+        read(labelimg)
+
+
+@pytest.mark.parametrize('names', ['[yes, no, fish]', '{0: cat, 1: off, 2: fish}'])
+def test_truth_values_are_no_classes(names, yolo):
+    (yolo / 'data.yaml').write_text(f'train: images/train\nval: images/val\nnames: {names}\n')
+    with pytest.raises(UserError, match=r"truth values: quote such names, as in 'yes', in .*data\.yaml"):
+        read(yolo)
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_a_damaged_split_is_named(split, coco):
+    path = coco / 'annotations' / f'{split}.json'
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf'is not JSON: .*{split}\.json .*restore the file, or take it out'):
+        read(coco)
+
+
+def test_json_files_that_are_not_read_are_named(coco, voc):
+    for path in (coco / 'annotations').iterdir():
+        path.write_text('{')
+    with pytest.raises(UserError, match=r'no annotations of .*; 2 JSON files that cannot be read: .*train\.json'):
+        read(coco)
+    (voc / 'notes.json').write_text('{')
+    assert '1 JSON files that cannot be read: left out' in read(voc)[2][1]
+
+
+def test_more_json_files_than_splits_are_the_reason(coco):
+    for number in range(49):
+        (coco / f'{number}.json').write_text('{}')
+    with pytest.raises(UserError, match=r'; 51 JSON files, more than COCO has splits: not read, .*0\.json'):
+        read(coco)
+
+
 def test_coco_files_may_number_their_categories_as_they_like(coco):
     """The files are matched by name; ids may be texts, count from 0, and iscrowd may be missing."""
     path = coco / 'annotations' / 'val.json'
@@ -367,6 +420,18 @@ def test_exif_turns_the_size(tmp_path, objects):
     splits, _, lines = read(root)
     (turned,) = (image for images in splits.values() for image in images if image.path.stem == 'img_00')
     assert turned.size == SIZE[::-1]
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'tif'])
+def test_the_measured_size_is_the_loaded_one(suffix, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / f'a.{suffix}'
+    Image.new('RGB', SIZE).save(path, exif=exif)
+    loaded = LoadImageFromFile()({'img_path': str(path)})['img'].shape[1::-1]
+    assert measured(path, (None, None), Account()) == size_of(path) == loaded
+    assert measured(path, loaded, Account()) == loaded
+    assert as_loaded(path).size == loaded
 
 
 def test_classes_can_be_chosen(coco):
@@ -559,6 +624,43 @@ def test_large_backbones(backbone, coco, tool, tmp_path, monkeypatch):
     assert cfg.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
     assert cfg.train_cfg.max_iters == cfg.param_scheduler[1].end
     assert cfg.default_hooks.checkpoint.interval == cfg.train_cfg.val_interval
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    from mmscconv.own_data import job
+    from mmscconv.own_data.timing import StepTimes
+
+    monkeypatch.setattr(job, 'time_steps', lambda config: StepTimes(1, 1, 'cpu'))
+
+
+def test_quotes_in_the_path_of_the_config(untimed, coco, tool, tmp_path):
+    out = tmp_path / 'Anna\'s "cells"' / 'new'
+    status, _, err = tool('own_dataset', coco, '--out', out)
+    assert status == 0, err
+    cfg = Config.fromfile(out / 'new.py')
+    assert cfg.train_dataloader.dataset.ann_file == cfg.here + 'train.json' == str(out / 'train.json')
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason'),
+    [(RuntimeError('CUDA out of memory'), 'CUDA out of memory'), (KeyboardInterrupt(), 'KeyboardInterrupt')],
+    ids=['memory', 'Ctrl-C'],
+)
+def test_files_stay_if_steps_cannot_be_timed(error, reason, coco, tool, tmp_path, monkeypatch):
+    from mmscconv.own_data import job
+
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(job, 'time_steps', fail)
+    status, out, err = tool('own_dataset', coco, '--out', tmp_path / 'out')
+    assert status == 0, err
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'out.py', 'train.json', 'val.json', 'sheet.png'}
+    *_, note, following, train, report = out.splitlines()
+    assert note == f'note: training steps could not be timed: {reason}'
+    assert following == 'next:'
+    assert train.endswith(f'train.py {tmp_path}/out/out.py') and report.endswith('report.py work_dirs/out')
 
 
 def some_images(count, size=(640, 480), side=100):
