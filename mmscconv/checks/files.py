@@ -64,10 +64,10 @@ def check_data(cfg: Mapping[str, Any], stages: Iterable[str]) -> None:
                 _require(evaluator.get('ann_file') or '', f'annotation file of the {stage} evaluator', DATA_ADVICE)
 
 
-def check_checkpoints(cfg: Mapping[str, Any]) -> None:
-    """Raise UserError if ``load_from`` or a local ``Pretrained`` checkpoint is missing."""
+def check_checkpoints(cfg: Mapping[str, Any], stages: Sequence[str] = ('train',)) -> None:
+    """Raise UserError if ``load_from`` or, for training alone, a local ``Pretrained`` checkpoint is missing."""
     _require(cfg.get('load_from') or '', 'checkpoint', 'check the path')
-    for init in _init_cfgs(cfg.get('model')):
+    for init in _init_cfgs(cfg.get('model')) if 'train' in stages else ():
         if init.get('type') == 'Pretrained':
             _require(
                 init.get('checkpoint') or '', 'pretrained checkpoint (init_cfg)', 'train it first, or check the path'

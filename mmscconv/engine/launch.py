@@ -114,7 +114,7 @@ def checked_runner(cfg: Config, stages: Sequence[str], trusted: bool, resume: st
     check_inputs(cfg, stages)
     if resume:
         _set_resume(cfg, resume, trusted)
-    check_checkpoints(cfg)
+    check_checkpoints(cfg, stages)
     runner = build_runner(cfg)
     purpose = 'test' if 'test' in stages else 'resume' if cfg.get('resume') else 'start'
     runner.register_hook(RequireMatchingCheckpoint(purpose))

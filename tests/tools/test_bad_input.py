@@ -112,6 +112,15 @@ def test_a_run_that_cannot_start_leaves_no_empty_folder(there, tmp_path, fails):
     assert not list(tmp_path.glob('runs/*'))
 
 
+def test_a_test_needs_no_pretrained_file(tool, digits, digits_run, tmp_path):
+    status, _, error = tool(
+        'test', CONFIGS / 'retinanet_scconv_r18_digits.py', digits_run / 'epoch_1.pth', '--data-root', digits,
+        '--work-dir', tmp_path, '--cfg-options', *DIGITS, 'model.backbone.init_cfg.type=Pretrained',
+        'model.backbone.init_cfg.checkpoint=moved.pth',
+    )  # fmt: skip
+    assert status == 0, error[-2000:]
+
+
 def test_wrong_checkpoint_is_refused(digits, tmp_path, fails):
     torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(64, 3, 7, 7)}}, tmp_path / 'wrong.pth')
     line = fails(
