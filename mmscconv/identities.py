@@ -146,7 +146,7 @@ def y1_weight(gwc: Tensor, pwc1: Tensor, groups: int, centre: int) -> Tensor:
     """
     c, each, *size = gwc.shape
     blocks = torch.eye(groups, dtype=gwc.dtype, device=gwc.device).view(groups, 1, groups, 1, 1)
-    dense = (gwc.view(groups, c // groups, 1, each, -1) * blocks).reshape(c, groups * each, -1)
+    dense = (gwc.reshape(groups, c // groups, 1, each, -1) * blocks).reshape(c, groups * each, -1)
     taps = dense.shape[2]
     return (dense + F.pad(pwc1.flatten(2), (centre, taps - 1 - centre))).unflatten(2, size)
 

@@ -392,7 +392,9 @@ def deployed(layer: DeployedCRU, x: Tensor) -> Tensor | None:
     x_up, x_low = cast('tuple[Tensor, Tensor]', _squeezed(layer, x))
     pwc2_out, low = layer.transform_low(x_low)
     y1, y1_addend = layer.transform_up(x_up)
-    y = ops.fuse(y1, low, y1_addend, pwc2_out, layer.scale, layer.shift, overwrite=True, backend=backend)
+    overwrite = intact(layer, 'gwc')  # a hook may have kept Y1
+    scale, shift = _fp32(layer.scale), _fp32(layer.shift)
+    y = ops.fuse(y1, low, y1_addend, pwc2_out, scale, shift, overwrite=overwrite, backend=backend)
     return F.relu(y, inplace=True) if layer.relu else y
 
 
@@ -404,7 +406,7 @@ def sru_then_deployed(layer: DeployedCRU, before: SRU, x: Tensor) -> Tensor | No
         return None
     if not intact(before, 'gn') or not intact(layer, 'squeeze_up', 'squeeze_low', 'gwc', 'pwc1', 'pwc2', 'pool'):
         return None
-    if not _fit(x):
+    if before.backend not in (None, 'native') or not _fit(x):
         return None
     weights, fingerprint = layer.weights_as_packed()
     return ops.scconv(x, *op_arguments(layer, before, x.dtype), weights=weights, fingerprint=fingerprint)

@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from mmscconv.ops.prototypes import MAP_DTYPES, Argument, Parameter, prototypes
 
 SOURCES = Path(__file__).parent / 'csrc'
@@ -78,7 +80,13 @@ ONNXRUNTIME_OP = Library(
 def unavailable() -> str | None:
     """Return why the kernels cannot run on this machine, or None; compile them at the first call."""
     built = build(KERNELS)
-    return built if isinstance(built, str) else None
+    if isinstance(built, str):
+        return built
+    try:
+        _library()
+    except OSError as error:  # a file cut short, or a folder from which nothing may be run
+        return f'{error}: remove the file, or set MMSCCONV_CACHE_DIR to another folder'
+    return None
 
 
 @functools.cache
@@ -87,7 +95,8 @@ def build(library: Library) -> Path | str:
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get('CC'), 'gcc', 'cc', 'clang')))), None)
     if compiler is None:
         return 'no C compiler was found: install gcc or clang, or name one in CC'
-    digest = hashlib.sha256('\n'.join((compiler, _cpu(), *FLAGS, str(library))).encode())
+    # Machines and containers may share a home folder.
+    digest = hashlib.sha256('\n'.join((compiler, _cpu(), *platform.libc_ver(), *FLAGS, str(library))).encode())
     for path in (*library.files, *sorted(SOURCES.glob('**/*.h'))):
         digest.update(path.read_bytes())
     name = f'{library.name}-{digest.hexdigest()[:16]}.so'
@@ -97,7 +106,7 @@ def build(library: Library) -> Path | str:
         if (folder / name).exists():
             return folder / name
         scratch = Path(tempfile.mkdtemp(dir=folder))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # Python raises RuntimeError for a user without a home folder
         return f'{error}: set MMSCCONV_CACHE_DIR to a writable folder'
     try:
         for optional in library.flags:
@@ -134,7 +143,7 @@ def cache_folder() -> Path:
     """Return the folder of the compiled kernels: MMSCCONV_CACHE_DIR, or mmscconv in the user's cache folder."""
     chosen = os.environ.get('MMSCCONV_CACHE_DIR')
     if chosen:
-        return Path(chosen)
+        return Path(chosen).absolute()  # the loader takes a name without a folder for a system library's
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmscconv'
 
 
@@ -166,7 +175,7 @@ def _library() -> ctypes.CDLL:
 def call(name: str, *arguments: Argument) -> None:
     """Call a function of ``csrc/kernels.h``; for each tensor, the address of its values is passed.
 
-    The caller is responsible for shapes and strides.
+    The caller is responsible for shapes, and for the strides of tensors with more than one axis.
 
     Raises:
         TypeError: Another number of arguments than the function has, or a tensor that does not have the dtype of its
@@ -176,6 +185,8 @@ def call(name: str, *arguments: Argument) -> None:
     parameters = _prototypes()[name]
     if len(arguments) != len(parameters):
         raise TypeError(f'{name} takes {len(parameters)} arguments, got {len(arguments)}')
+    # Biases and the like may be columns of a matrix, or expanded.
+    arguments = tuple(a.contiguous() if isinstance(a, Tensor) and a.dim() == 1 else a for a in arguments)
     pairs = list(zip(parameters, arguments, strict=True))
     map_dtype = MAP_DTYPES[next((bool(argument) for parameter, argument in pairs if parameter.name == 'bf16'), False)]
     values = [
@@ -194,7 +205,13 @@ def multiplies_in_tiles() -> bool:
 
     They do where the processor and the compiler have AMX and the operating system grants it, unless MMSCCONV_AMX is 0.
     X^w is then rounded to bf16 before the squeezes, as plain operations round it.
+
+    Raises:
+        ValueError: MMSCCONV_AMX is neither 0 nor 1.
     """
+    wanted = os.environ.get('MMSCCONV_AMX') or '1'
+    if wanted not in ('0', '1'):
+        raise ValueError(f'MMSCCONV_AMX is 0 or 1, not {wanted!r}')
     granted = (ctypes.c_int64 * 1)()
     call('tiles', granted)
-    return bool(granted[0]) and os.environ.get('MMSCCONV_AMX') != '0'
+    return bool(granted[0]) and wanted == '1'

@@ -44,9 +44,13 @@ def differentiable_gradients(
         aliases = [None if t is None else t.view_as(t) for t in inputs]
         outs = function(*aliases)
         pairs = zip(outs if isinstance(outs, tuple) else (outs,), grads, strict=True)
-        outs_of, grads_of = zip(*((out, grad) for out, grad in pairs if out.requires_grad), strict=True)
+        pairs = [(out, grad) for out, grad in pairs if out.requires_grad]
         wanted = [t for t, need in zip(aliases, needs, strict=True) if need and t is not None]
-        found = iter(torch.autograd.grad(outs_of, wanted, grads_of, create_graph=recorded, materialize_grads=True))
+        if pairs:
+            outs_of, grads_of = zip(*pairs, strict=True)
+            found = iter(torch.autograd.grad(outs_of, wanted, grads_of, create_graph=recorded, materialize_grads=True))
+        else:  # the hard gate's masks depend on no weight
+            found = iter([torch.zeros_like(t) for t in wanted])
     return [next(found) if need and t is not None else None for t, need in zip(aliases, needs, strict=True)]
 
 

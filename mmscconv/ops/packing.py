@@ -100,8 +100,15 @@ def weights_of_rows(
 def _inputs(gwc: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """Return the weights as the kernels can read them, in fp32: the GWC's taps a stride apart, the others dense."""
     gwc, others = as_fp32(gwc), tuple(map(as_fp32, others))
-    (_, _, _, width), (_, _, line, tap) = gwc.shape, gwc.stride()
-    return gwc if line == width * tap else gwc.contiguous(), *(t.contiguous() for t in others)
+    return gwc if _tap_stride(gwc) is not None else gwc.contiguous(), *(t.contiguous() for t in others)
+
+
+def _tap_stride(gwc: Tensor) -> int | None:
+    """Return how far apart the taps lie, None if not all as far; the stride of an axis of length 1 means nothing."""
+    (height, width), (line, tap) = gwc.shape[2:], gwc.stride()[2:]
+    if width == 1:
+        return line
+    return tap if height == 1 or line == width * tap else None
 
 
 def _depth(gwc: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> int:
@@ -113,7 +120,8 @@ def _depth(gwc: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> int:
 def _numbers(gwc: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> ctypes.Array[ctypes.c_int64]:
     """Return the GWC's strides by output channel, tap and input channel, and C, u, l, made, groups, taps, centre."""
     c, per_group, height, width = gwc.shape
-    row, channel, _, tap = gwc.stride()
+    row, channel, tap = *gwc.stride()[:2], _tap_stride(gwc)
+    assert tap is not None, 'the weight is not one of _inputs'
     made, low = pwc2.shape[:2]
     taps, u = height * width, groups * per_group
     numbers = (row, tap, channel, c, u, low, made, groups, taps, -1 if centre is None else centre)

@@ -329,3 +329,27 @@ def test_test_tool_in_deploy_form(digits, digits_run, tmp_path):
     for plain, deployed in zip(*found, strict=True):
         torch.testing.assert_close(deployed, plain, rtol=1e-3, atol=1e-4)
     assert not torch.equal(*map(torch.cat, found))  # it was another computation
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'channels-last'])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_with_a_folded_norm(dtype, layout):
+    model = switch_to_deploy(trained(nn.Sequential(layer({'inner_norm': True}), nn.BatchNorm2d(32))).eval())
+    x = torch.randn(2, 32, 9, 7).contiguous(memory_format=layout)
+    with torch.no_grad():
+        want = model(x)
+        got = model.to(dtype)(x.to(dtype))
+    assert got.dtype is dtype and relative(got.float(), want) < 0.05
+
+
+def test_a_hook_may_keep_its_tensor():
+    """Where kernels may, they write the layer's output over the GWC's."""
+    model = switch_to_deploy(trained(nn.Sequential(layer({}))).eval())
+    kept = []
+    gwc = model[0].cru.gwc
+    gwc.register_forward_hook(lambda module, inputs, output: kept.append((inputs[0], output)))
+    x = torch.randn(2, 32, 9, 7)
+    with torch.no_grad():
+        model(x)
+        ((given, output),) = kept
+        assert torch.equal(output, type(gwc).forward(gwc, given))

@@ -49,3 +49,48 @@ def test_the_op_for_onnxruntime_names_the_compiler_it_takes(compiler):
     compiler(adds='-D__clang__')
     built = compiled.build.__wrapped__(compiled.ONNXRUNTIME_OP)
     assert isinstance(built, str) and 'set CC to a GCC' in built and 'undefined reference' not in built
+
+
+@pytest.fixture
+def uncached():
+    for function in (compiled.unavailable, compiled._library, compiled.build):
+        function.cache_clear()
+    yield
+    for function in (compiled.unavailable, compiled._library, compiled.build):
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures('uncached')
+def test_a_library_that_cannot_be_loaded_is_a_reason(tmp_path, monkeypatch):
+    file = compiled.build(compiled.KERNELS)
+    monkeypatch.setenv('MMSCCONV_CACHE_DIR', str(tmp_path))
+    (tmp_path / file.name).write_bytes(b'cut short')
+    compiled.build.cache_clear()
+    assert f'{tmp_path / file.name}: ' in compiled.unavailable() and 'remove the file' in compiled.unavailable()
+
+
+@pytest.mark.usefixtures('uncached')
+def test_a_relative_cache_folder(tmp_path, monkeypatch):
+    shutil.copy(compiled.build(compiled.KERNELS), tmp_path)
+    compiled.build.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MMSCCONV_CACHE_DIR', '.')
+    assert compiled.unavailable() is None and compiled.build(compiled.KERNELS).parent == tmp_path
+
+
+@pytest.mark.usefixtures('uncached')
+def test_a_user_without_a_home(monkeypatch):
+    def no_home():
+        raise RuntimeError('Could not determine home directory.')
+
+    for name in ('MMSCCONV_CACHE_DIR', 'XDG_CACHE_HOME'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compiled.Path, 'home', no_home)
+    assert 'set MMSCCONV_CACHE_DIR to a writable folder' in compiled.unavailable()
+
+
+def test_amx_is_turned_off_by_0_alone(monkeypatch):
+    compiled.multiplies_in_tiles.cache_clear()
+    monkeypatch.setenv('MMSCCONV_AMX', 'off')
+    with pytest.raises(ValueError, match="MMSCCONV_AMX is 0 or 1, not 'off'"):
+        compiled.multiplies_in_tiles()

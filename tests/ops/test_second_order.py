@@ -9,7 +9,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 
-from mmscconv import ops
+from mmscconv import SRU, ops
 from mmscconv.identities import fuse as fuse_plain
 from mmscconv.identities import logit
 from mmscconv.identities import sru as sru_plain
@@ -380,3 +380,11 @@ for size in ((4, 3), (1, 1)):
 def test_plain_form_of_a_channels_last_input_without_gradient():
     done = subprocess.run([sys.executable, '-c', CHANNELS_LAST_WITHOUT_GRADIENT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_hard_gate_in_a_first_layer():
+    """Its masks depend on no weight: the gradients are 0."""
+    unit = SRU(32, gate='hard', backend='native').requires_grad_(True)
+    out = unit(torch.randn(2, 32, 4, 5))
+    grads = torch.autograd.grad(out.sum(), [*unit.parameters()], create_graph=True, materialize_grads=True)
+    assert all(not g.any() for g in grads)

@@ -100,13 +100,13 @@ static inline float logit_of(float x, Sample t, int64_t c) { return (x - t.mean[
 
 /* The parts of a value that stay in its own half of the channels, and that cross to the other half. */
 static inline float own_part(float x, float logit, Gate g) {
-    float below = g.hard ? 0.f : x * sigmoid_of(logit);
+    float below = g.hard ? 0.f * x : x * sigmoid_of(logit); /* a product with 0, for infinity and NaN to stay seen */
     return logit > g.threshold ? x : below;
 }
 
 static inline float cross_part(float x, float logit, Gate g) {
     float below = g.hard ? x : x * sigmoid_of(logit);
-    return logit > g.threshold ? 0.f : below;
+    return logit > g.threshold ? 0.f * x : below;
 }
 
 /* In the runs, `vary` is 1 if successive values belong to successive channels and 0 within one channel: a constant at
