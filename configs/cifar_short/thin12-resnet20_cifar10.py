@@ -4,4 +4,4 @@ _base_ = './resnet20_cifar10.py'
 
 model = dict(backbone=dict(stem_channels=12, base_channels=12), head=dict(in_channels=4 * 12))
 # On a CPU, channels last makes convolutions of 12 channels slower.
-custom_hooks = [dict(type='ChannelsLast', devices=['cuda'])]
+default_hooks = dict(layout=dict(devices=['cuda']))

@@ -4,4 +4,4 @@ _base_ = './resnet20_cifar10.py'
 
 model = dict(backbone=dict(stem_channels=13, base_channels=13), head=dict(in_channels=4 * 13))
 # On a CPU, channels last makes convolutions of 13 channels slower.
-custom_hooks = [dict(type='ChannelsLast', devices=['cuda'])]
+default_hooks = dict(layout=dict(devices=['cuda']))

@@ -43,8 +43,8 @@ def differentiable_gradients(
         # One input may be a function of another: no gradient flows from its alias to the other.
         aliases = [None if t is None else t.view_as(t) for t in inputs]
         outs = function(*aliases)
-        pairs = zip(outs if isinstance(outs, tuple) else (outs,), grads, strict=True)
-        pairs = [(out, grad) for out, grad in pairs if out.requires_grad]
+        of_outs = zip(outs if isinstance(outs, tuple) else (outs,), grads, strict=True)
+        pairs = [(out, grad) for out, grad in of_outs if out.requires_grad]
         wanted = [t for t, need in zip(aliases, needs, strict=True) if need and t is not None]
         if pairs:
             outs_of, grads_of = zip(*pairs, strict=True)

@@ -11,6 +11,7 @@ param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[100, 150],
 train_cfg = dict(by_epoch=True, max_epochs=200, val_interval=1)
 
 # --amp with optim_wrapper.dtype=bfloat16 shortens an epoch further.
-custom_hooks = [dict(type='ChannelsLast')]
-default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=1, save_best='auto'))
+default_hooks = dict(
+    layout=dict(devices=['cuda', 'cpu']), checkpoint=dict(interval=10, max_keep_ckpts=1, save_best='auto')
+)
 auto_scale_lr = dict(enable=False, base_batch_size=128)

@@ -117,7 +117,8 @@ def _pairs(
 def _split(x: tl.tensor, logit: tl.tensor, threshold: float, hard: tl.constexpr):
     """The part of x that stays in its half, and the part that crosses to the other."""
     below = x if hard else x * sigmoid(logit)
-    return tl.where(logit > threshold, x, 0.0 if hard else below), tl.where(logit > threshold, 0.0, below)
+    none = 0.0 * x  # a product, for infinity and NaN to stay seen
+    return tl.where(logit > threshold, x, none if hard else below), tl.where(logit > threshold, none, below)
 
 
 @triton.jit(do_not_specialize=FREE)
