@@ -27,6 +27,6 @@ class CPUAmpOptimWrapper(OptimWrapper):
 
 
 def multiplies_bf16() -> bool:
-    """Whether this x86 processor has bf16 instructions (AVX512-BF16 or AMX); False where torch cannot tell."""
+    """Return True on an x86 processor with bf16 instructions (AVX512-BF16 or AMX); False where torch cannot tell."""
     names = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')  # torch 2.6 and newer
     return any(getattr(torch.cpu, name, bool)() for name in names)

@@ -1,4 +1,4 @@
-"""Imports that the README and documentation of version 0.1 named still work after the modules have moved."""
+"""Imports that the README and documentation of earlier checkouts named still work after the modules have moved."""
 
 import importlib
 

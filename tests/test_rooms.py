@@ -77,9 +77,9 @@ def test_imports_go_one_way(room):
     assert not {file: rooms for file, rooms in wrong.items() if rooms}
 
 
-def test_no_docstring_or_comment_opens_with_what():
+def test_no_docstring_or_comment_opens_with_a_question_word():
     """Plain words: a docstring starts with the thing or with a verb."""
-    opening = re.compile(r'("""|# )(What|Which)\b')
+    opening = re.compile(r'("""|# )(What|Which|How|Whether)\b')
     files = [f for folder in (PACKAGE, ROOT / 'tools', ROOT / 'configs', ROOT / 'tests') for f in folder.rglob('*.py')]
     found = [f'{f.name}: {line.strip()}' for f in files for line in f.read_text().splitlines() if opening.search(line)]
     assert not [line for line in found if not line.startswith('test_rooms.py')]

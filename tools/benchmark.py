@@ -79,11 +79,12 @@ def parse_args() -> argparse.Namespace:
         formats = tuple(LAYOUTS) if alone else (*LAYOUTS, BEST)
         command.add_argument(
             '--memory-formats', nargs='+', choices=formats, default=list(formats) if alone else [BEST],
-            help='best: the faster one of each candidate, in trials before the rounds; for sru there is none',
+            help="best picks each candidate's faster format in trial rounds (not for sru)",
         )  # fmt: skip
         command.add_argument(
-            '--dtypes', nargs='+', choices=DTYPES, default=['fp32'], help='others than fp32 by autocast; for sru of X'
-        )
+            '--dtypes', nargs='+', choices=DTYPES, default=['fp32'],
+            help='fp32, or autocast to this dtype; with sru: the dtype of the input (default: fp32)',
+        )  # fmt: skip
         side = 56 if name in ('layer', 'sru') else 224
         command.add_argument('--batches', nargs='+', type=positive, default=[8], metavar='N', help='(default: 8)')
         command.add_argument(
@@ -94,8 +95,10 @@ def parse_args() -> argparse.Namespace:
             '--repeats', type=positive, default=1, help='calls in a row, timed together (default: %(default)s)'
         )
     for command in subjects.choices.values():
-        command.add_argument('--rounds', type=positive, default=15, help='that count (default: %(default)s)')
-        command.add_argument('--warmup', type=positive, default=3, help='rounds before them (default: %(default)s)')
+        command.add_argument('--rounds', type=positive, default=15, help='measured rounds (default: %(default)s)')
+        command.add_argument(
+            '--warmup', type=positive, default=3, help='unmeasured rounds before them (default: %(default)s)'
+        )
         command.add_argument('--threads', type=positive, help="of the CPU (default: PyTorch's choice)")
         command.add_argument('--device', help='cpu, cuda or cuda:1 (default: cuda where there is one)')
         command.add_argument(

@@ -67,7 +67,7 @@ def main() -> None:
     if args.paper:
         rows = paper_rows()
         table = paper_table((row, compare(row)) for row in rows)
-        notes = f'\n{PAPER_NOTE}\n\nRows that nothing explains:\n\n{unexplained(rows)}'
+        notes = f'\n{PAPER_NOTE}\n\nRows that differ, and what is known about each:\n\n{unexplained(rows)}'
     else:
         shape = tuple(args.shape) if args.shape else None
         results = [

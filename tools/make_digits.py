@@ -34,7 +34,9 @@ def main() -> None:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise UserError("scikit-learn is missing: pip install 'mmscconv[demo]'") from error
+        raise UserError(
+            "scikit-learn is missing: pip install --no-build-isolation '.[demo]' (in the checkout)"
+        ) from error
     import numpy as np
 
     scans = load_digits()

@@ -47,7 +47,9 @@ def main() -> None:
         import globox  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error.name} is missing: pip install 'mmscconv[data]'") from error
+        raise UserError(
+            f"{error.name} is missing: pip install --no-build-isolation '.[data]' (in the checkout)"
+        ) from error
     check_environment()
 
     from mmscconv.own_data.job import OwnDatasetJob

@@ -37,7 +37,9 @@ def main() -> None:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error.name} is missing: pip install 'mmscconv[report]'") from error
+        raise UserError(
+            f"{error.name} is missing: pip install --no-build-isolation '.[report]' (in the checkout)"
+        ) from error
 
     from mmscconv.engine.cli import config_of
     from mmscconv.report.job import ReportJob

@@ -34,7 +34,7 @@ LAYER = {'output': (1e-3, 5e-2), 'gradient': (1e-2, 5e-2)}
 NETWORK = {'output': (2e-3, 5e-2), 'gradient': (2e-2, 0.5)}
 # Share of an SRU's decisions that may fall on the other side; a wrong statistic or weight gives tenths.
 FLIPPED = 0.01
-# How much further from float64 than the plain form a gradient may be that is zero but for rounding.
+# Distance from float64 that a gradient may have which is 0 but for rounding, in distances of the plain form.
 ROUNDING = 5
 
 
@@ -160,7 +160,7 @@ def _layer_results(layer: nn.Module, x: Tensor, job: Job) -> dict[str, Any]:
 
 
 def _is_rounding(got: Tensor, plain: Tensor, exact: Tensor) -> bool:
-    """Whether a gradient is not much further from float64's than the plain form's.
+    """Return True if a gradient is at most ``ROUNDING`` times as far from float64's as the plain form's.
 
     Decides about gradients that are zero but for rounding: those of shifts in front of a norm.
     """

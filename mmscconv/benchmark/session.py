@@ -54,13 +54,14 @@ class Competitor:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure.
+    """Settings of a measurement.
 
     Args:
-        candidates: Names; the first is the baseline.
-        rounds, warmup: Rounds that count, and those before them.
-        repeats: Calls in a row per candidate and round.
-        device: Where.
+        candidates: Names in :data:`mmscconv.benchmark.candidates.CANDIDATES`; the first is the baseline.
+        rounds: Number of measured rounds.
+        warmup: Number of unmeasured rounds before them.
+        repeats: Calls in a row, timed together, of each candidate in each round.
+        device: Of the models and their input.
     """
 
     candidates: Sequence[str]
@@ -99,17 +100,16 @@ def lineup(candidates: Sequence[str], runner: str) -> list[tuple[str, bool]]:
 def measure(
     subject: Subject, setting: Setting, plan: Plan, on_round: Callable[[Sequence[Competitor], int], None]
 ) -> list[Competitor]:
-    """Return the competitors with their times; the baseline is the first.
+    """Check the candidates, let them run in turns, and return them with their times in seconds; the baseline is first.
 
     Args:
-        subject: What is measured.
-        setting: Under which circumstances.
-        plan: How.
-        on_round: Called after each round with the competitors and the round's number.
+        subject: Layer, backbone or model to measure.
+        setting: Runner, dtype, memory format, mode, batch and size.
+        plan: Candidates, rounds and device.
+        on_round: Called after each measured round with the competitors and the round's number, from 0 on.
 
     Raises:
-        UserError: One of them does not compute what the plain form computes; nothing
-            has been timed then.
+        UserError: A candidate does not compute what the plain form computes. The check comes before any timing.
     """
     torch._dynamo.reset()
     variants = [_prepared(subject, setting, plan, *entry) for entry in lineup(plan.candidates, setting.runner)]

@@ -16,7 +16,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Quartiles:
-    """Median and quartiles of some numbers."""
+    """Median, first and third quartile of some numbers, in the numbers' unit."""
 
     median: float
     first: float
@@ -24,6 +24,11 @@ class Quartiles:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Quartiles:
+        """Return the quartiles of ``values``, interpolated between them; of a single value the value itself.
+
+        Raises:
+            statistics.StatisticsError: No values.
+        """
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         first, median, third = statistics.quantiles(values, n=4, method='inclusive')
@@ -31,7 +36,7 @@ class Quartiles:
 
 
 def ratios(baseline: Sequence[float], times: Sequence[float]) -> list[float]:
-    """Return per round how many times faster than the baseline it was: the baseline's time over the round's own."""
+    """Return for each round the baseline's time divided by the candidate's: more than 1 is faster than the baseline."""
     return [b / t for b, t in zip(baseline, times, strict=True)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import flat_message
 
-# How a file of each format begins and ends. Within the data of a JPEG, FF is never followed by D9.
+# First and last bytes of a file of each format. Within the data of a JPEG, FF is never followed by D9.
 ENDS = {b'\xff\xd8\xff': b'\xff\xd9', b'\x89PNG': b'IEND\xaeB`\x82'}
 
 # The EXIF tag of an image's orientation, and its values for a quarter turn.
@@ -81,7 +81,7 @@ def loaded_size(image: Any) -> tuple[tuple[int, int], bool]:
 
 
 def heeds_exif(image: Any) -> bool:
-    """Whether OpenCV turns images of this one's format as their EXIF data say."""
+    """Return True if OpenCV turns images of this one's format as their EXIF data say."""
     import cv2
 
     return image.format != 'WEBP' or tuple(map(int, cv2.__version__.split('.')[:2])) >= WEBP_TURNS

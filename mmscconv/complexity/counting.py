@@ -38,7 +38,15 @@ FLOPS_PER_OPERATION = 2
 
 @dataclass(frozen=True)
 class Complexity:
-    """Counts for one image; ``stages`` holds the counts of the parts, by name."""
+    """Counts of a network for one image.
+
+    Args:
+        params: Number of parameters.
+        group_norm_params: Those of GN among them.
+        macs: Multiply-adds of convolutions and linear layers.
+        paper_ops: Operations by the rule of the paper's FLOPs columns, in the module's docstring.
+        stages: Counts of the network's parts by name.
+    """
 
     params: int
     group_norm_params: int
@@ -53,7 +61,12 @@ class Complexity:
 
 
 def count(model: nn.Module, shape: tuple[int, int]) -> Complexity:
-    """Count ``model`` in eval mode on one RGB image of ``shape`` (H, W); ``model`` itself is unchanged."""
+    """Count a copy of ``model`` in eval mode on one RGB image; ``model`` itself is unchanged.
+
+    Args:
+        model: Network that takes a tensor (1, 3, H, W).
+        shape: (H, W) of the image in pixels.
+    """
     model = copy.deepcopy(model)
     model.eval()
     macs, paper = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=PAPER_FORMULAS)

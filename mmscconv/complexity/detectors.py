@@ -8,7 +8,7 @@ HEAD = 'head'
 
 
 def is_detector(whole: Complexity) -> bool:
-    """Whether the counts are of a detector: of a backbone and a head with a name of its own, such as ``bbox_head``."""
+    """Return True for counts of a detector: a backbone and a head with a name of its own, such as ``bbox_head``."""
     parts = {name.partition('.')[0] for name in whole.stages}
     return 'backbone' in parts and any('head' in name for name in parts - {HEAD})
 

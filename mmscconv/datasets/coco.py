@@ -77,7 +77,13 @@ class CheckedCOCO(COCO):
 
 
 def api_of(dataset: CocoDataset) -> Callable[[str], CheckedCOCO]:
-    """Return what reads a file for ``dataset``."""
+    """Return the function that reads an annotation file, given by its path, for ``dataset``.
+
+    The function checks that the images are there, unless a ``backend_args`` names another storage.
+
+    Raises:
+        UserError: ``dataset`` has no folder of images, ``data_prefix=dict(img=...)``.
+    """
     if 'img' not in dataset.data_prefix:
         raise UserError(
             f"the data set of {dataset.ann_file} has no folder of images: set data_prefix=dict(img='...') in the config"

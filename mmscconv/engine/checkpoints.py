@@ -1,4 +1,4 @@
-"""The path that version 0.1 documented for :func:`load_safely`."""
+"""The path of :func:`load_safely` in the documentation of earlier checkouts."""
 
 from mmscconv.storage.checkpoints import load_safely
 

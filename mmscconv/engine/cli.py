@@ -11,7 +11,7 @@ from mmengine.config import Config, DictAction
 
 from mmscconv.configuration import move_data_root, read_config
 
-# Version 0.1's quickstart imports move_data_root from here.
+# The quickstart of earlier checkouts imports move_data_root from here.
 __all__ = ['add_common_arguments', 'add_config_arguments', 'config_of', 'move_data_root']
 
 LISTS = 'a list is written as key="[a,b]", with blanks in a name as key="[\'a b\',\'c\']"'

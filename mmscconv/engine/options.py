@@ -49,7 +49,11 @@ def fit_amp_to_device(cfg: Config) -> None:
 
 
 def scale_lr(cfg: Config) -> None:
-    """Scale the learning rate by the images of a step over ``auto_scale_lr.base_batch_size``."""
+    """Multiply the lr by (batch x accumulated batches x devices) / ``auto_scale_lr.base_batch_size``.
+
+    Raises:
+        UserError: The config has no ``auto_scale_lr.base_batch_size``.
+    """
     if _base_batch(cfg) is None:
         raise UserError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {cfg.filename}')
     cfg.auto_scale_lr.enable = True
@@ -73,7 +77,11 @@ def _base_batch(cfg: Config) -> int | None:
 
 
 def use_tta(cfg: Config) -> None:
-    """Test with the augmentations of the config."""
+    """Test with the config's test-time augmentation, ``tta_model`` and ``tta_pipeline``.
+
+    Raises:
+        UserError: The config lacks one of the two.
+    """
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise UserError(f'--tta needs tta_model and tta_pipeline in {cfg.filename}')
     innermost_dataset(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
@@ -84,10 +92,13 @@ def draw(cfg: Config, show: bool, folder: str | None, seconds: float) -> None:
     """Switch on the visualization hook, which mmdet and mmpretrain configure differently.
 
     Args:
-        cfg: Of a detector or a classifier.
-        show: Whether to open windows.
-        folder: To draw into, below the work dir unless absolute.
-        seconds: Between two windows.
+        cfg: Config of a detector or a classifier.
+        show: Open a window for each image.
+        folder: Folder to draw into, below the work dir unless absolute; None to write no images.
+        seconds: Seconds that each window stays open.
+
+    Raises:
+        UserError: The config has no ``default_hooks.visualization``.
     """
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:

@@ -77,7 +77,17 @@ def check(graph: Graph, exported: Runs, inputs: Sequence[Inputs], what: str) -> 
 
 
 def check_batch(graph: Graph, exported: Runs, batch: Inputs, what: str) -> Agreement:
-    """Run PyTorch and the exported file on one batch; see :func:`check`."""
+    """Run PyTorch and the exported file on one batch, and return how closely they agree.
+
+    Args:
+        graph: The exported network in PyTorch.
+        exported: Function that runs the exported file.
+        batch: Its inputs: images (N, 3, H, W) and, where the graph takes them, shapes (N, 2).
+        what: Name of the file, for errors.
+
+    Raises:
+        UserError: The file refuses the batch, or its result differs by more than the tolerance.
+    """
     n, _, height, width = batch[0].shape
     place = f'{what} is not kept: on {n} x {height} x {width}'
     try:

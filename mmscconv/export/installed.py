@@ -14,8 +14,13 @@ PACKAGES = {
 }
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs the packages of ``extra``, and where to run it: the package is on no index."""
+    return f"pip install --no-build-isolation '.[{extra}]' (in the checkout)"
+
+
 def check_installed(what: str, extra: str = 'export') -> None:
     """Raise UserError that names ``what`` if a package of ``extra`` is missing."""
     missing = [name for name in PACKAGES[extra] if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"{what} needs {' and '.join(missing)}: pip install 'mmscconv[{extra}]'")
+        raise UserError(f'{what} needs {" and ".join(missing)}: {install_command(extra)}')

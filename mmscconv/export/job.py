@@ -111,7 +111,11 @@ class ExportJob:
         return self.out.with_suffix('.so')
 
     def with_custom_op(self, graph: Graph) -> tuple[Graph, list[str]]:
-        """Return ``graph`` with its SCConvs exported as the custom op, and a line that describes the library."""
+        """Return ``graph`` with its SCConvs exported as the custom op, and a line that describes the library.
+
+        Raises:
+            UserError: The model has no SCConv that the op can compute.
+        """
         network, number = custom_op.with_custom_op(graph.network)
         if not number:
             raise UserError("--custom-op: the model has no SCConv of arrangement='S+C' that the op can compute")
@@ -119,7 +123,12 @@ class ExportJob:
         return replace(graph, network=network), [line]
 
     def prepare(self) -> None:
-        """Check the settings and read checkpoint and images."""
+        """Check the settings and read checkpoint and images.
+
+        Raises:
+            UserError: Settings that exclude each other, a missing package or compiler, a checkpoint or an image that
+                cannot be read, or too few images for ``int8``.
+        """
         self.format = format_of(self.out, self.format)
         classifier = self.cfg.get('default_scope') == 'mmpretrain'
         if self.postprocess and classifier:

@@ -49,7 +49,11 @@ def files_of(out: Path, format: str) -> list[Path]:
 
 @contextmanager
 def kept_if_right(out: Path) -> Iterator[Path]:
-    """Yield a file beside ``out`` that is renamed to ``out`` at the end, or deleted if anything fails."""
+    """Yield the path of a file beside ``out`` that is renamed to ``out`` at the end, or deleted if anything fails.
+
+    Raises:
+        UserError: The file cannot be written, because of a full disk, for example.
+    """
     try:
         with replacing(out) as unfinished:
             yield unfinished

@@ -133,12 +133,12 @@ class _DeletesLater:
 
 
 def _nothing_counted(key: str, value: Any) -> bool:
-    """Whether a metric is pycocotools' -1, which means that there was no object."""
+    """Return True if a metric is pycocotools' -1, which means that there was no object."""
     return any(name in key for name in ('AP', 'AR')) and (value == -1 or value != value)
 
 
 def _validation_is_due(runner: Runner) -> bool:
-    """Whether the loop validates at the step from which it resumes."""
+    """Return True if the loop validates at the step from which it resumes."""
     loop = runner.train_loop
     if isinstance(loop, IterBasedTrainLoop):
         step, last = loop.iter, loop.max_iters

@@ -1,4 +1,4 @@
-"""How to train on a data set: image size, anchors, batch, learning rate and schedule, each by a stated rule."""
+"""Settings of a training on a data set: image size, anchors, batch, lr and schedule, each by a stated rule."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Recipe:
 
     @property
     def small(self) -> bool:
-        """Whether this is the network of the demo."""
+        """True for the network of the demo."""
         return self.backbone == SMALL
 
     @property

@@ -58,7 +58,15 @@ def train_and_val(splits: Splits, seed: int, account: Account) -> tuple[Splits, 
 
 
 def draw(images: Sequence[AnnotatedImage], seed: int) -> Splits:
-    """Draw the validation images; the same images and seed give the same split, in whatever order they come."""
+    """Draw one image in five for validation, at least one; the others are for training.
+
+    Args:
+        images: In any order: the same images and seed give the same split.
+        seed: Of the draw.
+
+    Raises:
+        UserError: Fewer than two images.
+    """
     if len(images) < 2:
         raise UserError(f'a training and a validation set need two images at least, {len(images)} can be used')
     images = sorted(images, key=lambda image: (image.path.stem, image.path))

@@ -37,7 +37,7 @@ def find_yaml(folder: Path) -> Path | None:
 
 
 def find_yolo(folder: Path, index: ImageIndex) -> bool:
-    """Whether an image below ``folder`` has a label file."""
+    """Return True if an image of ``index``, the images below ``folder``, has a label file."""
     return any(_label_file(path) for path in index.paths)
 
 

@@ -35,7 +35,7 @@ class Verdicts:
 
     @property
     def mistakes(self) -> int:
-        """How many boxes are wrong."""
+        """Number of wrong boxes: confused, false and missed ones."""
         return len(self.confused) + len(self.false) + len(self.missed)
 
 

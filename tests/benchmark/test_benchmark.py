@@ -316,7 +316,8 @@ def test_missing_onnx_runtime_is_one_line(monkeypatch, tool, tmp_path):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     status, _, err = tool('benchmark', *TINY_LAYER, '--runners', 'onnxruntime', '--out', tmp_path)
     assert status == 2
-    assert err == "error: runner onnxruntime needs onnx and onnxruntime: pip install 'mmscconv[export]'\n"
+    remedy = "pip install --no-build-isolation '.[export]' (in the checkout)\n"
+    assert err == f'error: runner onnxruntime needs onnx and onnxruntime: {remedy}'
     assert not list(tmp_path.iterdir())
 
 

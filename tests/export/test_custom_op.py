@@ -16,8 +16,8 @@ from mmscconv.export.onnx_file import export_onnx
 from mmscconv.models import SCConvResNet, switch_to_deploy
 from mmscconv.ops import compiled
 
-onnx = pytest.importorskip('onnx', reason="onnx is not installed: pip install 'mmscconv[export]'")
-onnxruntime = pytest.importorskip('onnxruntime', reason="it is not installed: pip install 'mmscconv[export]'")
+onnx = pytest.importorskip('onnx', reason="onnx is not installed: pip install '.[export]'")
+onnxruntime = pytest.importorskip('onnxruntime', reason="it is not installed: pip install '.[export]'")
 pytestmark = pytest.mark.skipif(
     isinstance(compiled.build(compiled.ONNXRUNTIME_OP), str), reason=str(compiled.build(compiled.ONNXRUNTIME_OP))
 )

@@ -20,7 +20,7 @@ from mmscconv.export.postprocess import PostProcess
 from mmscconv.ops.compiled import ONNXRUNTIME_OP
 from mmscconv.ops.compiled import build as build_library
 
-pytest.importorskip('onnxruntime', reason="ONNX Runtime is not installed: pip install 'mmscconv[export]'")
+pytest.importorskip('onnxruntime', reason="ONNX Runtime is not installed: pip install '.[export]'")
 
 
 LIBRARY = build_library(ONNXRUNTIME_OP)
@@ -258,7 +258,7 @@ def test_bad_images_end_in_one_line(case, detector, tool, tmp_path, monkeypatch)
 def test_missing_packages_are_named_with_the_way_to_get_them(tmp_path, monkeypatch):
     cfg = Config.fromfile(DETECTOR)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match=r"ONNX needs onnx and onnxruntime: pip install 'mmscconv\[export\]'"):
+    with pytest.raises(UserError, match=r"ONNX needs onnx and onnxruntime: pip install .*'\.\[export\]'"):
         jobs.ExportJob(cfg, 'x.pth', tmp_path / 'a.onnx').prepare()
 
 

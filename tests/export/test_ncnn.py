@@ -86,7 +86,10 @@ def test_missing_package_is_named(tool, tmp_path, monkeypatch):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *_: None if name == 'pnnx' else there(name))
     status, _, error = tool('export', DETECTOR, 'x.pth', '--out', tmp_path / 'a.param')
-    assert (status, error) == (2, "error: ncnn needs pnnx: pip install 'mmscconv[ncnn]'\n")
+    assert (status, error) == (
+        2,
+        "error: ncnn needs pnnx: pip install --no-build-isolation '.[ncnn]' (in the checkout)\n",
+    )
 
 
 class Compared(nn.Module):

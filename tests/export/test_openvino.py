@@ -97,7 +97,10 @@ def test_missing_package_is_named(tool, tmp_path, monkeypatch):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *_: None if name == 'openvino' else there(name))
     status, _, error = tool('export', DETECTOR, 'x.pth', '--out', tmp_path / 'a.xml')
-    assert (status, error) == (2, "error: OpenVINO needs openvino: pip install 'mmscconv[openvino]'\n")
+    assert (status, error) == (
+        2,
+        "error: OpenVINO needs openvino: pip install --no-build-isolation '.[openvino]' (in the checkout)\n",
+    )
 
 
 def test_bf16_is_refused_where_the_processor_has_none(tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ from mmscconv.export.openvino_file import open_openvino
 from mmscconv.export.writing import open_onnx
 from mmscconv.models import switch_to_deploy
 
-onnx = pytest.importorskip('onnx', reason="onnx is not installed: pip install 'mmscconv[export]'")
-pytest.importorskip('onnxruntime', reason="it is not installed: pip install 'mmscconv[export]'")
+onnx = pytest.importorskip('onnx', reason="onnx is not installed: pip install '.[export]'")
+pytest.importorskip('onnxruntime', reason="it is not installed: pip install '.[export]'")
 pytestmark = runtime('openvino', 'ncnn', 'pnnx', extra='openvino,ncnn')
 
 SETTINGS = [

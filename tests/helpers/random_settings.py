@@ -153,7 +153,7 @@ def branch_channels(settings):
 
 
 def impossible(case):
-    """Whether the case must be refused."""
+    """True if the case must be refused."""
     s, arrangement = case.settings, case.arrangement
     ignored = UNUSED.get(arrangement, ()) if case.kind is SCConv and case.bad != 'arrangement' else ()
     if case.bad and case.bad not in ignored:

@@ -133,7 +133,7 @@ def test_reset_parameters(name):
 
 @pytest.mark.parametrize('name', CLASSES)
 def test_to_empty_and_reset_parameters(name):
-    """How FSDP and others make a layer that was built on the meta device."""
+    """A layer that was built on the meta device is made real as FSDP and others do it."""
     with torch.device('meta'):
         layer = constructed(name)
     layer = layer.to_empty(device='cpu')

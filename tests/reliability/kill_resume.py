@@ -151,7 +151,7 @@ def records(work_dir: Path) -> list[dict[str, Any]]:
 
 
 def compare_logs(want: list[dict], have: list[dict]) -> tuple[bool, bool]:
-    """Whether all losses, and all validations, are there and equal, those of repeated iterations too."""
+    """Return for losses and for validations whether all are there and equal, those of repeated iterations too."""
     results = []
     for is_training in (True, False):
         expected = {r['step']: _values(r) for r in want if ('loss' in r) == is_training}
@@ -176,7 +176,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two nested states are the same, bit for bit."""
+    """Return True if two nested states are the same, bit for bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):

@@ -36,7 +36,7 @@ def classifiers(tmp_path):
 
 
 def is_drawn(path):
-    """Whether a PNG shows more than a few colours."""
+    """Return True if a PNG shows more than a few colours."""
     picture = cv2.imread(str(path))
     return picture is not None and min(picture.shape[:2]) > 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
 
