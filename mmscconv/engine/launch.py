@@ -154,7 +154,7 @@ def _load(args: argparse.Namespace, needed: Sequence[str]) -> Config:
     """Read the config, which must have the keys ``needed`` besides ``model``, and apply the common flags."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = config_of(args)
-    missing = [key for key in ('model', *needed) if not cfg.get(key)]
+    missing = [key for key in ('model', *needed) if cfg.get(key) is None]  # test_cfg may be an empty dict
     if missing:
         raise UserError(f'{args.config} has no {", ".join(missing)}: is it a part of a config, to inherit from?')
     cfg.launcher = args.launcher

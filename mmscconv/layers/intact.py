@@ -19,10 +19,12 @@ Built = dict[str, tuple[Any, ...]]
 M = TypeVar('M', bound=type[nn.Module])
 _PLAIN = (nn.Parameter, Tensor)
 
-# Exact classes: quantization, adapters and parametrizations are subclasses that compute something else.
-_KNOWN: set[type[nn.Module]] = {
-    nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, GroupNorm, AlignedAvgPool2d
-}  # fmt: skip
+# Exact classes with their forward: quantization, adapters and parametrizations are subclasses that compute something
+# else, and other code may give a class another forward.
+_KNOWN: dict[type[nn.Module], Any] = {
+    cls: cls.forward
+    for cls in (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, GroupNorm, AlignedAvgPool2d)
+}
 # Keys of the module's own dictionary, where look-ups are cheap, even of missing keys.
 _SETTINGS = (
     'kernel_size',
@@ -39,7 +41,7 @@ _SETTINGS = (
 
 def replaceable(cls: M) -> M:
     """Class decorator: kernels may do the work of objects of exactly this class."""
-    _KNOWN.add(cls)
+    _KNOWN[cls] = cls.forward
     return cls
 
 
@@ -55,8 +57,8 @@ def undisturbed(*modules: nn.Module | None) -> bool:
 
 def _disturbance(module: nn.Module) -> str | None:
     """Return why a call of ``module`` may not run its class's own forward alone, or None."""
-    if type(module) not in _KNOWN:
-        return f'it is a {type(module).__name__}'
+    if _KNOWN.get(type(module)) is not type(module).forward:
+        return f'it is a {type(module).__name__}' + (' with another forward' if type(module) in _KNOWN else '')
     return 'it has hooks, or a forward of its own' if is_hooked(module) else None
 
 
