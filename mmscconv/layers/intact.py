@@ -22,8 +22,7 @@ _PLAIN = (nn.Parameter, Tensor)
 # Exact classes with their forward: quantization, adapters and parametrizations are subclasses that compute something
 # else, and other code may give a class another forward.
 _KNOWN: dict[type[nn.Module], Any] = {
-    cls: cls.forward
-    for cls in (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, GroupNorm, AlignedAvgPool2d)
+    cls: cls.forward for cls in (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, GroupNorm, AlignedAvgPool2d)
 }
 # Keys of the module's own dictionary, where look-ups are cheap, even of missing keys.
 _SETTINGS = (

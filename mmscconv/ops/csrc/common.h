@@ -74,7 +74,7 @@ static inline float exp_of_minus(float x) {
     memcpy(&exponent, &shifted, sizeof exponent);
     bits += exponent << 23;
     memcpy(&p, &bits, sizeof p);
-    return x != x ? x : p; /* the bits of a NaN may have carried into p's exponent */
+    return p + (x - x); /* a NaN: its bits may have carried into the exponent of p; a choice would not be vectorized */
 }
 
 /* 1 / x for x in [1, 2^127): a guess from the bits and three Newton steps, within an ulp or two. The vector units'

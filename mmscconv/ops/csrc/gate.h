@@ -98,15 +98,16 @@ static inline void spread(Shape s, Gate g, const float *scale, const float *shif
 
 static inline float logit_of(float x, Sample t, int64_t c) { return (x - t.mean[c]) * t.slope[c] + t.shift[c]; }
 
-/* The parts of a value that stay in its own half of the channels, and that cross to the other half. */
+/* The parts of a value that stay in its own half of the channels, and that cross to the other half: X1 and X2 of Eq. 4.
+ * Products also where a mask is 0, so that infinity and NaN stay seen; choices of a product would not be vectorized. */
 static inline float own_part(float x, float logit, Gate g) {
-    float below = g.hard ? 0.f * x : x * sigmoid_of(logit); /* a product with 0, for infinity and NaN to stay seen */
-    return logit > g.threshold ? x : below;
+    float below = g.hard ? 0.f : sigmoid_of(logit);
+    return x * (logit > g.threshold ? 1.f : below);
 }
 
 static inline float cross_part(float x, float logit, Gate g) {
-    float below = g.hard ? x : x * sigmoid_of(logit);
-    return logit > g.threshold ? 0.f * x : below;
+    float below = g.hard ? 1.f : sigmoid_of(logit);
+    return x * (logit > g.threshold ? 0.f : below);
 }
 
 /* In the runs, `vary` is 1 if successive values belong to successive channels and 0 within one channel: a constant at
