@@ -18,11 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from mmscconv.checks.environment import check_environment
 from mmscconv.errors import UserError, run
-from mmscconv.foreign_errors import first_line, flat_message
+from mmscconv.foreign_errors import flat_message
 
 if TYPE_CHECKING:
-    import torch
-
     from mmscconv.benchmark.session import Plan
     from mmscconv.benchmark.subjects import Subject
 
@@ -136,19 +134,9 @@ def main() -> None:
         torch.set_num_threads(threads)
 
 
-def device_of(name: str | None) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
-        torch.empty(1, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise UserError(f'--device {name} cannot be used: {first_line(error)}') from error
-    return device
-
-
 def plan_of(args: argparse.Namespace) -> Plan:
     from mmscconv.benchmark.session import Plan
+    from mmscconv.checks.device import device_of
 
     candidates = getattr(args, 'candidates', [])
     if len(set(candidates)) < len(candidates):
@@ -229,6 +217,7 @@ def measure_matrix(args: argparse.Namespace) -> None:
     from mmscconv.benchmark import matrix
     from mmscconv.benchmark.machine import environment
     from mmscconv.benchmark.runners import check_packages
+    from mmscconv.checks.device import device_of
 
     rows, device = matrix.chosen(args.rows), device_of(args.device)
     check_packages(row.setting.runner for row in rows)

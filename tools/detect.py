@@ -77,12 +77,14 @@ def detect_into(found: list[Detection], args: argparse.Namespace) -> list[Path]:
     """Append what is detected to ``found``, image by image, and return the images."""
     check_environment()
     from mmscconv.configuration import read_config
-    from mmscconv.engine.detecting import detect, image_files, load_detector
+    from mmscconv.engine.detecting import detect, image_files, load_detector, make_folder
     from mmscconv.shipped import config_file, get_weights
 
     files = image_files(args.images)
     config = Path(args.config) if Path(args.config).is_file() else config_file(args.config)
     checkpoint = args.checkpoint or get_weights(config.stem)
+    if args.out:
+        make_folder(args.out, files)
     model = load_detector(read_config(config), checkpoint, args.trusted, args.device)
     for one in detect(model, files, args.score, args.out):
         found.append(one)

@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import mmcv
-import torch
 from mmdet.apis import inference_detector, init_detector
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
@@ -17,12 +16,13 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 import mmscconv.models  # noqa: F401, registers the layers also for configs that do not name it
 from mmscconv.checks.classes import check_heads, classes_of
+from mmscconv.checks.device import device_of
 from mmscconv.checks.files import datasets
 from mmscconv.checks.image_files import truncation
 from mmscconv.errors import UserError
-from mmscconv.foreign_errors import explained, first_line, flat_message
+from mmscconv.foreign_errors import explained, flat_message
 from mmscconv.storage.checkpoint_match import require_filled
-from mmscconv.storage.checkpoints import load_checkpoint, name_weights
+from mmscconv.storage.checkpoints import load_checkpoint
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
@@ -71,6 +71,20 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
+def make_folder(folder: Path, files: Sequence[Path]) -> None:
+    """Make the folder that drawings of ``files`` go to.
+
+    Raises:
+        UserError: It is the folder of an image, or cannot be made.
+    """
+    if any(folder.resolve() == file.resolve().parent for file in files):
+        raise UserError(f'the drawings would replace the images in {folder}: give another --out')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot make --out {folder}: {error.strerror}') from error
+
+
 def load_detector(cfg: Config, checkpoint: Path, trusted: bool, device: str) -> Any:
     """Return the detector of a config, an ``nn.Module``, with the weights of a checkpoint, in eval mode.
 
@@ -82,9 +96,8 @@ def load_detector(cfg: Config, checkpoint: Path, trusted: bool, device: str) -> 
     """
     if 'bbox_head' not in cfg.get('model', {}) and 'roi_head' not in cfg.get('model', {}):
         raise UserError(f'config has no detector: {cfg.filename}')
-    _require_device(device)
+    device_of(device)
     content = load_checkpoint(checkpoint, trusted)
-    name_weights(content)
     cfg = cfg.copy()
     cfg.load_from = None
     with explained(f'cannot build the model of {cfg.filename}'):
@@ -94,15 +107,6 @@ def load_detector(cfg: Config, checkpoint: Path, trusted: bool, device: str) -> 
     model.dataset_meta = _names(content, cfg, checkpoint)  # mmdet would take COCO's for unknown ones
     check_heads(model, model.dataset_meta, str(checkpoint))
     return model
-
-
-def _require_device(device: str) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UserError(f'--device {device}: {first_line(error)}') from error
-    if kind == 'cuda' and not torch.cuda.is_available():
-        raise UserError(f'--device {device}: PyTorch finds no CUDA device here, leave --device out')
 
 
 def _names(content: Mapping[str, Any], cfg: Config, checkpoint: Path) -> dict[str, Any]:
@@ -125,18 +129,11 @@ def detect(model: Any, files: Sequence[Path], least_score: float, folder: Path |
         model: Of :func:`load_detector`.
         files: Of :func:`image_files`.
         least_score: Of the objects.
-        folder: Made if it is not there; None to draw nothing.
+        folder: Of :func:`make_folder`; None to draw nothing.
 
     Raises:
-        UserError: An image cannot be decoded or resized, or ``folder`` is that of the images or cannot be made.
+        UserError: An image cannot be decoded or resized.
     """
-    if folder and any(folder.resolve() == file.resolve().parent for file in files):
-        raise UserError(f'the drawings would replace the images in {folder}: give another --out')
-    if folder:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f'cannot make --out {folder}: {error.strerror}') from error
     visualizer = DetLocalVisualizer(name='detect')
     visualizer.dataset_meta = model.dataset_meta
     names = model.dataset_meta['classes']

@@ -46,27 +46,23 @@ def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any =
         raise UserError(f'checkpoint cannot be read, it is cut short or damaged: {path} ({reason})') from error
     if not isinstance(content, dict):
         raise UserError(f'checkpoint holds a {type(content).__name__}, not a dict with a state_dict: {path}')
+    if 'state_dict' not in content and isinstance(content.get('model'), Mapping):
+        content['state_dict'] = content.pop('model')  # DETR's, timm's files: mmengine looks nowhere else
     return content
 
 
 def weights_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
-    """Return the weights in a checkpoint's ``content``: under ``state_dict`` or ``model``, or all of it.
+    """Return the weights in a checkpoint's ``content``: under ``state_dict``, or all of it.
 
     Raises:
         UserError: The value found is not a dict of weights.
     """
-    weights = content.get('state_dict', content.get('model', content))
+    weights = content.get('state_dict', content)
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise UserError(
             f'checkpoint holds a {type(weights).__name__} where its weights should be: {path} (save its state_dict())'
         )
     return weights
-
-
-def name_weights(content: dict[str, Any]) -> None:
-    """Move the weights under ``model`` (DETR's, timm's files) to ``state_dict``: mmengine looks nowhere else."""
-    if 'state_dict' not in content and isinstance(content.get('model'), Mapping):
-        content['state_dict'] = content.pop('model')
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -132,7 +128,6 @@ def load_safely(trusted: bool = False) -> None:
 
     def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         content = load_checkpoint(Path(filename).expanduser(), trusted, map_location)
-        name_weights(content)
         if not trusted and isinstance(content.get('meta'), dict):
             content['meta'].pop('config', None)
         return content

@@ -465,7 +465,7 @@ def test_training_keeps_the_weights():
             ['--runners', 'onnxruntime', '--memory-formats', 'nchw', '--profile', '1'],
             "--profile sees PyTorch's operators",
         ),
-        (['--device', 'cuda:77'], '--device cuda:77 cannot be used'),
+        (['--device', 'cuda:77'], '--device cuda:77 cannot be used here'),
         (['--channels', '15'], 'SRU halves its channels'),
     ],
 )
