@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,8 @@ from mmscconv.errors import UserError, run
 from mmscconv.paper.tables import paper_rows
 
 if TYPE_CHECKING:
+    from mmengine.config import Config
+
     from mmscconv.complexity import Complexity
     from mmscconv.engine.sweep_runs import SweepRun
 
@@ -33,17 +35,22 @@ SEED = 'randomness.seed'
 
 
 def parse_args() -> argparse.Namespace:
+    from mmscconv.engine.cli import PassedOptions
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', help='config files')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='(default: 0)')
     parser.add_argument('--work-dir', default='work_dirs/sweep', help='folder for all runs (default: %(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed to tools/train.py')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=PassedOptions, metavar='KEY=VALUE', help='passed to tools/train.py'
+    )
     parser.add_argument('--data-root', help='passed to tools/train.py')
     parser.add_argument('--amp', action='store_true', help='passed to tools/train.py')
     parser.add_argument('--download', action='store_true', help='passed to tools/train.py')
     parser.add_argument(
         '--known',
         nargs='+',
+        action='extend',
         default=[],
         metavar='CSV',
         help='runs.csv of earlier sweeps, whose finished runs are taken over',
@@ -63,19 +70,24 @@ def parse_args() -> argparse.Namespace:
         help="the paper's value for each config: a number, - for none, or TABLE/METRIC/METHOD such as "
         "2/cifar100_top1/SCConv-R56 to look up in the paper's tables",
     )
+    parser.set_defaults(passed=[])
     return parser.parse_args()
 
 
 def main() -> None:
+    check_environment()
     args = parse_args()
     check_plan(args)
     paper = paper_values(args)
-    check_environment()
-    from mmscconv.engine.sweep_runs import claimed, known_results, train, write_results
+    from mmscconv.configuration import read_config
+    from mmscconv.engine.sweep_runs import check_known, claimed, known_results, train, write_results
 
+    configs = {name: read_config(name, args.cfg_options, args.data_root) for name in args.configs}
     runs = plan(args)
     known = known_results(args.known, args.metric)
-    costs = count(args.configs)
+    for line in check_known(runs, known, args.metric):
+        print(line, file=sys.stderr)
+    costs = count(configs)
 
     def write_tables() -> None:
         rows = [(config, value, costs.get(config)) for config, value in zip(args.configs, paper, strict=True)]
@@ -116,7 +128,7 @@ def check_plan(args: argparse.Namespace) -> None:
             raise UserError(f'two configs are named {stem}, but their runs share a folder: rename one')
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError(f'a seed stands twice in --seeds {" ".join(map(str, args.seeds))}')
-    if any(option.split('=')[0] == SEED for option in args.cfg_options):
+    if SEED in (args.cfg_options or {}):
         raise UserError(f'{SEED} is set by --seeds, leave it out of --cfg-options')
     unknown = [name for name in args.against if name not in stems]
     if unknown:
@@ -127,7 +139,7 @@ def plan(args: argparse.Namespace) -> list[SweepRun]:
     """Return all runs, after checking that they agree with the runs already in the work dir."""
     from mmscconv.engine.sweep_runs import SweepRun, fingerprint
 
-    settings = {'cfg_options': args.cfg_options, 'data_root': args.data_root, 'amp': args.amp}
+    settings = {'cfg_options': args.passed, 'data_root': args.data_root, 'amp': args.amp}
     of_config = {config: {**settings, 'config': fingerprint(config)} for config in args.configs}
     runs = [
         SweepRun(
@@ -141,15 +153,14 @@ def plan(args: argparse.Namespace) -> list[SweepRun]:
     return runs
 
 
-def count(configs: Sequence[str]) -> dict[str, Complexity]:
+def count(configs: Mapping[str, Config]) -> dict[str, Complexity]:
     """Count the configs' models, which also tells whether they can be built; without those that cannot be counted."""
     from mmscconv.complexity import count_config
-    from mmscconv.configuration import read_config
 
     costs = {}
-    for config in configs:
+    for name, config in configs.items():
         try:
-            costs[config] = count_config(read_config(config))
+            costs[name] = count_config(config)
         except UserError as error:
             print(f'not counted: {error}', file=sys.stderr)
     return costs

@@ -48,6 +48,16 @@ class ConfigOptions(DictAction):
         return text  # a path or a name with blanks
 
 
+class PassedOptions(ConfigOptions):
+    """The same, and their texts in ``passed``, for a tool that hands them on to another one."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        super().__call__(parser, namespace, values, option_string)
+        namespace.passed = [*namespace.passed, *values]
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<config name>)')

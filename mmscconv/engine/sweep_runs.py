@@ -8,8 +8,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,10 @@ class SweepRun:
         """Name of the config, and seed: by these ``runs.csv`` tells runs apart."""
         return self.config_name, self.seed
 
+    def recorded_settings(self) -> dict[str, Any]:
+        """The settings that ``runs.csv`` records: all but the folder of the data, which differs between machines."""
+        return {key: value for key, value in self.settings.items() if key != 'data_root'}
+
     def state(self) -> dict[str, Any]:
         path = self.folder / STATE
         if not path.is_file():
@@ -65,7 +69,10 @@ class SweepRun:
             raise UserError(f'{path} is damaged: remove it, and its run is resumed or begins anew') from error
 
     def save(self, finished: bool) -> None:
-        write_atomically(self.folder / STATE, json.dumps({**self.settings, 'finished': finished}, indent=2).encode())
+        with _writing(self.folder):
+            write_atomically(
+                self.folder / STATE, json.dumps({**self.settings, 'finished': finished}, indent=2).encode()
+            )
 
     def require_settings(self) -> None:
         """Raise UserError if the run was begun with other settings; files of older versions know fewer of them."""
@@ -102,14 +109,24 @@ def claimed(one: SweepRun) -> Iterator[int | None]:
 
     The lock ends with the last process that has the descriptor: a training goes on when its sweep is killed.
     """
-    one.folder.mkdir(parents=True, exist_ok=True)
-    with (one.folder / LOCK).open('a') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield file.fileno()
+    with ExitStack() as stack:
+        with _writing(one.folder):
+            one.folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((one.folder / LOCK).open('a'))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock: int | None = file.fileno()
+            except BlockingIOError:
+                lock = None
+        yield lock
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # file systems without locks, too
+        raise UserError(f'cannot write to {folder}: {error.strerror} (pass --work-dir)') from error
 
 
 def train(one: SweepRun, tool: Path, metric: str | None, lock: int) -> str | None:
@@ -137,9 +154,11 @@ def train(one: SweepRun, tool: Path, metric: str | None, lock: int) -> str | Non
 
 def _unmeasured(one: SweepRun, wanted: str | None) -> str | None:
     """Return the problem if the last validation lacks the metric, or None; mmdet omits it if nothing was detected."""
-    if result_of(one.folder, wanted):
-        return None
-    return f'trained, but no {wanted or "known metric"} in its last validation'
+    try:
+        measured = result_of(one.folder, wanted)
+    except UserError as error:  # another kind of log, or a damaged one
+        return f'trained, but not measured: {error}'
+    return None if measured else f'trained, but no {wanted or "known metric"} in its last validation'
 
 
 def known_results(files: Sequence[str], wanted: str | None) -> dict[tuple[str, int], Result]:
@@ -156,6 +175,48 @@ def known_results(files: Sequence[str], wanted: str | None) -> dict[tuple[str, i
             if known.setdefault(key, result) != result:
                 raise UserError(f'--known {" ".join(files)}: two results of {key[0]} with seed {key[1]}')
     return known
+
+
+def check_known(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result], metric: str | None) -> Iterator[str]:
+    """Compare known results with the runs whose place they take, and give a line for each config that differs.
+
+    Raises:
+        UserError: A run has finished with another result, or a config's results are of two metrics.
+    """
+    results = {one: known.get(one.key) or _finished_result(one, metric) for one in runs}
+    for one in runs:
+        own = _finished_result(one, metric) if one.key in known else None
+        if own and own != known[one.key]:
+            raise UserError(
+                f'--known has {known[one.key].last:.2f} of {one.name}, which ended with {own.last:.2f} in '
+                f'{one.folder}: leave it out of --known, or choose another --work-dir'
+            )
+    for config in dict.fromkeys(one.config for one in runs):
+        _one_metric(config, [result for one, result in results.items() if one.config == config and result])
+    yield from _other_settings(runs, known)
+
+
+def _other_settings(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result]) -> Iterator[str]:
+    """Give a line for each config of which known runs had other settings, or settings that are not recorded."""
+    for config in dict.fromkeys(one.config_name for one in runs):
+        found: dict[str, list[str]] = {}
+        for one in runs:
+            if one.config_name != config or one.key not in known:
+                continue
+            theirs = json.loads(known[one.key].settings or 'null')
+            ours = one.recorded_settings()
+            differing = [key for key in ours if theirs and theirs.get(key) != ours[key]]
+            if differing or not theirs:
+                what = f'with other {", ".join(differing)}' if differing else 'with settings that are not recorded'
+                found.setdefault(what, []).append(str(one.seed))
+        for what, seeds in found.items():
+            yield f'taken over by --known: {config}, seed {", ".join(seeds)}, {what}'
+
+
+def _one_metric(config: str, results: Sequence[Result]) -> None:
+    metrics = sorted({result.metric for result in results})
+    if len(metrics) > 1:
+        raise UserError(f'{Path(config).stem} has results of {" and ".join(metrics)}: choose one by --metric')
 
 
 def write_results(
@@ -179,23 +240,30 @@ def write_results(
     Raises:
         UserError: A config's results are of two metrics.
     """
-    results = {one: known.get(one.key) or _finished_result(one, metric) for one in runs}
-    rows = []
-    for config, paper, cost in configs:
-        own = {one.seed: result for one, result in results.items() if one.config == config}
-        measured = {seed: result for seed, result in own.items() if result}
-        metrics = sorted({result.metric for result in measured.values()})
-        if len(metrics) > 1:
-            raise UserError(f'{Path(config).stem} has results of {" and ".join(metrics)}: choose one by --metric')
-        rows.append(SweepRow(Path(config).stem, len(own), measured, paper, cost))
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open('a') as file:  # several processes may share the sweep
-        fcntl.flock(file, fcntl.LOCK_EX)
-        write_tables(folder, rows, against, [_record(one, result) for one, result in results.items()])
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOCK).open('a') as file:  # several processes may share the sweep
+            fcntl.flock(file, fcntl.LOCK_EX)
+            results = {one: known.get(one.key) or _finished_result(one, metric) for one in runs}
+            rows = []
+            for config, paper, cost in configs:
+                own = {one.seed: result for one, result in results.items() if one.config == config}
+                measured = {seed: result for seed, result in own.items() if result}
+                _one_metric(config, list(measured.values()))
+                rows.append(SweepRow(Path(config).stem, len(own), measured, paper, cost))
+            records = [_record(one, result) for one, result in results.items()]
+            write_tables(folder, rows, against, records, list(_other_settings(runs, known)))
 
 
 def _finished_result(one: SweepRun, metric: str | None) -> Result | None:
-    return result_of(one.folder, metric) if one.state().get('finished') else None
+    """Return the result of a run that has ended; None also where :func:`train` has named a problem."""
+    if not one.state().get('finished'):
+        return None
+    try:
+        found = result_of(one.folder, metric)
+    except UserError:
+        return None
+    return found and replace(found, settings=json.dumps(one.recorded_settings()))
 
 
 def _record(one: SweepRun, result: Result | None) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ class Result:
         metric: Name of the metric.
         last, best: Its last and its best validation, in percent.
         seconds: Median of the logged seconds of a training step; None if the log has none.
+        settings: Of the run, as ``runs.csv`` has them: JSON; empty in files of older versions.
     """
 
     metric: str
     last: float
     best: float
     seconds: float | None
+    settings: str = field(default='', compare=False)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,11 @@ def read_runs(file: Path) -> dict[tuple[str, int], Result]:
                 key = row['config'], int(row['seed'])
                 if not (math.isfinite(last) and math.isfinite(best)) or key in results:
                     raise ValueError(f'{key[0]} with seed {key[1]} stands twice, or has a result that is no number')
-                results[key] = Result(row['metric'], last, best, float(row['seconds']) if row['seconds'] else None)
+                seconds = float(row['seconds']) if row['seconds'] else None
+                settings = row.get('settings') or ''
+                if not isinstance(json.loads(settings or '{}'), dict):
+                    raise ValueError(f'settings of {key[0]} with seed {key[1]} are no JSON object')
+                results[key] = Result(row['metric'], last, best, seconds, settings)
             return results
     except OSError as error:
         raise UserError(f'cannot read {file}: {error.strerror}') from error
@@ -142,7 +149,11 @@ def difference(row: SweepRow, other: SweepRow) -> Difference | None:
 
 
 def write_tables(
-    folder: Path, rows: Sequence[SweepRow], against: Sequence[str] = (), runs: Sequence[Mapping[str, Any]] = ()
+    folder: Path,
+    rows: Sequence[SweepRow],
+    against: Sequence[str] = (),
+    runs: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
 ) -> None:
     """Write ``table.csv`` with full precision, ``table.md`` with two digits, and ``runs.csv`` into ``folder``.
 
@@ -151,6 +162,7 @@ def write_tables(
         rows: One for each config.
         against: Names of the configs that the others' differences are taken to.
         runs: Of ``runs.csv``, one for each config and seed, all with the same keys.
+        notes: Lines below ``table.md``.
     """
     by_name = {row.config: row for row in rows}
     references = [by_name[name] for name in against]
@@ -161,7 +173,7 @@ def write_tables(
     table = Table([*columns, 'Best, %', 'Paper, %', 'Parameters, M', 'Multiply-adds, M', 'Seconds a step'])
     table.rows += [_cells(row, references) for row in rows]
     with replacing(folder / 'table.md') as path:
-        path.write_text(table.markdown())
+        path.write_text(table.markdown() + ''.join(f'\n{note}\n' for note in notes))
 
 
 def _write_csv(file: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -82,7 +82,10 @@ def bad(digits, checkpoint, tmp_path):
         (['{image}', '--checkpoint', 'nowhere.pth'], 'checkpoint is not there: nowhere.pth'),
         (['{image}', '--checkpoint', '{folder}/other.pth'], 'the checkpoint is not of this model'),
         (['{folder}/twin', '--out', '{folder}/twin'], 'the drawings would replace the images'),
-        (['{image}', '--out', '{folder}/text.png', '--checkpoint', '{folder}/other.pth'], 'cannot make --out {folder}/text.png: File exists'),
+        (
+            ['{image}', '--out', '{folder}/text.png', '--checkpoint', '{folder}/other.pth'],
+            'cannot make --out {folder}/text.png: File exists',
+        ),
         (['{image}', '--device', 'gpu'], '--device gpu cannot be used here: '),
         (['{image}', '--device', 'cuda:77'], '--device cuda:77 cannot be used here'),
         (['{folder}/thin.png'], 'image cannot be prepared: {folder}/thin.png: OpenCV'),

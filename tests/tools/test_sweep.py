@@ -232,6 +232,78 @@ def test_runs_of_earlier_sweeps_are_taken_over(tool, root, tmp_path):
     assert status == 2 and 'cannot read' in error
 
 
+def test_known_runs_of_other_settings_are_named(tool, root, tmp_path):
+    """A table may mix schedules only where it says so."""
+    config = root / 'configs' / 'retinanet_r18_digits.py'
+    for seed, work in ((0, 'first'), (1, 'second')):
+        folder = work_dir(tmp_path / work / config.stem / f'seed{seed}', 'coco/bbox_mAP', 0.5)
+        options = ['train_cfg.max_epochs=2'] * (work == 'first')
+        (folder / 'sweep.json').write_text(
+            json.dumps(dict(cfg_options=options, data_root=None, amp=False, finished=True))
+        )
+    status, _, error = tool(
+        'sweep', config, '--work-dir', tmp_path / 'first', '--cfg-options', 'train_cfg.max_epochs=2'
+    )
+    assert status == 0 and error == ''
+    first = tmp_path / 'first' / 'runs.csv'
+    assert json.loads(read_runs(first)[config.stem, 0].settings)['cfg_options'] == ['train_cfg.max_epochs=2']
+    status, _, error = tool('sweep', config, '--seeds', 0, 1, '--work-dir', tmp_path / 'second', '--known', first)
+    line = f'taken over by --known: {config.stem}, seed 0, with other cfg_options\n'
+    assert status == 0 and error == line
+    assert (tmp_path / 'second' / 'table.md').read_text().endswith(f'\n\n{line}')
+    # What the second sweep writes still tells the runs apart.
+    settings = [json.loads(r.settings)['cfg_options'] for r in read_runs(tmp_path / 'second' / 'runs.csv').values()]
+    assert settings == [['train_cfg.max_epochs=2'], []]
+
+
+def test_a_known_result_that_differs_from_the_finished_run_is_refused(tool, root, tmp_path):
+    config = root / 'configs' / 'retinanet_r18_digits.py'
+    folder = work_dir(tmp_path / config.stem / 'seed0', 'coco/bbox_mAP', 0.6)
+    (folder / 'sweep.json').write_text(json.dumps(dict(cfg_options=[], data_root=None, amp=False, finished=True)))
+    known = tmp_path / 'known.csv'
+    known.write_text(
+        f'config,seed,state,metric,last,best,seconds\n{config.stem},0,finished,coco/bbox_mAP,50.0,55.0,0.5\n'
+    )
+    status, _, error = tool('sweep', config, '--work-dir', tmp_path, '--known', known)
+    assert status == 2 and '--known has 50.00 of retinanet_r18_digits seed 0, which ended with 60.00 in' in error
+
+
+@pytest.mark.parametrize('log', [None, 'no JSON\n'])
+def test_a_run_without_a_readable_log_does_not_stop_the_sweep(log, tool, root, tmp_path):
+    """Another visualizer than mmengine's default leaves none."""
+    config = root / 'configs' / 'retinanet_r18_digits.py'
+    for seed in (0, 1):
+        folder = work_dir(tmp_path / config.stem / f'seed{seed}', 'coco/bbox_mAP', 0.5)
+        (folder / 'sweep.json').write_text(json.dumps(dict(cfg_options=[], data_root=None, amp=False, finished=True)))
+    broken = next((tmp_path / config.stem / 'seed0').glob('*/vis_data/scalars.json'))
+    broken.unlink() if log is None else broken.write_text(log)
+    status, out, error = tool('sweep', config, '--seeds', 0, 1, '--work-dir', tmp_path)
+    assert status == 1 and error == f'failed: {config.stem} seed 0\n'
+    assert 'seed 0: trained, but not measured: ' in out and 'seed 1: done' in out
+    assert '| 1/2 | coco/bbox_mAP | 50.00 |' in (tmp_path / 'table.md').read_text()
+
+
+def test_options_add_up_and_change_the_counts(tool, root, tmp_path):
+    config = root / 'configs' / 'cifar' / 'scconv_resnet56_cifar10.py'
+    options = ['train_cfg.max_epochs=1', 'model.backbone.depth=20']
+    folder = work_dir(tmp_path / config.stem / 'seed0', 'accuracy/top1', 50.0)
+    (folder / 'sweep.json').write_text(json.dumps(dict(cfg_options=options, data_root=None, amp=False, finished=True)))
+    status, _, error = tool(
+        'sweep', config, '--work-dir', tmp_path, *(word for o in options for word in ('--cfg-options', o))
+    )
+    assert status == 0, error
+    assert '| 0.16 | 24.30 |' in (tmp_path / 'table.md').read_text()
+    status, _, error = tool('sweep', config, '--work-dir', tmp_path, '--cfg-options', 'modl.backbone.depth=20')
+    assert status == 2 and "--cfg-options sets 'modl'" in error and "did you mean 'model'" in error
+
+
+def test_a_folder_that_cannot_be_written_is_named(tool, root, tmp_path):
+    (tmp_path / 'file').touch()
+    config = root / 'configs' / 'retinanet_r18_digits.py'
+    status, _, error = tool('sweep', config, '--work-dir', tmp_path / 'file')
+    assert status == 2 and f'cannot write to {tmp_path}/file/' in error and 'pass --work-dir' in error
+
+
 def test_a_run_of_another_process_is_left_to_it(tool, root, tmp_path):
     config = root / 'configs' / 'retinanet_r18_digits.py'
     state = dict(cfg_options=[], data_root=None, amp=False, finished=True)
