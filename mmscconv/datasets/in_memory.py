@@ -85,18 +85,18 @@ class ImagesInMemory(Dataset[Any]):
         }
 
     def augment(self, images: Tensor) -> Tensor:
-        """Crop and flip each of (N, C, H, W) images at random."""
+        """Crop and flip each of (N, C, H, W) images at random, by the CPU's generator, which ExactResume seeds."""
         n, _, height, width = images.shape
         device = images.device
         if self.crop_padding:
-            top, left = torch.randint(2 * self.crop_padding + 1, (2, n, 1), device=device)
+            top, left = torch.randint(2 * self.crop_padding + 1, (2, n, 1)).to(device)
             rows = top + torch.arange(height, device=device)
             columns = left + torch.arange(width, device=device)
             which = torch.arange(n, device=device).view(n, 1, 1)
             padded = F.pad(images, [self.crop_padding] * 4).permute(0, 2, 3, 1)
             images = padded[which, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
         if self.flip_prob:
-            flip = torch.rand(n, 1, 1, 1, device=device) < self.flip_prob
+            flip = torch.rand(n, 1, 1, 1).to(device) < self.flip_prob
             images = torch.where(flip, images.flip(3), images)
         return images
 

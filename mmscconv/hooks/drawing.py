@@ -20,7 +20,8 @@ def folders_of(paths: Iterable[str]) -> dict[str, str]:
     needs none.
     """
     paths = {*paths}
-    counts = Counter(PurePath(path).name for path in paths)
+    files = {PurePath(path) for path in paths}  # one file may be named in several ways
+    counts = Counter(file.name for file in files)
     shared = {path: PurePath(path).parent.parts for path in paths if counts[PurePath(path).name] > 1}
     common = 0
     while len({parts[: common + 1] for parts in shared.values()}) == 1:
@@ -65,6 +66,7 @@ class ClassDrawingHook(VisualizationHook):
         """Choose the folder of each drawing."""
         self._out_dir = self.out_dir
         self._folders = folders_of(_image_paths(runner)) if self._out_dir else {}
+        self._seen = 0
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Sequence[Any]) -> None:
         """Draw the results of a batch."""
@@ -73,4 +75,6 @@ class ClassDrawingHook(VisualizationHook):
             return
         for image, output in zip(data_batch['inputs'], outputs, strict=True):
             self.out_dir = str(Path(self._out_dir, self._folders.get(str(output.get('img_path')), '')))
-            super().after_test_iter(runner, 0, {**data_batch, 'inputs': [image]}, [output])
+            # As batches of one image: their number decides, by the interval, about drawing.
+            super().after_test_iter(runner, self._seen, {**data_batch, 'inputs': [image]}, [output])
+            self._seen += 1

@@ -13,7 +13,7 @@ from mmscconv import equations, ops
 from mmscconv.layers import fused
 from mmscconv.layers.cru import CRU, PARTS, ChannelUnit
 from mmscconv.layers.folding import affine_of, fold_norm, with_identity
-from mmscconv.layers.intact import built, intact, obstacle, replaceable
+from mmscconv.layers.intact import built, disturbance, intact, obstacle, replaceable
 
 if TYPE_CHECKING:
     from mmscconv.layers.sru import SRU
@@ -85,6 +85,20 @@ class DeployedCRU(ChannelUnit):
         self.requires_grad_(False)
         self.eval()
 
+    def append(self, norm: nn.Module | None, relu: bool) -> None:
+        """Fold the BN behind the deploy form, too, and append a ReLU.
+
+        Raises:
+            ValueError: A norm other than a BN with running statistics, or behind a ReLU.
+        """
+        if norm is not None:
+            if self.relu:
+                raise ValueError('the deploy form ends in a ReLU: no norm behind it can be folded')
+            scale, shift = (t.detach() for t in affine_of(norm))
+            self.shift = shift if self.shift is None else self.shift * scale + shift
+            self.scale = scale if self.scale is None else self.scale * scale
+        self.relu = self.relu or relu
+
     def pack(self) -> None:
         """Pack the weights for the kernels, if these can run."""
         self.packed = self.packed_up = self.packed_low = None
@@ -143,13 +157,18 @@ class DeployedCRU(ChannelUnit):
 
 
 def check_foldable(cru: CRU) -> None:
-    """Raise ValueError unless the modules of ``cru`` are those it was built with, without hooks."""
-    reason = obstacle(cru, *PARTS)
+    """Raise ValueError unless ``cru`` and its modules are those of its class, as built, without hooks."""
+    reason = unfoldable(cru)
     if reason is not None:
         raise ValueError(
             f'the CRU cannot be brought into deploy form, {reason}. '
             'Merge adapters, and remove hooks and parametrizations first; or leave this layer as it is'
         )
+
+
+def unfoldable(cru: CRU) -> str | None:
+    """Return why ``cru`` cannot be brought into deploy form, or None."""
+    return disturbance(cru) or obstacle(cru, *PARTS)
 
 
 def _pack_again(cru: DeployedCRU, _: object) -> None:

@@ -70,15 +70,16 @@ def update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, coun
     """Update the running statistics as a call of ``norm`` in training does.
 
     Args:
-        norm: Unchanged in eval mode or without running statistics.
+        norm: Unchanged in eval mode, without running statistics, or while it tracks none.
         mean, variance: (C), of the batch; the biased variance.
         count: Number of values per channel.
     """
-    if not norm.training or norm.running_mean is None or norm.running_var is None:
+    if not (norm.training and norm.track_running_stats) or norm.running_mean is None or norm.running_var is None:
         return
-    assert norm.num_batches_tracked is not None  # as the running statistics are
-    norm.num_batches_tracked.add_(1)
-    momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+    momentum = norm.momentum or 0.0
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else momentum
     with torch.no_grad():
         norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
         norm.running_var.lerp_((variance * count / (count - 1)).to(norm.running_var), momentum)

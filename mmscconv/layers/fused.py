@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
@@ -23,8 +23,8 @@ from torch.fx import Proxy
 from mmscconv import identities, ops
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.folding import folded, is_affine, update_statistics, with_identity
-from mmscconv.layers.intact import intact, of_known_class, undisturbed
-from mmscconv.layers.recompute import recomputed, statistics_kept
+from mmscconv.layers.intact import as_its_class, intact, undisturbed
+from mmscconv.layers.recompute import recomputed, same_random_numbers, statistics_kept
 
 if TYPE_CHECKING:
     from mmscconv.layers.cru import CRU, ChannelUnit
@@ -78,7 +78,7 @@ def replaced_by(
             self.check(x)
             if x.dim() == 3:
                 return run(self, x.unsqueeze(0)).squeeze(0)
-            y = function(self, x) if of_known_class(cast('nn.Module', self)) else None
+            y = function(self, x) if as_its_class(cast('nn.Module', self)) else None
             return forward(self, x) if y is None else y
 
         return run
@@ -170,7 +170,9 @@ def sru_then_cru(layer: CRU, before: SRU, x: Tensor) -> Tensor | None:
     elif _one_kernel_squeezes(layer, before, x, backend):
         branches = _squeezed_by_kernel(layer, before, x)
     else:
-        squeezed = recomputed(lambda x: _squeezed(layer, before(x)), x, before, layer.squeeze_up, layer.squeeze_low)
+        squeezed = recomputed(
+            lambda x: _squeezed(layer, before(x)), x, before, layer.squeeze_up, layer.squeeze_low, random=False
+        )
         branches = _normed(layer, squeezed, backend)
     return _transformed(layer, branches, backend)
 
@@ -292,16 +294,19 @@ def _transformed(layer: CRU, branches: Branches, backend: str) -> Tensor:
         if _one_kernel_norms(layer, x_up, x_low):
             return _normed_by_kernel(layer, x_up, x_low)
     pwc2_out, low = layer.transform_low(x_low)
+    again = functools.partial(_transform_up_again(layer, x_up.device), x_up)
     y1, y1_addend = _transform_up(layer, x_up)
-    again = functools.partial(_transform_up_again(layer), x_up)
     return ops.fuse(y1, low, y1_addend, pwc2_out, output_is_kept=layer.output_is_kept, again=again, backend=backend)
 
 
-def _transform_up_again(layer: CRU) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-    """Return :func:`_transform_up` without updates of running statistics."""
+def _transform_up_again(layer: CRU, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+    """Return :func:`_transform_up` without updates of running statistics, and with the random numbers of now."""
+    # Only other modules than the CRU's own are random.
+    known = intact(layer, 'gwc', 'pwc1', 'pool', 'norm1') or ops.becoming_graph() or ops.transformed()
+    as_now = nullcontext if known else same_random_numbers(device)
 
     def again(x_up: Tensor) -> tuple[Tensor, Tensor | None]:
-        with statistics_kept(layer):
+        with statistics_kept(layer), as_now():
             return _transform_up(layer, x_up)
 
     return again

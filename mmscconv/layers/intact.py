@@ -19,10 +19,21 @@ Built = dict[str, tuple[Any, ...]]
 M = TypeVar('M', bound=type[nn.Module])
 _PLAIN = (nn.Parameter, Tensor)
 
-# Exact classes with their forward: quantization, adapters and parametrizations are subclasses that compute something
-# else, and other code may give a class another forward.
-_KNOWN: dict[type[nn.Module], Any] = {
-    cls: cls.forward for cls in (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, GroupNorm, AlignedAvgPool2d)
+Methods = tuple[tuple[str, Any], ...]
+
+
+def _methods(cls: type[nn.Module]) -> Methods:
+    """Return ``forward``, and the methods that the classes of this package add to it or torch's Conv2d has for it."""
+    ours = [vars(c) for c in cls.__mro__ if c.__module__.startswith('mmscconv.') or c is nn.Conv2d]
+    names = {name for own in ours for name, value in own.items() if callable(value) and not hasattr(nn.Module, name)}
+    return tuple((name, getattr(cls, name)) for name in (*sorted(names), 'forward'))
+
+
+# Exact classes with the methods that a call of their objects runs: quantization, adapters and parametrizations are
+# subclasses that compute something else, and other code may give a class or an object another method.
+_KNOWN: dict[type[nn.Module], Methods] = {
+    cls: _methods(cls)
+    for cls in (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, GroupNorm, AlignedAvgPool2d)
 }
 # Keys of the module's own dictionary, where look-ups are cheap, even of missing keys.
 _SETTINGS = (
@@ -40,25 +51,39 @@ _SETTINGS = (
 
 def replaceable(cls: M) -> M:
     """Class decorator: kernels may do the work of objects of exactly this class."""
-    _KNOWN[cls] = cls.forward
+    _KNOWN[cls] = _methods(cls)
     return cls
 
 
-def of_known_class(module: nn.Module) -> bool:
-    """Return whether kernels can do the work of exactly the class of ``module``."""
-    return type(module) in _KNOWN
+def as_its_class(module: nn.Module) -> bool:
+    """Return whether kernels can do the work of ``forward`` of ``module``, while its class's own one runs."""
+    methods = _KNOWN.get(type(module))
+    return methods is not None and _other_method(module, methods) in (None, 'forward')
 
 
 def undisturbed(*modules: nn.Module | None) -> bool:
     """Return whether calls of ``modules`` run their classes' own forward alone, without hooks or replaced forwards."""
-    return not torch_module._has_any_global_hook() and all(m is None or _disturbance(m) is None for m in modules)
+    return not torch_module._has_any_global_hook() and all(m is None or disturbance(m) is None for m in modules)
 
 
-def _disturbance(module: nn.Module) -> str | None:
-    """Return why a call of ``module`` may not run its class's own forward alone, or None."""
-    if _KNOWN.get(type(module)) is not type(module).forward:
-        return f'it is a {type(module).__name__}' + (' with another forward' if type(module) in _KNOWN else '')
-    return 'it has hooks, or a forward of its own' if is_hooked(module) else None
+def disturbance(module: nn.Module) -> str | None:
+    """Return why a call of ``module`` may not run its class's own methods alone, or None."""
+    methods = _KNOWN.get(type(module))
+    if methods is None:
+        return f'it is a {type(module).__name__}'
+    if is_hooked(module):
+        return 'it has hooks, or a forward of its own'
+    other = _other_method(module, methods)
+    return None if other is None else f'it is a {type(module).__name__} with another {other}'
+
+
+def _other_method(module: nn.Module, methods: Methods) -> str | None:
+    """Return the first of ``methods`` that was replaced in the class or on the object, ``forward`` last."""
+    cls, own = type(module), module.__dict__
+    for name, function in methods:
+        if getattr(cls, name) != function or name in own:
+            return name
+    return None
 
 
 def built(layer: nn.Module, names: Iterable[str]) -> Built:
@@ -85,7 +110,7 @@ def obstacle(layer: Any, *names: str) -> str | None:
         return 'a hook for all modules is registered'
     for name in names:
         module = layer._modules.get(name)
-        reason = None if module is None else _disturbance(module)
+        reason = None if module is None else disturbance(module)
         if reason is None and _geometry(module) != layer.built.get(name):
             reason = 'its settings or weights are not those that it was built with'
         if reason is not None:

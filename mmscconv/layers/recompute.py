@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import local
 from typing import Any, TypeVar
 
@@ -18,10 +18,11 @@ from mmscconv import ops
 T = TypeVar('T')
 
 
-def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module | None) -> T:
+def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module | None, random: bool) -> T:
     """Run ``function(x)``; backward recomputes its intermediate results.
 
-    Backward uses the weights and buffers that ``modules`` had in forward, and changes
+    Backward uses the weights and buffers that ``modules`` had in forward, with ``random``
+    the same random numbers, too (an adapter may drop values), and changes
     none: forward alone updates running statistics. This is a plain call
 
     * without gradients;
@@ -44,7 +45,7 @@ def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module |
         run,
         x,
         use_reentrant=False,
-        preserve_rng_state=False,  # nothing in these layers is random
+        preserve_rng_state=random,
         context_fn=lambda: (nullcontext(), before),
     )
 
@@ -52,6 +53,23 @@ def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module |
 def statistics_kept(module: nn.Module) -> AbstractContextManager[None]:
     """Return a context in which no call changes the buffers of ``module``, running statistics among them."""
     return _AsBefore(None, list(module.modules()))
+
+
+def same_random_numbers(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """Return a function that makes contexts, in which random numbers are those that would be drawn now."""
+    devices = [] if device.type == 'cpu' else [device]
+    state = torch.get_rng_state()
+    states = [torch.get_device_module(d).get_rng_state(d) for d in devices]
+
+    @contextmanager
+    def as_now() -> Iterator[None]:
+        with torch.random.fork_rng(devices, device_type=device.type if devices else 'cuda'):
+            torch.set_rng_state(state)
+            for d, s in zip(devices, states, strict=True):
+                torch.get_device_module(d).set_rng_state(s, d)
+            yield
+
+    return as_now
 
 
 class _AsBefore(AbstractContextManager[None]):

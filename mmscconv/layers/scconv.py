@@ -132,7 +132,9 @@ class SCConv(Conv2dLike):
             self.pool = AlignedAvgPool2d(*window)
 
     def transform(self, x: Tensor) -> Tensor:
-        return recomputed(self._arranged, x, self.sru, self.cru, self.conv) if self.recompute else self._arranged(x)
+        if not self.recompute:
+            return self._arranged(x)
+        return recomputed(self._arranged, x, self.sru, self.cru, self.conv, random=True)
 
     def _arranged(self, x: Tensor) -> Tensor:
         sru, cru = self.sru, self.cru
@@ -173,14 +175,21 @@ class SCConv(Conv2dLike):
             relu: Whether to append the ReLU behind both, which the caller then removes.
 
         Raises:
-            ValueError: A norm other than a BN with running statistics, or a ``norm``
-                or ``relu`` where the output is not the CRU's.
+            ValueError: A norm other than a BN with running statistics; a ``norm`` or ``relu`` where the output is not
+                the CRU's, where something else stands in the CRU's place, or behind a ReLU that the deploy form
+                already ends in; a CRU that was changed, such as by hooks.
         """
         if (norm is not None or relu) and not self.ends_in_cru:
             behind = 'ReLU' if norm is None else 'norm'
             raise ValueError(f'SCConv({self.extra_repr()}) does not end in its CRU: no {behind} can be folded into it')
         if isinstance(self.cru, CRU):
             self.cru = DeployedCRU(self.cru, norm, relu)
+        elif isinstance(self.cru, DeployedCRU):
+            self.cru.append(norm, relu)
+        elif norm is not None or relu:
+            raise ValueError(
+                f'a {type(self.cru).__name__} stands in the place of the CRU: no norm or ReLU can be folded into it'
+            )
         self.recompute = False
         self.requires_grad_(False)
 

@@ -37,7 +37,7 @@ class ConvResNet(ResNet):
         ``out_indices``, with ResNet's channels and sizes.
 
     Raises:
-        ValueError: ``stage_with_conv`` of another length than the stages, DCN in a
+        ValueError: ``stage_with_conv`` with fewer entries than stages, DCN in a
             stage with the layer (both want the same convolution), or settings that
             the layer refuses.
     """

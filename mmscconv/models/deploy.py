@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from itertools import pairwise
 from typing import cast
@@ -10,18 +11,22 @@ import mmdet.models.backbones.resnet as mmdet_resnet
 import mmpretrain.models.backbones.resnet as mmpretrain_resnet
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.wrappers import Conv2d as WrappedConv2d
+from mmengine.logging import print_log
 from mmengine.model.utils import _BatchNormXd  # SyncBN after revert_sync_batchnorm
 from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
 from torch import Tensor, nn
 
-from mmscconv.layers import SCConv
-from mmscconv.layers.deploy import DeployedCRU
+from mmscconv.layers import CRU, SCConv
+from mmscconv.layers.deploy import DeployedCRU, unfoldable
 from mmscconv.layers.folding import fold_norm
 from mmscconv.layers.hooked import has_own_forward, is_hooked
+from mmscconv.layers.intact import disturbance
 from mmscconv.models.stubs import PlainBottleneck
 from mmscconv.replace.select import shared_parameters
 
+NOTHING_IN_EVAL = (type(None), nn.Identity, DropPath)
 # Exact types, as SCConv below: a subclass, such as mmcv's ConvWS2d, may compute something else with the same weight.
 CONVS = (nn.Conv2d, WrappedConv2d)
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)
@@ -40,9 +45,11 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
     A norm stays where folding could change numbers or bypass an observer: subclasses
     of convolutions and norms, hooks, parametrizations, pruning, a ``forward`` set on an
     instance (as mmengine's ``efficient_conv_bn_eval`` does), and convolutions or weights
-    that stand in several places.
+    that stand in several places. For the same reasons an SCConv stays as it is, with a
+    warning that names it.
     """
     model.eval()
+    kept = _kept_layers(model)
     fixed = _Fixed(model)
     for module in list(model.modules()):
         for conv, norm in _pairs(module):
@@ -53,9 +60,21 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
             if DeployedBottleneck.takes(block):
                 setattr(parent, name, DeployedBottleneck(cast('PlainBottleneck', block)))
     for module in list(model.modules()):
-        if isinstance(module, SCConv):
+        if isinstance(module, SCConv) and id(module) not in kept:
             module.switch_to_deploy()
     return model
+
+
+def _kept_layers(model: nn.Module) -> set[int]:
+    """Return the ids of the SCConvs that cannot be brought into their deploy form, and warn of each."""
+    kept = set()
+    for name, module in model.named_modules():
+        cru = module.cru if isinstance(module, SCConv) else None
+        reason = unfoldable(cru) if isinstance(cru, CRU) else None
+        if reason is not None:
+            print_log(f'{name} stays out of the deploy form: {reason}', 'current', logging.WARNING)
+            kept.add(id(module))
+    return kept
 
 
 class DeployedBottleneck(nn.Module):
@@ -76,6 +95,8 @@ class DeployedBottleneck(nn.Module):
         """Return whether this class can take over the work of ``block``."""
         known = (mmdet_resnet.Bottleneck.forward, mmpretrain_resnet.Bottleneck.forward)
         if type(block).forward not in known or getattr(block, 'with_plugins', False):
+            return False
+        if type(block.relu) is not nn.ReLU or type(getattr(block, 'drop_path', None)) not in NOTHING_IN_EVAL:
             return False
         conv = block.conv2
         if type(conv) is not SCConv or not isinstance(conv.cru, DeployedCRU) or not conv.ends_in_cru:
@@ -107,7 +128,17 @@ class _Fixed:
         conv, norm = parent._modules.get(conv_name), parent._modules.get(norm_name)
         if conv is None or norm is None or id(parent) in self.traced or is_hooked(conv) or is_hooked(norm):
             return True
+        if type(conv) is SCConv and not _takes_norm(conv):
+            return True
         return self.places[id(conv)] > 1 or any(id(p) in self.shared for p in conv.parameters())
+
+
+def _takes_norm(conv: SCConv) -> bool:
+    """Return whether the norm behind an SCConv can be folded into it."""
+    cru = conv.cru
+    if isinstance(cru, DeployedCRU):
+        return not cru.relu and disturbance(cru) is None
+    return isinstance(cru, CRU) and unfoldable(cru) is None
 
 
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:

@@ -85,10 +85,11 @@ class OctaveStages(AnyResNet):
         depth: 50, 101 or 152.
         alpha: Share of the low channels.
         num_stages, out_indices: Only the last stage can be an output.
-        **kwargs: Of the ResNet.
+        **kwargs: Of the ResNet; ``zero_init_residual`` has no effect.
 
     Raises:
-        ValueError: Another depth, or an output of an earlier stage.
+        ValueError: Another depth, an output of an earlier stage, or settings of the ResNet's blocks that octave ones
+            do not have.
     """
 
     def __init__(
@@ -106,6 +107,9 @@ class OctaveStages(AnyResNet):
                 f'{type(self).__name__}: only stage {num_stages - 1} is single-resolution; out_indices must be '
                 f'({num_stages - 1},), got {tuple(out_indices)}'
             )
+        for name in ('dcn', 'plugins', 'with_cp', 'drop_path_rate'):
+            if kwargs.get(name):
+                raise ValueError(f'{type(self).__name__}: octave blocks have no {name}, got {kwargs[name]}')
         self.alpha = alpha
         super().__init__(depth, num_stages=num_stages, out_indices=out_indices, **kwargs)
 

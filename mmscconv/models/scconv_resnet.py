@@ -34,7 +34,7 @@ class SCConvResNet(ConvResNet):
         ``out_indices``, with ResNet's channels and sizes.
 
     Raises:
-        ValueError: ``stage_with_scconv`` of another length than the stages, DCN
+        ValueError: ``stage_with_scconv`` with fewer entries than stages, DCN
             in a stage with SCConv (both want the same convolution), or settings
             that SCConv refuses.
     """

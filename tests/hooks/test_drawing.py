@@ -19,6 +19,12 @@ def test_images_of_one_name_get_the_folder_in_which_they_differ():
         '/x/12/JPEGImages/1.jpg': '12/JPEGImages',
     }
     assert folders_of([]) == {}
+    assert folders_of(['d/./a/1.jpg', 'd/a/1.jpg']) == {}  # one file, named in two ways
+    assert folders_of(['d/./a/1.jpg', 'd/a/1.jpg', 'd/b/1.jpg']) == {
+        'd/./a/1.jpg': 'a',
+        'd/a/1.jpg': 'a',
+        'd/b/1.jpg': 'b',
+    }
 
 
 class Images:
@@ -57,7 +63,7 @@ def test_classes(paths, runner, tmp_path, monkeypatch):
     monkeypatch.setattr(
         'mmpretrain.engine.hooks.VisualizationHook.after_test_iter',
         lambda hook, runner, batch_idx, batch, outputs: drawn.append(
-            (hook.out_dir, len(outputs), len(batch['inputs']))
+            (hook.out_dir, len(outputs), len(batch['inputs']), batch_idx)
         ),
     )
     if not paths:
@@ -66,6 +72,8 @@ def test_classes(paths, runner, tmp_path, monkeypatch):
     hook.out_dir = str(tmp_path)
     hook.before_test(runner)
     outputs = [BaseDataElement(metainfo=dict(img_path=path)) for path in PATHS]
+    hook.after_test_iter(runner, 0, dict(inputs=[1, 2, 3]), outputs)
+    apart = [(str(tmp_path / name), 1, 1, i) for i, name in enumerate(('a', 'b', ''))]
+    assert drawn == (apart if paths else [(str(tmp_path), 3, 3, 0)])
     hook.after_test_iter(runner, 1, dict(inputs=[1, 2, 3]), outputs)
-    apart = [(str(tmp_path / name), 1, 1) for name in ('a', 'b', '')]
-    assert drawn == (apart if paths else [(str(tmp_path), 3, 3)])
+    assert [batch_idx for *_, batch_idx in drawn] == ([*range(6)] if paths else [0, 1])

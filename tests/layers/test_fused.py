@@ -108,6 +108,76 @@ def test_changed_modules_count(name, change, form, layout):
         assert not torch.allclose(got, before, rtol=1e-3, atol=1e-4)
 
 
+METHODS = {
+    'sru.logit': lambda logit: lambda x: -logit(x),
+    'sru.separate': lambda separate: lambda *args: tuple(reversed(separate(*args))),
+    'cru.transform_up': lambda transform: lambda x_up: tuple(t if t is None else 3 * t for t in transform(x_up)),
+    'cru.fuse': lambda fuse: lambda *branches: 2 * fuse(*branches),
+    'cru.gwc._conv_forward': lambda forward: lambda x, weight, bias: 2 * forward(x, weight, bias),
+}
+
+
+@pytest.mark.parametrize('of', ['object', 'class'])
+@pytest.mark.parametrize('name', METHODS)
+def test_changed_methods_count(name, of, monkeypatch):
+    """Such as of an ablation, or the seamless padding that some put into ``_conv_forward``."""
+    layer, x = SCConv(32, 32, 3, padding=1), images()
+    with torch.no_grad():
+        before = layer(x)
+        path, _, method = name.rpartition('.')
+        owner = layer.get_submodule(path)
+        if of == 'object':
+            setattr(owner, method, METHODS[name](getattr(owner, method)))
+        else:
+            original = getattr(type(owner), method)
+            monkeypatch.setattr(
+                type(owner), method, lambda self, *args: METHODS[name](lambda *a: original(self, *a))(*args)
+            )
+        got = layer(x)
+        layer.sru.backend = layer.cru.backend = 'plain'
+        torch.testing.assert_close(got, layer(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(got, before, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('momentum', [0.1, None], ids=str)
+@pytest.mark.parametrize('counts', [True, False], ids=['counts batches', 'counts none'])
+@pytest.mark.parametrize('tracks', [True, False])
+@pytest.mark.parametrize('channels', [32, 64])
+def test_statistics_are_kept_as_the_norm_says(channels, tracks, counts, momentum):
+    layer = SCConv(channels, channels, 3, padding=1, inner_norm=True)
+    for m in layer.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.track_running_stats, m.momentum = tracks, momentum
+            if not counts:
+                m.num_batches_tracked = None
+    reference, x = plain(layer), torch.randn(2, channels, 7, 6).contiguous(memory_format=CL)
+    torch.testing.assert_close(layer(x), reference(x), rtol=1e-4, atol=1e-5)
+    for (name, got), want in zip(layer.named_buffers(), reference.buffers(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_random_modules_draw_the_same_numbers_again():
+    """Such as an adapter's dropout."""
+    for settings in ({}, dict(inner_norm=True)):
+        layer = SCConv(16, 16, 3, padding=1, **settings)
+        layer.cru.gwc = nn.Sequential(nn.Dropout(0.5), layer.cru.gwc)
+        again = copy.deepcopy(layer)
+        again.recompute = True
+        reference, x = plain(layer), torch.randn(2, 16, 6, 5)
+        found = []
+        for module in (reference, again, layer):
+            torch.manual_seed(0)
+            inputs = x.clone().requires_grad_()
+            module.mark_output_kept()
+            y = module(inputs)
+            first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)[0]
+            torch.manual_seed(1)
+            found.append([y, first, torch.autograd.grad(first.square().sum(), inputs)[0]])
+        for other in found[1:]:
+            for got, want in zip(other, found[0], strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
 class OtherSRU(SRU):
     def logit(self, x):
         return -super().logit(x)
@@ -250,6 +320,16 @@ def test_what_cannot_be_folded_stays_in_words():
         x = images()
         want = layer(x)
         with pytest.raises(ValueError, match=r'cannot be brought into deploy form, gwc: it.* Merge adapters'):
+            layer.switch_to_deploy()
+        torch.testing.assert_close(layer(x), want)
+
+
+def test_a_changed_cru_is_not_folded():
+    for change in (own_forward, hook_that_changes, lambda layer, name: setattr(layer.cru, '__class__', OtherCRU)):
+        layer = SCConv(32, 32, 3, padding=1).eval()
+        change(layer, 'cru')
+        want = layer(x := images())
+        with pytest.raises(ValueError, match=r'cannot be brought into deploy form, it (is a OtherCRU|has hooks)'):
             layer.switch_to_deploy()
         torch.testing.assert_close(layer(x), want)
 

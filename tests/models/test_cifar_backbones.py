@@ -70,6 +70,12 @@ def test_octaves(name):
         MODELS.build({'type': name, 'depth': 18})
 
 
+@pytest.mark.parametrize('setting', [dict(with_cp=True), dict(drop_path_rate=0.1)], ids=str)
+def test_octaves_refuse_what_their_blocks_do_not_have(setting):
+    with pytest.raises(ValueError, match=f'octave blocks have no {next(iter(setting))}'):
+        MODELS.build(dict(type='CIFAROctResNet', **setting))
+
+
 def test_octave_stem_and_strides():
     network = MODELS.build({'type': 'CIFAROctResNet'})
     high, low = network.layer2(network.layer1(torch.randn(1, 64, 32, 32)))

@@ -290,6 +290,21 @@ def test_bottlenecks_that_do_more_stay():
         assert type(model.layer1[0]).__name__ == 'Bottleneck'
 
 
+@pytest.mark.parametrize('config', ['mmdet.ResNet', 'mmpretrain.ResNet'])
+def test_bottlenecks_with_another_activation_stay(config):
+    model = MODELS.build(dict(type=config, depth=50, base_channels=16, frozen_stages=-1, norm_eval=False))
+    for block in model.layer2:
+        mmscconv.models.conv2_swap.replace_conv2(block, dict(type='SCConv'))
+        block.relu = nn.SiLU()
+    trained(model)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        want = model(x)
+        got = switch_to_deploy(model)(x)
+    assert max(map(relative, got, want)) < 1e-5
+    assert {type(block).__name__ for block in model.layer2} == {'Bottleneck'}
+
+
 def test_rivals_keep_norms_that_do_not_follow_one_convolution():
     model = trained(nn.Sequential(mmscconv.layers.rivals.SPConv(16, 16, 3, padding=1), nn.BatchNorm2d(16)))
     x = torch.randn(2, 16, 5, 5)
@@ -318,11 +333,12 @@ def test_it_is_not_for_training():
 
 def test_test_tool_in_deploy_form(digits, digits_run, tmp_path):
     found = []
-    for flags in ([], ['--deploy']):
+    options = [*ONE_WORKER, 'model.test_cfg.score_thr=0.0', 'default_hooks.ema.type=EMAHook']
+    for flags in ([], ['--deploy']):  # averaged weights, too: their hook would exchange parts of two forms
         out = tmp_path / f'results{len(flags)}.pkl'
         run_tool(
             'test.py', CONFIGS / 'retinanet_scconv_r18_digits.py', digits_run / 'epoch_1.pth', '--data-root', digits,
-            '--work-dir', tmp_path, '--out', out, *flags, options=[*ONE_WORKER, 'model.test_cfg.score_thr=0.0'],
+            '--work-dir', tmp_path, '--out', out, *flags, options=options,
         )  # fmt: skip
         found.append([r['pred_instances']['scores'] for r in pickle.loads(out.read_bytes())])
     assert len(found[0]) == 4

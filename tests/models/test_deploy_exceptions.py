@@ -1,6 +1,7 @@
 """Norms that switch_to_deploy leaves where they are, since folding would change numbers or hide what is watched."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -84,7 +85,35 @@ def efficient_module():
     return module
 
 
+def inside(change):
+    layer = SCConv(C, C, 3, padding=1)
+    change(layer)
+    return pair(layer)
+
+
+def wrap_cru(layer):
+    layer.cru = nn.Sequential(layer.cru)
+
+
+def deploy_with_relu(layer):
+    layer.eval()
+    layer.switch_to_deploy(relu=True)
+
+
+def deploy_and_watch(layer):
+    layer.eval()
+    layer.switch_to_deploy()
+    watched(layer.cru)
+
+
 KEPT = {
+    'hooked CRU': lambda: inside(lambda layer: watched(layer.cru)),
+    'hooked GWC': lambda: inside(lambda layer: watched(layer.cru.gwc)),
+    'pruned GWC': lambda: inside(lambda layer: prune.l1_unstructured(layer.cru.gwc, 'weight', 0.5)),
+    'wrapped CRU': lambda: inside(wrap_cru),
+    'forward of the CRU': lambda: inside(lambda layer: replaced_forward(layer.cru) and None),
+    'deployed with a ReLU': lambda: inside(deploy_with_relu),
+    'hooked deploy form': lambda: inside(deploy_and_watch),
     'subclass': lambda: pair(Doubled(C, C, 3, padding=1)),
     'ConvWS': lambda: pair(MODELS.build(dict(type='ConvWS', in_channels=C, out_channels=C, kernel_size=3, padding=1))),
     'adaptive padding': lambda: pair(Conv2dAdaptivePadding(C, C, 3)),
@@ -122,6 +151,7 @@ FOLDED = {
     'reverted SyncBN': lambda: revert_sync_batchnorm(pair(norm=nn.SyncBatchNorm(C))),
     'ConvModule': lambda: ConvModule(C, C, 3, padding=1, norm_cfg=dict(type='BN')),
     'SCConv': lambda: pair(SCConv(C, C, 3, padding=1)),
+    'deployed SCConv': lambda: inside(lambda layer: layer.eval().switch_to_deploy()),
 }
 
 
@@ -141,6 +171,31 @@ def randomized(model):
 def norms(model):
     kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
     return sum(isinstance(m, kinds) for name, m in model.named_modules() if not name.endswith('sru.gn'))
+
+
+def test_norms_behind_each_other_are_folded_together():
+    layer, first, second = SCConv(C, C, 3, padding=1), nn.BatchNorm2d(C), nn.BatchNorm2d(C)
+    model, x = randomized(nn.Sequential(layer, first, second, nn.ReLU())), torch.randn(2, C, 7, 8)
+    with torch.no_grad():
+        want = model(x)
+        layer.switch_to_deploy(first)
+        layer.switch_to_deploy(second, relu=True)
+        assert relative(layer(x), want) < 2e-6
+    with pytest.raises(ValueError, match='ends in a ReLU: no norm behind it can be folded'):
+        layer.switch_to_deploy(nn.BatchNorm2d(C))
+    wrap_cru(layer)
+    with pytest.raises(ValueError, match='a Sequential stands in the place of the CRU: no norm or ReLU'):
+        layer.switch_to_deploy(relu=True)
+
+
+def test_what_stays_as_it_is_is_named(caplog):
+    """And does not stop the rest of the model half-way."""
+    model = nn.Sequential(pair(), inside(lambda layer: prune.l1_unstructured(layer.cru.gwc, 'weight', 0.5)))
+    model.append(pair(SCConv(C, C, 3, padding=1)))
+    with caplog.at_level(logging.WARNING, logger='current'):
+        switch_to_deploy(randomized(model))
+    assert norms(model) == 1
+    assert type(model[2][0].cru).__name__ == 'DeployedCRU'
 
 
 @pytest.mark.parametrize(

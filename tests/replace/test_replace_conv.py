@@ -226,6 +226,12 @@ def test_root_and_empty_model():
         replace_conv(nn.Sequential(nn.Linear(2, 2)), SCCONV)
 
 
+def test_another_number_of_channels_is_a_reason():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3))
+    found = replace_conv(model, lambda *args, **settings: nn.Conv2d(args[0], 4, args[2]))
+    assert found.replaced == ('1',) and 'it gives 4 channels in the place of 8' in found.skipped['0']
+
+
 def test_needs_torch_alone():
     code = """
 import sys

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import inspect
 import multiprocessing
 import os
 import random
@@ -16,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -106,7 +108,7 @@ def kill_at(owner, name, call):
     setattr(owner, name, maybe)
 
 
-def train(work_dir, loop, hooks=(), kill=None, resume=False, seed=0, **loader):
+def train(work_dir, loop, hooks=(), kill=None, resume=False, seed=0, train_cfg=None, **loader):
     """Train in a child process; return its exit code, and what a UserError said in work_dir/error.txt."""
 
     def run():
@@ -120,12 +122,12 @@ def train(work_dir, loop, hooks=(), kill=None, resume=False, seed=0, **loader):
             kill_at(*kill)
         by_epoch = loop == 'epochs'
         sampler = dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True)
-        settings = dict(batch_size=4, num_workers=0, dataset=Noise()) | loader
+        settings = dict(batch_size=4, num_workers=0, dataset=Noise(), sampler=sampler) | loader
         runner = Runner(
             model=Net(),
             work_dir=str(work_dir),
-            train_dataloader=dict(sampler=sampler, **settings),
-            train_cfg=LOOPS[loop][0],
+            train_dataloader=settings,
+            train_cfg=LOOPS[loop][0] | (train_cfg or {}),
             val_dataloader=dict(batch_size=8, dataset=Noise(), sampler=dict(type='DefaultSampler', shuffle=False)),
             val_cfg=dict(),
             val_evaluator=[Score()],
@@ -226,6 +228,33 @@ def test_batches_of_a_data_set_that_makes_them_itself(tmp_path):
     assert train(runs[1], 'epochs', dataset=WholeBatches(), kill=(Net, 'train_step', 8)) == -signal.SIGKILL
     assert train(runs[1], 'epochs', dataset=WholeBatches(), resume=True) == 0
     assert_same(*runs, 'epochs')
+
+
+class OtherSampler(DefaultSampler):
+    """One whose passes may have any number of batches."""
+
+
+@pytest.mark.parametrize('sampler', [DefaultSampler, OtherSampler])
+@pytest.mark.parametrize('step', [8, 11], ids=['after whole passes', 'within a pass'])
+def test_iterations_over_a_sampler_that_ends(sampler, step, tmp_path, monkeypatch):
+    """The data are gone through several times, and a resumed training may leave whole passes out."""
+    monkeypatch.setattr('time.sleep', lambda _: None)  # mmengine waits between two passes
+    runs = tmp_path / 'whole', tmp_path / 'killed'
+    for run in runs:
+        run.mkdir()
+    loader = dict(sampler=dict(type=sampler, shuffle=True))
+    assert train(runs[0], 'iterations', **loader) == 0
+    assert train(runs[1], 'iterations', kill=(Net, 'train_step', step), **loader) == -signal.SIGKILL
+    assert train(runs[1], 'iterations', resume=True, **loader) == 0
+    assert_same(*runs, 'iterations')
+
+
+def test_fast_forward_skips_once(whole, tmp_path):
+    if 'fast_forward_on_resume' not in inspect.signature(IterBasedTrainLoop).parameters:
+        pytest.skip('this mmengine has no fast_forward_on_resume')
+    assert train(tmp_path, 'iterations', kill=(Net, 'train_step', 8)) == -signal.SIGKILL
+    assert train(tmp_path, 'iterations', resume=True, train_cfg=dict(fast_forward_on_resume=True)) == 0
+    assert_same(whole['iterations'], tmp_path, 'iterations')
 
 
 def test_a_resumed_training_keeps_its_seed(whole, tmp_path):
