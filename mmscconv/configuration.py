@@ -13,6 +13,8 @@ from mmscconv.checks.settings import check_keys
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import explained
 
+RGB_DATASETS = ('CIFAR10', 'CIFAR100')  # of mmpretrain
+
 
 def read_config(
     path: str | Path,
@@ -93,6 +95,19 @@ def move_data_root(cfg: Config, data_root: str) -> None:
 
 def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f'{folder}/')
+
+
+def model_of(cfg: Config) -> ConfigDict:
+    """Return the config's model with the data preprocessor that it gets from the top of the config, as in a run."""
+    model = cfg.model.copy()
+    if cfg.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return model
+
+
+def holds_rgb(cfg: Config) -> bool:
+    """Return whether the data set tested on holds RGB arrays; all others read files, as BGR."""
+    return innermost_dataset(cfg.get('test_dataloader', {}).get('dataset', {})).get('type') in RGB_DATASETS
 
 
 def innermost_dataset(dataset: ConfigDict) -> ConfigDict:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import cycle
 from pathlib import Path
@@ -64,6 +65,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if not Path(args.out).suffix:
+        raise UserError(f'--out {args.out} needs a suffix that says the format, such as .png or .pdf')
     import matplotlib
 
     matplotlib.use('Agg')
@@ -82,9 +85,9 @@ def curves(args: argparse.Namespace) -> Any:
     from matplotlib import pyplot
 
     figure, (loss_axes, metric_axes) = pyplot.subplots(1, 2, figsize=(11, 4), layout='constrained')
-    for work_dir in args.runs:
+    metrics = set()
+    for work_dir, name in zip(args.runs, distinct_names(args.runs), strict=True):
         training, validation = read_log(work_dir)
-        name = Path(work_dir).name
         loss_axes.plot([r['step'] for r in training], [r['loss'] for r in training], label=name)
         metric = pick_metric(validation, args.metric)
         points = [(r['step'], r[metric]) for r in validation if metric in r]
@@ -93,6 +96,9 @@ def curves(args: argparse.Namespace) -> Any:
         if points:
             metric_axes.plot(*zip(*points, strict=True), marker='o', label=f'{name}: {points[-1][1]:.3f}')
             metric_axes.set_ylabel(metric)
+            metrics.add(metric)
+    if len(metrics) > 1:
+        raise UserError(f'the runs have {" and ".join(sorted(metrics))}: plot them apart, or choose one by --metric')
     loss_axes.set(xlabel='iteration', ylabel='loss', yscale='log')
     metric_axes.set_xlabel('epoch or iteration of validation')
     for axes in (loss_axes, metric_axes):
@@ -100,6 +106,14 @@ def curves(args: argparse.Namespace) -> Any:
         if axes.lines:
             axes.legend()
     return figure
+
+
+def distinct_names(paths: Sequence[str]) -> list[str]:
+    """Return the end of each path, as many of its folders as tell all paths apart."""
+    parts = [Path(path).resolve().parts for path in paths]
+    longest = max(map(len, parts))
+    length = next((n for n in range(1, longest) if len({p[-n:] for p in parts}) == len({*parts})), longest)
+    return ['/'.join(p[-length:]) for p in parts]
 
 
 def figure4(args: argparse.Namespace) -> Any:
@@ -209,6 +223,10 @@ def cost(args: argparse.Namespace) -> Any:
     if unknown or not rows:
         raise UserError(f'{args.csv} has no result of {unknown[0] if unknown else "any config"}')
 
+    metrics = sorted({row['metric'] for row in rows})
+    if len(metrics) > 1:
+        raise UserError(f'{args.csv} has results of {" and ".join(metrics)}: no axis fits them all')
+
     figure, axes = pyplot.subplots(figsize=(10, 5.5), layout='constrained')
     curve = sorted((measured[name] for name in args.curve), key=lambda row: row['multiply_adds'])
     axes.plot([row['multiply_adds'] / 1e6 for row in curve], [row['last'] for row in curve], color=PAPER, zorder=1)
@@ -218,7 +236,7 @@ def cost(args: argparse.Namespace) -> Any:
         style |= {'color': PAPER} if row['config'] in args.curve else {}
         axes.errorbar(x, row['last'], yerr=row['std'], label=row['config'], **style)
     axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))
-    axes.set(xlabel='multiply-adds (M)', ylabel=f'{rows[0]["metric"]} (%), mean and standard deviation over seeds')
+    axes.set(xlabel='multiply-adds (M)', ylabel=f'{metrics[0]} (%), mean and standard deviation over seeds')
     axes.grid(alpha=0.3)
     axes.margins(0.15)
     return figure
@@ -257,7 +275,7 @@ def read_csv(path: str, columns: dict[str, type], optional: dict[str, type] | No
     """Return the rows of a CSV file, columns converted; ``optional`` ones may be missing or empty and give None."""
     optional = optional or {}
     try:
-        with Path(path).open(newline='') as file:
+        with Path(path).open(newline='', encoding='utf-8-sig') as file:  # also with a mark of the byte order
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or [])]
             if missing:
@@ -265,6 +283,8 @@ def read_csv(path: str, columns: dict[str, type], optional: dict[str, type] | No
             content = list(reader)
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f'{path} is no CSV file in UTF-8: {error}') from error
     rows = []
     for number, row in enumerate(content, 2):
         try:

@@ -103,34 +103,41 @@ def measure(image: Any, name: str, config: str, checkpoint: str, seed: int, trus
     """Run one model's backbone on the image."""
     import torch
 
+    from mmscconv.configuration import holds_rgb, read_config
+    from mmscconv.foreign_errors import explained
     from mmscconv.paper.measures import channel_redundancy, record_gate_shares, record_outputs
 
-    model = build(config, checkpoint, seed, trusted)
+    cfg = read_config(config)
+    model = build(cfg, checkpoint, seed, trusted)
     stages = stages_of(model.backbone, config)
+    if holds_rgb(cfg):
+        image = image[..., ::-1].copy()
     pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous()
     with torch.no_grad(), record_gate_shares(model.backbone) as gates, record_outputs(stages) as outputs:
         inputs = model.data_preprocessor({'inputs': [pixels], 'data_samples': None})['inputs']
-        model.backbone(inputs)
+        with explained(f'config {config}'):
+            model.backbone(inputs)
     weights = 'random weights' if checkpoint == RANDOM else Path(checkpoint).name
     redundancy = {stage: channel_redundancy(output) for stage, output in outputs.items()}
     return Measured(f'{name} ({weights})', outputs, redundancy, gates)
 
 
-def build(config: str, checkpoint: str, seed: int, trusted: bool) -> Any:
+def build(cfg: Any, checkpoint: str, seed: int, trusted: bool) -> Any:
     """Build the config's model in eval mode, with the checkpoint's weights in its backbone."""
     import torch
     from mmengine.registry import MODELS, DefaultScope
 
-    from mmscconv.configuration import read_config
+    from mmscconv.configuration import model_of
     from mmscconv.foreign_errors import explained
     from mmscconv.storage.checkpoints import load_checkpoint, unwrapped, weights_of
 
-    cfg = read_config(config)
     torch.manual_seed(seed)
-    with explained(f'config {config}'):
+    with explained(f'config {cfg.filename}'):
+        if 'model' not in cfg:
+            raise ValueError('it has no model')
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
             import_scope(cfg.get('default_scope', 'mmdet'))
-            model = MODELS.build(cfg.model).eval()
+            model = MODELS.build(model_of(cfg)).eval()
         if not hasattr(model, 'backbone') or not hasattr(model, 'data_preprocessor'):
             raise ValueError(f'a {type(model).__name__} has no backbone and data_preprocessor')
     if checkpoint != RANDOM:

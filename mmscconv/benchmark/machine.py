@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -36,10 +36,19 @@ def environment(device: torch.device) -> dict[str, str]:
         facts['cuDNN benchmark'] = str(torch.backends.cudnn.benchmark)
         facts['TF32'] = f'matmul {torch.backends.cuda.matmul.allow_tf32}, cuDNN {torch.backends.cudnn.allow_tf32}'
     for package in ('onnxruntime', 'openvino', 'ncnn', 'pnnx', 'triton'):
-        facts[package] = version(package) if importlib.util.find_spec(package) else 'not installed'
+        facts[package] = _version(package)
     variables = [f'{k}={v}' for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)]
     facts['variables'] = ' '.join(variables) or f'none of {", ".join(f"{v}*" for v in VARIABLES)}'
     return facts
+
+
+def _version(package: str) -> str:
+    if importlib.util.find_spec(package) is None:
+        return 'not installed'
+    try:
+        return version(package)
+    except PackageNotFoundError:  # installed under another name, such as onnxruntime-gpu
+        return 'version unknown'
 
 
 def _without_folder(argv: list[str]) -> list[str]:

@@ -165,12 +165,13 @@ def setting_table(summaries: Sequence[Summary]) -> Table:
 
 
 def plot(results: Sequence[tuple[Setting, Sequence[Summary]]]) -> Any:
-    """Return a figure: times faster than the baseline against batch and size, a panel per runner, dtype and mode."""
+    """Return a figure: times faster than the baseline against batch and size, a panel for each other setting."""
     from matplotlib.figure import Figure
 
     panels: dict[str, list[tuple[Setting, Sequence[Summary]]]] = {}
     for setting, summaries in results:
-        panels.setdefault(f'{setting.runner}, {setting.dtype}, {setting.mode}', []).append((setting, summaries))
+        title = f'{setting.runner}, {setting.dtype}, {setting.memory_format}, {setting.mode}'
+        panels.setdefault(title, []).append((setting, summaries))
     figure = Figure(figsize=(max(5, 4.5 * len(panels)), 4.5), layout='constrained')
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for panel, (title, content) in zip(axes, panels.items(), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mmscconv.complexity.counting import Complexity
-from mmscconv.complexity.detectors import detector_parts, is_detector
+from mmscconv.complexity.detectors import detector_parts, in_head, is_detector
 from mmscconv.table import Table
 
 COUNT_COLUMNS = ('params', 'params without GN', 'conv + linear multiply-adds', "paper's rule")
@@ -27,7 +27,8 @@ def config_table(results: Iterable[tuple[str, Complexity]], per_stage: bool) -> 
     table = Table(('config', *COUNT_COLUMNS))
     for name, result in results:
         rows = dict(detector_parts(result)) if is_detector(result) else {}
-        rows |= result.stages if per_stage else {}
+        if per_stage:  # the stages of a detector's head are in its part alone: torch cannot count them
+            rows |= {part: count for part, count in result.stages.items() if not (rows and in_head(part))}
         table.rows.append((name, *counts(result)))
         table.rows += [(f'{name}: {part}', *counts(complexity)) for part, complexity in rows.items()]
     return table

@@ -6,6 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmscconv.checks.files import datasets
 from mmscconv.complexity.counting import Complexity, count
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import explained, flat_message
@@ -60,10 +61,10 @@ def count_config(
 
 def training_crop(cfg: Config) -> tuple[int, int]:
     """Return the size of the last crop of the training pipeline, or 224 x 224."""
-    dataset = cfg.get('train_dataloader', {}).get('dataset', {})
+    steps = [step for dataset in datasets(cfg.get('train_dataloader')) for step in dataset.get('pipeline', [])]
     sizes = [
-        step.get('crop_size') or step.get('scale') for step in dataset.get('pipeline', []) if 'Crop' in step['type']
+        step.get('crop_size') or step.get('scale') or step.get('size') for step in steps if 'Crop' in str(step['type'])
     ]
-    if not sizes:
+    if not sizes or sizes[-1] is None:
         return CLASSIFIER_SHAPE
     return (sizes[-1], sizes[-1]) if isinstance(sizes[-1], int) else tuple(sizes[-1])

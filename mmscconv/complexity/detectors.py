@@ -13,6 +13,11 @@ def is_detector(whole: Complexity) -> bool:
     return 'backbone' in parts and any('head' in name for name in parts - {HEAD})
 
 
+def in_head(stage: str) -> bool:
+    """Return whether a stage of a detector belongs to a head."""
+    return 'head' in stage.partition('.')[0]
+
+
 def detector_parts(whole: Complexity) -> dict[str, Complexity]:
     """Return the counts of the parts of a detector by name; all heads are one part.
 
@@ -21,8 +26,7 @@ def detector_parts(whole: Complexity) -> dict[str, Complexity]:
     """
     parts: dict[str, Complexity] = {}
     for name, stage in whole.stages.items():
-        name = name.partition('.')[0]
-        name = HEAD if 'head' in name else name
+        name = HEAD if in_head(name) else name.partition('.')[0]
         parts[name] = _sum(parts.get(name, Complexity(0, 0, 0, 0)), stage)
     if HEAD in parts:
         # mmdet calls a head's forward without its hooks, by which torch counts for a module.

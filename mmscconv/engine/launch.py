@@ -32,7 +32,7 @@ from mmscconv.datasets.reading import annotations_checked
 from mmscconv.engine import options
 from mmscconv.engine.allocation import keep_freed_memory
 from mmscconv.engine.cli import config_of
-from mmscconv.engine.runner import CheckedRunner
+from mmscconv.engine.runner import CheckedRunner, TestingRunner
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import explained, user_message
 from mmscconv.hooks.matching_checkpoint import RequireMatchingCheckpoint
@@ -115,20 +115,20 @@ def checked_runner(cfg: Config, stages: Sequence[str], trusted: bool, resume: st
     if resume:
         _set_resume(cfg, resume, trusted)
     check_checkpoints(cfg, stages)
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, TestingRunner if 'test' in stages else CheckedRunner)
     purpose = 'test' if 'test' in stages else 'resume' if cfg.get('resume') else 'start'
     runner.register_hook(RequireMatchingCheckpoint(purpose))
     return runner
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build the config's runner; :class:`CheckedRunner` if the config names none."""
+def build_runner(cfg: Config, default: type[Runner] = CheckedRunner) -> Runner:
+    """Build the config's runner, of the ``default`` class if the config names none."""
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's own initialization and model wrapper need a CUDA device.
         torch.distributed.init_process_group('gloo')
         cfg.setdefault('model_wrapper_cfg', {'type': 'MMDistributedDataParallel', 'device_ids': None})
     with explained('cannot build what the config asks for'):
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else CheckedRunner.from_cfg(cfg)
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else default.from_cfg(cfg)
 
 
 @contextmanager

@@ -75,6 +75,21 @@ class CheckedRunner(Runner):
             self._train_dataloader = loader
 
 
+class TestingRunner(CheckedRunner):
+    """A runner that leaves the training's config in the work dir alone."""
+
+    _log_dir: str
+    _work_dir: str
+
+    def dump_config(self) -> None:
+        """Write the config beside the test's log."""
+        work_dir, self._work_dir = self._work_dir, self._log_dir
+        try:
+            super().dump_config()
+        finally:
+            self._work_dir = work_dir
+
+
 def _empty(dataloader: Mapping[str, Any]) -> str:
     sources = {join(d.get('data_root'), d.get('ann_file')) for d in datasets(dataloader)}
     return f'no image is left after the filters of the data set (are its classes right?): {", ".join(sorted(sources))}'

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmscconv.errors import UserError
@@ -71,17 +73,38 @@ def _graph_of(model: nn.Module, postprocess: bool) -> Graph:
             f'{type(model).__name__} cannot be exported: a classifier or a single-stage detector can (RetinaNet, FCOS)'
         )
     divisor = model.data_preprocessor.pad_size_divisor
+    kinds = _kinds(model, divisor)
     strides = model.bbox_head.prior_generator.strides
     settings = dict(divisor=divisor, coarsest=max(map(max, strides)))
     if postprocess:
         network = Detections(model, PostProcess(model.bbox_head, model.test_cfg))
         return Graph(network, {**IMAGE, 'shape': {0: 'batch'}}, PostProcess.OUTPUTS, **settings)
-    return Graph(HeadOutputs(model), IMAGE, head_outputs(len(strides), heads_of(model)), **settings)
+    return Graph(HeadOutputs(model), IMAGE, head_outputs(len(strides), kinds), **settings)
 
 
 def heads_of(model: nn.Module) -> tuple[str, ...]:
     """Return the kinds of outputs of a detector's head."""
     return HEAD_OUTPUTS[: 3 if hasattr(model.bbox_head, 'loss_centerness') else 2]
+
+
+def _kinds(model: Any, divisor: int) -> tuple[str, ...]:
+    """Return :func:`heads_of` a detector that gives as many kinds of maps, at all levels of its priors.
+
+    Raises:
+        UserError: It does not.
+    """
+    generator = getattr(model.bbox_head, 'prior_generator', None)
+    kinds, levels = heads_of(model), len(getattr(generator, 'strides', ()))
+    side = max(divisor, 64)
+    weight = next(model.parameters())
+    with torch.no_grad():
+        found = model(weight.new_zeros(1, 3, side, side), mode='tensor')
+    if not levels or len(found) != len(kinds) or any(len(kind) != levels for kind in found):
+        raise UserError(
+            f'{type(model).__name__} with {type(model.bbox_head).__name__} cannot be exported: its head does not give '
+            'scores and boxes, or these and centerness, for each level of its priors, as RetinaNet and FCOS do'
+        )
+    return kinds
 
 
 def head_outputs(levels: int, kinds: tuple[str, ...]) -> dict[str, dict[int, str]]:

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmscconv.configuration import model_of
 from mmscconv.errors import UserError
 from mmscconv.export import custom_op, int8, openvino_file, writing
 from mmscconv.export.agreement import Agreement, Inputs, batches, check, largest_difference
@@ -166,11 +167,8 @@ class ExportJob:
 
     def build(self) -> nn.Module:
         """Return the model with the checkpoint's weights, in eval mode."""
-        settings = self.cfg.model.copy()
-        if 'data_preprocessor' in self.cfg:
-            settings.setdefault('data_preprocessor', self.cfg.data_preprocessor)
         with explained('cannot build what the config asks for'):
-            model = MODELS.build(settings)
+            model = MODELS.build(model_of(self.cfg))
         require_filled(model, self.weights, self.cfg, self.checkpoint)
         model.load_state_dict(unwrapped(weights_of(self.weights, self.checkpoint)), strict=False)
         model.eval()

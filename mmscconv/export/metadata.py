@@ -10,12 +10,9 @@ from mmengine.config import Config
 from torch import nn
 
 import mmscconv
-from mmscconv.configuration import innermost_dataset
+from mmscconv.configuration import holds_rgb
 from mmscconv.export.custom_op import OP
 from mmscconv.export.graphs import Graph, is_classifier
-
-# mmpretrain holds these data sets as RGB arrays; every other data set reads files, as BGR.
-RGB_DATASETS = ('CIFAR10', 'CIFAR100')
 
 
 def describe(
@@ -28,13 +25,12 @@ def describe(
     """
     preprocessor: Any = model.data_preprocessor
     converts = getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False)
-    dataset = innermost_dataset(cfg.get('test_dataloader', {}).get('dataset', {})).get('type')
     mean, std = ([] if t is None else t.flatten().tolist() for t in (numbers(preprocessor, n) for n in ('mean', 'std')))
     content = dict(
         mmscconv=mmscconv.__version__,
         task='classification' if is_classifier(model) else 'detection',
         form='deploy' if deployed else 'training',
-        channel_order='RGB' if converts or dataset in RGB_DATASETS else 'BGR',
+        channel_order='RGB' if converts or holds_rgb(cfg) else 'BGR',
         mean=mean,
         std=std,
         size_divisor=graph.divisor,

@@ -57,7 +57,8 @@ def config_text(recipe: Recipe, classes: Sequence[str], source: Path, images: Pa
         classes: In the order of the annotation files' categories.
         source: The data set, named in the first line.
         images: Folder from which the annotation files name the images.
-        init: Checkpoint to start from, or the URL of a backbone's weights; None for random weights.
+        init: Checkpoint to start from, or URL of one; those of ``torchvision://`` and ``open-mmlab://`` are weights of
+            a backbone. None for random weights.
     """
     head = f'bbox_head=dict(num_classes={len(classes)}'
     if recipe.small:
@@ -67,12 +68,13 @@ def config_text(recipe: Recipe, classes: Sequence[str], source: Path, images: Pa
     if recipe.small and recipe.levels != 3:
         parts.insert(0, f'neck=dict(num_outs={recipe.levels})')
     backbone = f"backbone=dict(init_cfg=dict(type='Pretrained', checkpoint={init!r}))"
-    if init and '://' in init:
+    of_backbone = init is not None and init.startswith(('torchvision://', 'open-mmlab://'))
+    if of_backbone:
         parts.insert(0, backbone)
     return TEMPLATE.format(
         source=str(source),
         base=recipe.base,
-        start=f'load_from = {init!r}\n' if init and '://' not in init else '',
+        start=f'load_from = {init!r}\n' if init and not of_backbone else '',
         images=f'{images.as_posix()}/',
         metainfo=_call(f'classes={_names(classes)}'),
         model=_call(*parts),

@@ -68,6 +68,8 @@ def _recorded(
     values: dict[str, Any] = {}
 
     def hook(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not isinstance(output, Tensor):
+            raise ValueError(f'{name} gives a {type(output).__name__} of maps, not one map')
         with torch.no_grad():
             values[name] = measure(module, inputs[0].detach(), output.detach())
 

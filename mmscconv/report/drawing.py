@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from mmscconv.checks.image_files import heeds_exif
 from mmscconv.report.matching import Verdicts
 
 LONGEST, SHORTEST = 640, 480  # pixels of the longer side of a drawn image
@@ -18,14 +19,23 @@ HIT, MISSED, FALSE, CONFUSED = '#1f9d3a', '#ff9f1c', '#e6194b', '#b14aed'
 WIDTHS = {HIT: 1, MISSED: 3, FALSE: 3, CONFUSED: 3}
 
 
-def draw(path: str, verdicts: Verdicts, names: Mapping[int, str]) -> str:
+def draw(path: str, verdicts: Verdicts, names: Mapping[int, str], shape: tuple[int, int], turned: bool) -> str:
     """Return the image at ``path`` as a data URI, with hits thin and mistakes bold and named.
+
+    Args:
+        path: Of the image.
+        verdicts: With boxes in pixels of the image as it was loaded.
+        names: Of the classes, by category id.
+        shape: (H, W) of the image as it was loaded.
+        turned: Whether it was loaded as its EXIF data say, as far as its format is loaded so.
 
     Raises:
         OSError: The image cannot be read.
     """
     with Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file).convert('RGB')
+        upright = ImageOps.exif_transpose(file)
+        as_loaded = upright if turned and heeds_exif(file) and upright.size == shape[::-1] else file
+        picture = as_loaded.convert('RGB')
     full = picture.width
     longest = min(max(max(picture.size), SHORTEST), LONGEST)
     picture = ImageOps.contain(picture, (longest, longest))

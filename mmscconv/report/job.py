@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,9 +81,10 @@ class ReportJob:
         verdicts = match(data, threshold)
         drawn = []
         for verdict in worst(verdicts, self.worst):
-            picture = self._made('an image', lambda v=verdict: draw(data.paths[v.image_id], v, names))  # type: ignore[misc]
+            path, shape = data.paths[verdict.image_id], data.shapes[verdict.image_id]
+            picture = self._made('an image', partial(draw, path, verdict, names, shape, data.turned))
             if picture:
-                drawn.append((Path(data.paths[verdict.image_id]).name, picture, verdict))
+                drawn.append((Path(path).name, picture, verdict))
         if not data.gates:
             self._left_out.append('shares of informative positions: the model has no SRU')
         counted = self._made('parameters and multiply-adds', lambda: parts(data.runner.model, data_set))

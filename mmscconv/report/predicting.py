@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmscconv.checks.files import datasets
 from mmscconv.engine.launch import checked_runner, run_errors_named
 from mmscconv.errors import UserError
 from mmscconv.paper.measures import record_gate_shares
@@ -31,6 +32,8 @@ class Predictions:
         image_ids: Images that were evaluated.
         most: ``maxDets`` of the evaluation.
         paths: File of each image, by id.
+        shapes: (H, W) of each image as it was loaded, by id.
+        turned: Whether images are loaded as their EXIF data say.
         gates: Share of informative positions of each SRU, by its name; empty without SRU.
         metrics: As the evaluator has computed them.
         runner: With the model and the data set.
@@ -42,6 +45,8 @@ class Predictions:
     image_ids: list[int]
     most: list[int]
     paths: dict[int, str]
+    shapes: dict[int, tuple[int, int]]
+    turned: bool
     gates: dict[str, float]
     metrics: Mapping[str, float]
     runner: Runner
@@ -74,6 +79,8 @@ def predict(cfg: Config, checkpoint: Path, folder: Path, trusted: bool) -> Predi
         image_ids=list(evaluator.img_ids),
         most=list(evaluator.proposal_nums),
         paths=recorder.paths,
+        shapes=recorder.shapes,
+        turned=_turned(cfg.val_dataloader),
         gates=recorder.gates(),
         metrics=metrics,
         runner=runner,
@@ -92,11 +99,17 @@ def _coco_metric(cfg: Config) -> Any:
     raise UserError(f'a report needs a detector with CocoMetric (bbox) as val_evaluator: {cfg.filename}')
 
 
+def _turned(loader: Mapping[str, Any]) -> bool:
+    steps = [step for dataset in datasets(loader) for step in dataset.get('pipeline') or ()]
+    return not any('ignore_orientation' in str(step.get('color_type')) for step in steps)
+
+
 class _Recorder(Hook):
     """Keeps the file of each image, and each SRU's share of informative positions."""
 
     def __init__(self) -> None:
         self.paths: dict[int, str] = {}
+        self.shapes: dict[int, tuple[int, int]] = {}
         self._recording = ExitStack()
         self._shares: Mapping[str, float] = {}
         self._measured: list[dict[str, float]] = []
@@ -108,6 +121,7 @@ class _Recorder(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
     ) -> None:
         self.paths |= {sample.img_id: sample.img_path for sample in outputs or ()}
+        self.shapes |= {sample.img_id: tuple(sample.ori_shape[:2]) for sample in outputs or ()}
         if batch_idx < GATE_BATCHES:
             self._measured.append(dict(self._shares))
         if batch_idx + 1 == GATE_BATCHES:

@@ -18,7 +18,7 @@ from mmscconv.benchmark.candidates import CANDIDATES
 from mmscconv.benchmark.correctness import DiffersError, check_flips, check_network, reference_of, with_shut_gates
 from mmscconv.benchmark.jobs import Job, Setting
 from mmscconv.benchmark.memory import saved_activations
-from mmscconv.benchmark.reporting import setting_table, summarize
+from mmscconv.benchmark.reporting import plot, setting_table, summarize
 from mmscconv.benchmark.runners import RUNNERS, prepare, refusal
 from mmscconv.benchmark.session import Competitor, Plan, lineup, measure
 from mmscconv.benchmark.subjects import BackboneSubject, LayerSubject
@@ -47,6 +47,19 @@ def test_ratios_are_taken_round_by_round():
     assert ratios([1.0, 4.0, 3.0], [2.0, 1.0, 3.0]) == [0.5, 4.0, 1.0]
     assert Quartiles.of([0.5, 4.0, 1.0]) == Quartiles(1.0, 0.75, 2.5)
     assert Quartiles.of([2.0]) == Quartiles(2.0, 2.0, 2.0)
+
+
+def test_each_memory_format_has_a_panel():
+    def summary():
+        return summarize([Competitor(name, 'nchw', lambda: None, None, None, [1.0]) for name in ('conv', 'scconv')])
+
+    settings = [Setting('eager', 'fp32', layout, 'forward', 8, (56, 56)) for layout in ('nchw', 'channels_last')]
+    panels = plot([(setting, summary()) for setting in settings]).axes
+    assert [axes.get_title() for axes in panels] == [
+        'eager, fp32, nchw, forward',
+        'eager, fp32, channels_last, forward',
+    ]
+    assert {len(line.get_xdata()) for axes in panels for line in axes.lines if line.get_marker() == 'o'} == {1}
 
 
 def test_summary_of_known_times():

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmscconv import SCConv
 from mmscconv.complexity import count, detector_parts
-from mmscconv.complexity.configs import count_config
+from mmscconv.complexity.configs import count_config, training_crop
 from mmscconv.errors import UserError
 from mmscconv.layers.rivals import GhostConv, SPConv, TiedConv
 from mmscconv.paper.comparison import compare
@@ -232,6 +232,10 @@ def test_a_detector_has_rows_for_its_parts(tmp_path):
     run_tool('complexity.py', CONFIGS / 'retinanet_r18_digits.py', '--shape', 64, 64, '--out', out)
     rows = {line[0].partition(': ')[2]: line[1:] for line in list(csv.reader(out.open()))[1:]}
     assert list(rows) == ['', 'backbone', 'neck', 'head']
+    run_tool('complexity.py', CONFIGS / 'retinanet_r18_digits.py', '--shape', 64, 64, '--per-stage', '--out', out)
+    staged = [line[0].partition(': ')[2] for line in list(csv.reader(out.open()))[1:]]
+    assert staged[:4] == list(rows) and 'backbone.layer4' in staged
+    assert not any('bbox_head' in name for name in staged)  # torch counts nothing there
     for column in range(4):
         parts = [float(rows[name][column].removesuffix('M')) for name in ('backbone', 'neck', 'head')]
         assert sum(parts) == pytest.approx(float(rows[''][column].removesuffix('M')), abs=3e-4)
@@ -244,6 +248,21 @@ def test_a_detector_has_rows_for_its_parts(tmp_path):
     alone = count_config(cfg, shape=(64, 64), backbone_alone=True)
     assert detector_parts(whole)['backbone'].macs == alone.macs
     assert detector_parts(whole)['backbone'].params == alone.params
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'shape'),
+    [
+        (dict(pipeline=[dict(type='RandomCrop', crop_size=32)]), (32, 32)),
+        (dict(type='RepeatDataset', times=2, dataset=dict(pipeline=[dict(type='RandomCrop', crop_size=32)])), (32, 32)),
+        (dict(pipeline=[dict(type='torchvision/RandomCrop', size=48)]), (48, 48)),
+        (dict(pipeline=[dict(type='RandomResizedCrop', scale=(96, 64)), dict(type='PackInputs')]), (96, 64)),
+        (dict(pipeline=[dict(type='FiveCrops')]), (224, 224)),
+        (dict(), (224, 224)),
+    ],
+)
+def test_classifiers_are_counted_at_their_training_crop(dataset, shape):
+    assert training_crop(Config(dict(train_dataloader=dict(dataset=dataset)))) == shape
 
 
 def test_two_stages_are_counted_by_their_backbone():

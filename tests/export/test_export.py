@@ -1,5 +1,6 @@
 """Exported files beside PyTorch: other batches and sizes than they were traced at, and what is refused."""
 
+import copy
 import importlib.util
 import json
 
@@ -15,6 +16,7 @@ from helpers.trained import relative
 from mmscconv.errors import UserError
 from mmscconv.export import job as jobs
 from mmscconv.export.agreement import matched
+from mmscconv.export.graphs import graph_of
 from mmscconv.export.onnx_file import open_session
 from mmscconv.export.postprocess import PostProcess
 from mmscconv.ops.compiled import ONNXRUNTIME_OP
@@ -253,6 +255,23 @@ def test_bad_images_end_in_one_line(case, detector, tool, tmp_path, monkeypatch)
     assert status == 2
     assert message in error.splitlines()[-1]
     assert not list(tmp_path.glob('*.onnx'))
+
+
+@pytest.mark.parametrize('change', ['more kinds', 'no priors', 'more levels'])
+def test_heads_of_other_outputs_are_refused(change, detector):
+    """Such as YOLOX's objectness or CenterNet's heat maps: they would get the names of others."""
+    model = copy.deepcopy(detector[0]).eval()
+    assert next(iter(graph_of(model, False).outputs)) == 'cls_score_0'
+    head = model.bbox_head
+    forward = head.forward
+    if change == 'more kinds':
+        head.forward = lambda x: (*forward(x), forward(x)[0])
+    elif change == 'more levels':
+        head.forward = lambda x: tuple([*maps, maps[-1]] for maps in forward(x))
+    else:
+        del head.prior_generator
+    with pytest.raises(UserError, match=r'RetinaNet with \w+ cannot be exported: its head does not give'):
+        graph_of(model, False)
 
 
 def test_missing_packages_are_named_with_the_way_to_get_them(tmp_path, monkeypatch):

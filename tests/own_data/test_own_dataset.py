@@ -626,6 +626,23 @@ def test_large_backbones(backbone, coco, tool, tmp_path, monkeypatch):
     assert cfg.default_hooks.checkpoint.interval == cfg.train_cfg.val_interval
 
 
+@pytest.mark.parametrize(
+    ('init', 'of_backbone'),
+    [
+        ('torchvision://resnet50', True),
+        ('open-mmlab://detectron2/resnet50_caffe', True),
+        ('https://a.b/resnet50_classifier.pth', False),  # of a whole model: its keys begin with backbone.
+        ('s3://bucket/detector.pth', False),
+    ],
+)
+def test_weights_to_start_from(init, of_backbone, untimed, coco, tool, tmp_path):
+    status, _, err = tool('own_dataset', coco, '--out', tmp_path / 'out', '--backbone', 'r50', '--init', init)
+    assert status == 0, err
+    cfg = Config.fromfile(tmp_path / 'out' / 'out.py')
+    assert (cfg.get('load_from') == init) is not of_backbone
+    assert ((cfg.model.backbone.get('init_cfg') or {}).get('checkpoint') == init) is of_backbone
+
+
 @pytest.fixture
 def untimed(monkeypatch):
     from mmscconv.own_data import job

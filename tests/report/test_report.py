@@ -1,19 +1,27 @@
 """tools/report.py: the numbers against cases worked out by hand, and the page in a browser."""
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from pycocotools.coco import COCO
 
 from helpers.paths import ROOT
+from helpers.running_tools import ONE_WORKER
+from mmscconv.benchmark import machine
 from mmscconv.complexity import count
 from mmscconv.errors import UserError
 from mmscconv.report.cost import parts
+from mmscconv.report.drawing import draw
 from mmscconv.report.evaluation import evaluate
 from mmscconv.report.matching import best_threshold, confusion, match, worst
 from mmscconv.report.run_dir import find_checkpoint, find_config
@@ -181,7 +189,6 @@ def test_what_is_missing_is_said(report, tool, tmp_path):
 
 
 def save_weights(cfg, path):
-    import torch
     from mmengine.registry import MODELS, init_default_scope
 
     init_default_scope('mmdet')
@@ -190,7 +197,6 @@ def save_weights(cfg, path):
 
 def test_the_parts_add_up(digits_run):
     """mmdet calls a head's forward without hooks; its convolutions alone give the same count."""
-    import torch
     from mmdet.structures import DetDataSample
     from mmengine.config import Config
     from mmengine.registry import MODELS, init_default_scope
@@ -210,6 +216,48 @@ def test_the_parts_add_up(digits_run):
     assert sum(part.params for part in by_name.values()) == sum(p.numel() for p in model.parameters())
     per_cell = sum(layer.weight.numel() for layer in model.bbox_head.modules() if isinstance(layer, torch.nn.Conv2d))
     assert by_name['head'].macs == per_cell * (16 * 16 + 8 * 8 + 4 * 4)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'turned', 'size'),
+    [
+        ((40, 20), True, (20, 40)),  # as the EXIF data say
+        ((20, 40), True, (40, 20)),  # loaded without them, as some backends do
+        ((20, 40), False, (40, 20)),
+    ],
+)
+def test_images_are_drawn_as_they_were_loaded(shape, turned, size, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.new('RGB', (40, 20)).save(tmp_path / 'turned.jpg', exif=exif)
+    nothing = SimpleNamespace(hits=[], missed=[], false=[], confused=[])
+    uri = draw(str(tmp_path / 'turned.jpg'), nothing, {}, shape, turned)
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(',')[2])))
+    assert picture.width / picture.height == size[0] / size[1]
+
+
+def test_a_test_leaves_the_training_s_config(digits, digits_run, tool, tmp_path):
+    """The page would otherwise judge with the settings of the test."""
+    folder = tmp_path / 'run'
+    shutil.copytree(digits_run, folder)
+    config = find_config(folder)
+    before = config.read_text()
+    options = [*ONE_WORKER, 'model.test_cfg.score_thr=0.3']
+    status, _, error = tool('test', config, folder / 'epoch_1.pth', '--work-dir', folder, '--cfg-options', *options)
+    assert status == 0, error[-2000:]
+    assert config.read_text() == before and list(folder.glob('*.py')) == [config]
+    (tested,) = folder.glob(f'*/{config.name}')
+    assert 'score_thr=0.3' in tested.read_text()
+
+
+def test_a_package_of_another_name_has_a_version_or_none(monkeypatch):
+    """onnxruntime-gpu is imported as onnxruntime."""
+
+    def unknown(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine, 'version', unknown)
+    assert machine.environment(torch.device('cpu'))['onnxruntime'] in ('version unknown', 'not installed')
 
 
 def test_the_newest_config_and_the_last_checkpoint(tmp_path):

@@ -131,6 +131,19 @@ def test_curves_content(tool, tmp_path, monkeypatch):
     assert lines_of(metric) == {'plain: 71.000': [(1, 70.0), (2, 71.0)]} and metric.get_ylabel() == 'accuracy/top1'
 
 
+def test_runs_are_told_apart_by_their_folders(tool, tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    runs = [write_log(tmp_path / name / 'seed0', '1', [*training(1, 2)]) for name in ('plain', 'scconv')]
+    assert tool('plot', 'curves', *runs, '--out', tmp_path / 'c.png')[0] == 0
+    assert list(lines_of(figures[0].axes[0])) == ['plain/seed0', 'scconv/seed0']
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_name(tool, tmp_path):
+    (tmp_path / 'cost.csv').write_text(FIGURE4, encoding='utf-8-sig')
+    status, _, error = tool('plot', 'figure4', tmp_path / 'cost.csv', '--out', tmp_path / 'f.png')
+    assert status == 0, error
+
+
 def test_figure4(tool, tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     (tmp_path / 'cost.csv').write_text(FIGURE4)
@@ -183,6 +196,10 @@ def test_figure4_counts_our_configs(tool, tmp_path, monkeypatch):
         (['curves', 'run', '--metric', 'coco/bbox_mAP'], 'no coco/bbox_mAP in the log of run'),
         (['curves', 'run', '--out', 'run/1/vis_data/scalars.json/x.png'], 'cannot write'),
         (['curves', 'run', '--out', 'x.unknown'], 'cannot write x.unknown'),
+        (['curves', 'run', '--out', 'figure'], '--out figure needs a suffix that says the format'),
+        (['curves', 'run', 'detector'], 'the runs have accuracy/top1 and coco/bbox_mAP: plot them apart'),
+        (['cost', 'sweep.csv'], 'has results of accuracy/top1 and coco/bbox_mAP: no axis fits them all'),
+        (['figure4', 'latin.csv'], 'latin.csv is no CSV file in UTF-8'),
         (['curves', 'broken'], 'line 1 of the log is not JSON'),
         (['figure4', 'nowhere.csv'], 'cannot read nowhere.csv'),
         (['figure4', 'own.csv'], 'own.csv has no column alpha, params_M'),
@@ -201,6 +218,9 @@ def test_user_errors(tool, tmp_path, monkeypatch, args, message):
     (tmp_path / 'cost.csv').write_text(FIGURE4)
     (tmp_path / 'bad.csv').write_text('alpha,flops_G,params_M\nhalf,1,2\n')
     (tmp_path / 'empty.csv').write_text('alpha,flops_G,params_M\n')
+    (tmp_path / 'latin.csv').write_bytes('alpha,flops_G,params_M,Größe\n'.encode('latin-1'))
+    write_log(tmp_path / 'detector', '1', [*training(1), {'coco/bbox_mAP': 0.5, 'step': 1}])
+    (tmp_path / 'sweep.csv').write_text(SWEEP.replace('thin,3/3,coco/bbox_mAP', 'thin,3/3,accuracy/top1'))
     status, out, error = tool('plot', *args)
     assert status == 2 and out == ''
     assert error.startswith('error: ') and message in error and error.count('\n') == 1

@@ -251,7 +251,7 @@ def test_known_runs_of_other_settings_are_named(tool, root, tmp_path):
     line = f'taken over by --known: {config.stem}, seed 0, with other cfg_options\n'
     assert status == 0 and error == line
     assert (tmp_path / 'second' / 'table.md').read_text().endswith(f'\n\n{line}')
-    # What the second sweep writes still tells the runs apart.
+    # The second sweep's file still tells the runs apart.
     settings = [json.loads(r.settings)['cfg_options'] for r in read_runs(tmp_path / 'second' / 'runs.csv').values()]
     assert settings == [['train_cfg.max_epochs=2'], []]
 

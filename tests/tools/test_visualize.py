@@ -69,6 +69,31 @@ def test_classifiers_with_checkpoints(tool, tmp_path, image, classifiers):
     assert is_drawn(tmp_path / 'out' / 'features.png')
 
 
+def test_images_are_normalized_as_in_a_run(tool, tmp_path, image, classifiers):
+    """mmpretrain's configs have the data preprocessor at their top; CIFAR's arrays are RGB, where files are BGR."""
+    inside = classifiers[0].read_text()
+    settings = re.search(r'data_preprocessor=dict\(.*?\)', inside)[0]
+    top = inside.replace(f'    {settings},\n', '')
+    rgb = f"{top}{settings}\ntest_dataloader = dict(dataset=dict(type='CIFAR10'))\n".replace(
+        'to_rgb=True', 'to_rgb=False'
+    )
+    for name, text in (('top', f'{top}{settings}\n'), ('rgb', rgb), ('other', top)):
+        (tmp_path / f'{name}.py').write_text(text)
+    found = []
+    for pair in ((classifiers[0], tmp_path / 'top.py'), (tmp_path / 'rgb.py', tmp_path / 'other.py')):
+        status, out, error = tool('visualize_features', image, *pair, '--size', 64, '--out-dir', tmp_path / 'out')
+        assert status == 0, error
+        found += re.findall('redundancy: (.*)', out)
+    inside, top, rgb, other = found
+    assert inside == top == rgb != other
+
+
+def test_stages_of_two_resolutions_are_refused(tool, root, tmp_path, image):
+    config = root / 'configs' / 'octconv_resnet50_imagenet.py'
+    status, _, error = tool('visualize_features', image, config, config, '--size', 64, '--out-dir', tmp_path)
+    assert status == 2 and 'layer1 gives a tuple of maps, not one map' in error and 'Traceback' not in error
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
