@@ -107,7 +107,8 @@ def model_of(cfg: Config) -> ConfigDict:
 
 def holds_rgb(cfg: Config) -> bool:
     """Return whether the data set tested on holds RGB arrays; all others read files, as BGR."""
-    return innermost_dataset(cfg.get('test_dataloader', {}).get('dataset', {})).get('type') in RGB_DATASETS
+    kinds = (str(dataset.get('type')).rpartition('.')[2] for dataset in datasets(cfg.get('test_dataloader')))
+    return any(kind in RGB_DATASETS for kind in kinds)
 
 
 def innermost_dataset(dataset: ConfigDict) -> ConfigDict:

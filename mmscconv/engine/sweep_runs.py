@@ -55,10 +55,6 @@ class SweepRun:
         """Name of the config, and seed: by these ``runs.csv`` tells runs apart."""
         return self.config_name, self.seed
 
-    def recorded_settings(self) -> dict[str, Any]:
-        """The settings that ``runs.csv`` records: all but the folder of the data, which differs between machines."""
-        return {key: value for key, value in self.settings.items() if key != 'data_root'}
-
     def state(self) -> dict[str, Any]:
         path = self.folder / STATE
         if not path.is_file():
@@ -177,8 +173,8 @@ def known_results(files: Sequence[str], wanted: str | None) -> dict[tuple[str, i
     return known
 
 
-def check_known(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result], metric: str | None) -> Iterator[str]:
-    """Compare known results with the runs whose place they take, and give a line for each config that differs.
+def check_known(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result], metric: str | None) -> list[str]:
+    """Compare known results with the runs whose place they take, and return a line for each config that differs.
 
     Raises:
         UserError: A run has finished with another result, or a config's results are of two metrics.
@@ -187,30 +183,33 @@ def check_known(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result
     for one in runs:
         own = _finished_result(one, metric) if one.key in known else None
         if own and own != known[one.key]:
+            theirs = known[one.key]
             raise UserError(
-                f'--known has {known[one.key].last:.2f} of {one.name}, which ended with {own.last:.2f} in '
-                f'{one.folder}: leave it out of --known, or choose another --work-dir'
+                f'--known has {theirs.metric} {theirs.last:g}, best {theirs.best:g}, of {one.name}, which ended with '
+                f'{own.metric} {own.last:g}, best {own.best:g}, in {one.folder}: leave it out of --known, or choose '
+                'another --work-dir'
             )
     for config in dict.fromkeys(one.config for one in runs):
         _one_metric(config, [result for one, result in results.items() if one.config == config and result])
-    yield from _other_settings(runs, known)
+    return _other_settings(runs, known)
 
 
-def _other_settings(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result]) -> Iterator[str]:
-    """Give a line for each config of which known runs had other settings, or settings that are not recorded."""
+def _other_settings(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result]) -> list[str]:
+    """Return a line for each config of which known runs had other settings, or settings that are not recorded."""
+    lines = []
     for config in dict.fromkeys(one.config_name for one in runs):
         found: dict[str, list[str]] = {}
         for one in runs:
             if one.config_name != config or one.key not in known:
                 continue
-            theirs = json.loads(known[one.key].settings or 'null')
-            ours = one.recorded_settings()
-            differing = [key for key in ours if theirs and theirs.get(key) != ours[key]]
-            if differing or not theirs:
+            theirs, ours = json.loads(known[one.key].settings or '{}'), _recorded(one.settings)
+            differing = [key for key in ours if key in theirs and theirs[key] != ours[key]]
+            if differing or ours.keys() - theirs.keys():
                 what = f'with other {", ".join(differing)}' if differing else 'with settings that are not recorded'
                 found.setdefault(what, []).append(str(one.seed))
         for what, seeds in found.items():
-            yield f'taken over by --known: {config}, seed {", ".join(seeds)}, {what}'
+            lines.append(f'taken over by --known: {config}, seed {", ".join(seeds)}, {what}')
+    return lines
 
 
 def _one_metric(config: str, results: Sequence[Result]) -> None:
@@ -252,7 +251,7 @@ def write_results(
                 _one_metric(config, list(measured.values()))
                 rows.append(SweepRow(Path(config).stem, len(own), measured, paper, cost))
             records = [_record(one, result) for one, result in results.items()]
-            write_tables(folder, rows, against, records, list(_other_settings(runs, known)))
+            write_tables(folder, rows, against, records, _other_settings(runs, known))
 
 
 def _finished_result(one: SweepRun, metric: str | None) -> Result | None:
@@ -263,7 +262,13 @@ def _finished_result(one: SweepRun, metric: str | None) -> Result | None:
         found = result_of(one.folder, metric)
     except UserError:
         return None
-    return found and replace(found, settings=json.dumps(one.recorded_settings()))
+    recorded = _recorded({key: value for key, value in one.state().items() if key in one.settings})
+    return found and replace(found, settings=json.dumps(recorded))
+
+
+def _recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that ``runs.csv`` has: all but the folder of the data, which differs between machines."""
+    return {key: value for key, value in settings.items() if key != 'data_root'}
 
 
 def _record(one: SweepRun, result: Result | None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Result:
     metric: str
     last: float
     best: float
-    seconds: float | None
+    seconds: float | None = field(compare=False)
     settings: str = field(default='', compare=False)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmscconv.errors import UserError
 from mmscconv.export.postprocess import PostProcess
+from mmscconv.foreign_errors import explained
 
 # Named like the arguments of mmdet's predict_by_feat.
 HEAD_OUTPUTS = ('cls_score', 'bbox_pred', 'score_factor')
@@ -40,6 +41,7 @@ class Graph:
         return isinstance(self.network, Detections)
 
 
+SIDE = 320  # pixels of an image that every detector takes, SSD's, too
 IMAGE = {'image': {0: 'batch', 2: 'height', 3: 'width'}}
 
 
@@ -95,9 +97,9 @@ def _kinds(model: Any, divisor: int) -> tuple[str, ...]:
     """
     generator = getattr(model.bbox_head, 'prior_generator', None)
     kinds, levels = heads_of(model), len(getattr(generator, 'strides', ()))
-    side = max(divisor, 64)
+    side = -(-SIDE // divisor) * divisor
     weight = next(model.parameters())
-    with torch.no_grad():
+    with torch.no_grad(), explained(f'{type(model).__name__} cannot be exported', (RuntimeError, ValueError)):
         found = model(weight.new_zeros(1, 3, side, side), mode='tensor')
     if not levels or len(found) != len(kinds) or any(len(kind) != levels for kind in found):
         raise UserError(

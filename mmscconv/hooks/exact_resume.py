@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 
 # A DataLoader's settings besides its data set and the order of the batches.
 _LOADER_SETTINGS = (
@@ -66,9 +66,8 @@ class ExactResume(Hook):
         loop.dataloader = DataLoader(loader.dataset, batch_sampler=self._batches, **settings)
         if isinstance(loop, IterBasedTrainLoop):
             self._batches.skipped = loop.iter
-            passes = self._batches.skip_passes()
             fast_forward = getattr(loop, 'fast_forward_on_resume', False)  # mmengine then skips nothing itself
-            loop.dataloader_iterator = _Batches(loop.dataloader, 0 if fast_forward else loop.iter, passes)
+            loop.dataloader_iterator = _Batches(loop.dataloader, self._batches, 0 if fast_forward else loop.iter)
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self._batches is not None and not isinstance(runner.train_loop, IterBasedTrainLoop):
@@ -91,34 +90,25 @@ class _NumberedBatches:
         self.batch_sampler = batch_sampler
         self.number = 0
         self.skipped = 0
-        self._first_pass = 0
+        self.passes = 0  # over the data, that were left out as a whole
 
     def __iter__(self) -> Iterator[_Batch]:
-        if self._first_pass:  # not before: mmengine's hooks set the epoch to 0 when a training begins
-            self.sampler.set_epoch(self._first_pass)
-            self._first_pass = 0
-        for indices in self.batch_sampler:
-            batch = _Batch(indices)
-            batch.number = self.number
-            self.number += 1
-            if batch.number >= self.skipped:
-                yield batch
+        while True:
+            begun = self.number
+            for indices in self.batch_sampler:
+                batch = _Batch(indices)
+                batch.number = self.number
+                self.number += 1
+                if batch.number >= self.skipped:
+                    yield batch
+            if self.number == begun or self.number > self.skipped:
+                return
+            self.passes += 1
+            if hasattr(self.sampler, 'set_epoch'):
+                self.sampler.set_epoch(self.passes)
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
-
-    def skip_passes(self) -> int:
-        """Begin at the pass over the data that the first batch to give is in, and return how many come before it.
-
-        Of mmengine's own sampler alone it is known that each pass has as many batches, and that one follows from its
-        number; the others are run through.
-        """
-        if type(self.sampler) is not DefaultSampler or type(self.batch_sampler) is not BatchSampler or not len(self):
-            return 0
-        passes = self.skipped // len(self)
-        self.number = passes * len(self)
-        self._first_pass = passes
-        return passes
 
     @property
     def sampler(self) -> Any:
@@ -151,10 +141,12 @@ class _SeededSamples:
 class _Batches(_InfiniteDataloaderIterator):
     """Answers the loop's own skipping of what a resumed training has seen, which the batch sampler has done."""
 
-    def __init__(self, dataloader: DataLoader[Any], skipped: int, passes: int) -> None:
+    _epoch: int
+
+    def __init__(self, dataloader: DataLoader[Any], batches: _NumberedBatches, skipped: int) -> None:
         super().__init__(dataloader)
+        self._batches = batches
         self._skipped = skipped
-        self._epoch = passes
 
     def skip_iter(self, num_iters: int) -> None:
         self._skipped = 0
@@ -164,14 +156,8 @@ class _Batches(_InfiniteDataloaderIterator):
         if self._skipped:
             self._skipped -= 1
             return None
-        numbered: Any = self._dataloader.batch_sampler
-        while True:
-            begun = numbered.number
-            try:
-                return super().__next__()
-            except StopIteration:  # whole passes were left out, or there is no data
-                if numbered.number == begun:
-                    raise
+        self._epoch = max(self._epoch, self._batches.passes)
+        return super().__next__()
 
 
 def _seed_sampler(batch_sampler: Any, first: int | None, seed: int) -> None:

@@ -294,9 +294,14 @@ def _transformed(layer: CRU, branches: Branches, backend: str) -> Tensor:
         if _one_kernel_norms(layer, x_up, x_low):
             return _normed_by_kernel(layer, x_up, x_low)
     pwc2_out, low = layer.transform_low(x_low)
-    again = functools.partial(_transform_up_again(layer, x_up.device), x_up)
+    again = None
+    if layer.output_is_kept and torch.is_grad_enabled():
+        again = functools.partial(_transform_up_again(layer, x_up.device), x_up)
     y1, y1_addend = _transform_up(layer, x_up)
-    return ops.fuse(y1, low, y1_addend, pwc2_out, output_is_kept=layer.output_is_kept, again=again, backend=backend)
+    # Modules in the place of the convolutions may give what the backend of the input does not take.
+    return ops.fuse(
+        y1, low, y1_addend, pwc2_out, output_is_kept=layer.output_is_kept, again=again, backend=layer.backend
+    )
 
 
 def _transform_up_again(layer: CRU, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
@@ -399,7 +404,7 @@ def deployed(layer: DeployedCRU, x: Tensor) -> Tensor | None:
     y1, y1_addend = layer.transform_up(x_up)
     overwrite = intact(layer, 'gwc')  # a hook may have kept Y1
     scale, shift = _fp32(layer.scale), _fp32(layer.shift)
-    y = ops.fuse(y1, low, y1_addend, pwc2_out, scale, shift, overwrite=overwrite, backend=backend)
+    y = ops.fuse(y1, low, y1_addend, pwc2_out, scale, shift, overwrite=overwrite, backend=layer.backend)
     return F.relu(y, inplace=True) if layer.relu else y
 
 

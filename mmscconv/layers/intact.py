@@ -22,17 +22,25 @@ _PLAIN = (nn.Parameter, Tensor)
 Methods = tuple[tuple[str, Any], ...]
 
 
-def _methods(cls: type[nn.Module]) -> Methods:
-    """Return ``forward``, and the methods that the classes of this package add to it or torch's Conv2d has for it."""
+def methods_of(cls: type[nn.Module]) -> Methods:
+    """Return ``forward``, and the methods that the classes of this package add to it or torch's Conv2d has for it.
+
+    A method of torch that was replaced before this package was imported is None, which none equals.
+    """
     ours = [vars(c) for c in cls.__mro__ if c.__module__.startswith('mmscconv.') or c is nn.Conv2d]
     names = {name for own in ours for name, value in own.items() if callable(value) and not hasattr(nn.Module, name)}
-    return tuple((name, getattr(cls, name)) for name in (*sorted(names), 'forward'))
+    found = {name: getattr(cls, name) for name in (*sorted(names), 'forward')}
+    home = cls.__module__.partition('.')[0]
+    return tuple(
+        (name, function if function.__module__.partition('.')[0] in (home, 'torch') else None)
+        for name, function in found.items()
+    )
 
 
 # Exact classes with the methods that a call of their objects runs: quantization, adapters and parametrizations are
 # subclasses that compute something else, and other code may give a class or an object another method.
 _KNOWN: dict[type[nn.Module], Methods] = {
-    cls: _methods(cls)
+    cls: methods_of(cls)
     for cls in (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, GroupNorm, AlignedAvgPool2d)
 }
 # Keys of the module's own dictionary, where look-ups are cheap, even of missing keys.
@@ -51,14 +59,14 @@ _SETTINGS = (
 
 def replaceable(cls: M) -> M:
     """Class decorator: kernels may do the work of objects of exactly this class."""
-    _KNOWN[cls] = _methods(cls)
+    _KNOWN[cls] = methods_of(cls)
     return cls
 
 
 def as_its_class(module: nn.Module) -> bool:
     """Return whether kernels can do the work of ``forward`` of ``module``, while its class's own one runs."""
     methods = _KNOWN.get(type(module))
-    return methods is not None and _other_method(module, methods) in (None, 'forward')
+    return methods is not None and other_method(module, methods) in (None, 'forward')
 
 
 def undisturbed(*modules: nn.Module | None) -> bool:
@@ -73,17 +81,22 @@ def disturbance(module: nn.Module) -> str | None:
         return f'it is a {type(module).__name__}'
     if is_hooked(module):
         return 'it has hooks, or a forward of its own'
-    other = _other_method(module, methods)
+    other = other_method(module, methods)
     return None if other is None else f'it is a {type(module).__name__} with another {other}'
 
 
-def _other_method(module: nn.Module, methods: Methods) -> str | None:
+def other_method(module: nn.Module, methods: Methods) -> str | None:
     """Return the first of ``methods`` that was replaced in the class or on the object, ``forward`` last."""
     cls, own = type(module), module.__dict__
     for name, function in methods:
-        if getattr(cls, name) != function or name in own:
+        if getattr(cls, name) is not function or name in own:
             return name
     return None
+
+
+def as_built(layer: Any) -> bool:
+    """Return whether neither ``layer``, of a known class, nor a module inside was changed since it was built."""
+    return disturbance(layer) is None and obstacle(layer, *layer.built) is None
 
 
 def built(layer: nn.Module, names: Iterable[str]) -> Built:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from itertools import pairwise
 from typing import cast
@@ -13,23 +12,24 @@ import torch.nn.functional as F  # noqa: N812, the field's name for it
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.wrappers import Conv2d as WrappedConv2d
-from mmengine.logging import print_log
 from mmengine.model.utils import _BatchNormXd  # SyncBN after revert_sync_batchnorm
 from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
 from torch import Tensor, nn
 
+from mmscconv.errors import warn
 from mmscconv.layers import CRU, SCConv
 from mmscconv.layers.deploy import DeployedCRU, unfoldable
 from mmscconv.layers.folding import fold_norm
 from mmscconv.layers.hooked import has_own_forward, is_hooked
-from mmscconv.layers.intact import disturbance
+from mmscconv.layers.intact import disturbance, methods_of, other_method
 from mmscconv.models.stubs import PlainBottleneck
 from mmscconv.replace.select import shared_parameters
 
-NOTHING_IN_EVAL = (type(None), nn.Identity, DropPath)
 # Exact types, as SCConv below: a subclass, such as mmcv's ConvWS2d, may compute something else with the same weight.
 CONVS = (nn.Conv2d, WrappedConv2d)
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)
+METHODS = {cls: methods_of(cls) for cls in (*CONVS, SCConv)}
+NOTHING_IN_EVAL = (type(None), nn.Identity, DropPath)
 
 
 def switch_to_deploy(model: nn.Module) -> nn.Module:
@@ -49,7 +49,6 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
     warning that names it.
     """
     model.eval()
-    kept = _kept_layers(model)
     fixed = _Fixed(model)
     for module in list(model.modules()):
         for conv, norm in _pairs(module):
@@ -60,21 +59,9 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
             if DeployedBottleneck.takes(block):
                 setattr(parent, name, DeployedBottleneck(cast('PlainBottleneck', block)))
     for module in list(model.modules()):
-        if isinstance(module, SCConv) and id(module) not in kept:
+        if isinstance(module, SCConv) and id(module) not in fixed.layers:
             module.switch_to_deploy()
     return model
-
-
-def _kept_layers(model: nn.Module) -> set[int]:
-    """Return the ids of the SCConvs that cannot be brought into their deploy form, and warn of each."""
-    kept = set()
-    for name, module in model.named_modules():
-        cru = module.cru if isinstance(module, SCConv) else None
-        reason = unfoldable(cru) if isinstance(cru, CRU) else None
-        if reason is not None:
-            print_log(f'{name} stays out of the deploy form: {reason}', 'current', logging.WARNING)
-            kept.add(id(module))
-    return kept
 
 
 class DeployedBottleneck(nn.Module):
@@ -122,13 +109,21 @@ class _Fixed:
         self.places = Counter(id(child) for module in modules for child in module._modules.values())
         # A forward set on an instance may be a traced graph, which calls the modules that it found then.
         self.traced = {id(inside) for module in modules if has_own_forward(module) for inside in module.modules()}
+        self.layers = set()
+        for name, module in model.named_modules():
+            reason = unfoldable(module.cru) if isinstance(module, SCConv) and isinstance(module.cru, CRU) else None
+            if reason is not None:
+                warn(f'{name} stays out of the deploy form: {reason}')
+                self.layers.add(id(module))
 
     def holds(self, parent: nn.Module, conv_name: str, norm_name: str) -> bool:
         """Return whether these two children of ``parent`` have to stay unchanged."""
         conv, norm = parent._modules.get(conv_name), parent._modules.get(norm_name)
         if conv is None or norm is None or id(parent) in self.traced or is_hooked(conv) or is_hooked(norm):
             return True
-        if type(conv) is SCConv and not _takes_norm(conv):
+        if type(conv) in METHODS and other_method(conv, METHODS[type(conv)]):
+            return True
+        if type(conv) is SCConv and (id(conv) in self.layers or not _takes_norm(conv)):
             return True
         return self.places[id(conv)] > 1 or any(id(p) in self.shared for p in conv.parameters())
 
@@ -138,7 +133,7 @@ def _takes_norm(conv: SCConv) -> bool:
     cru = conv.cru
     if isinstance(cru, DeployedCRU):
         return not cru.relu and disturbance(cru) is None
-    return isinstance(cru, CRU) and unfoldable(cru) is None
+    return isinstance(cru, CRU)
 
 
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:

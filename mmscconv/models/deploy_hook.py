@@ -12,6 +12,9 @@ class DeployForm(Hook):
     """Brings the model into its deploy form once its checkpoint is loaded, before the test."""
 
     def before_test(self, runner: Runner) -> None:
-        # A test's checkpoint has the averaged weights in the model's place; the hook would pair those of two forms.
-        runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, EMAHook)]
+        averages = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+        for hook in averages:  # put the averaged weights into the model, as before each test
+            hook.before_test_epoch(runner)
+        # Later they would exchange weights of two forms.
+        runner._hooks = [hook for hook in runner.hooks if hook not in averages]
         switch_to_deploy(runner.model)

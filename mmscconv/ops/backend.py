@@ -39,6 +39,7 @@ F = TypeVar('F', bound=Callable[..., Any])
 BACKENDS = ('plain', 'native', 'triton')
 VARIABLE = 'MMSCCONV_BACKEND'
 OLDEST_TRITON = (3, 2)  # 3.0 refuses the kernels: its tl.arange takes no computed constants
+OLDEST_CAPABILITY, OLDEST_CAPABILITY_BF16 = (7, 0), (8, 0)  # of CUDA devices, for Triton
 _LOGGER = logging.getLogger('mmscconv')
 _forced_plain = 0
 
@@ -141,6 +142,8 @@ def _refusal(backend: str, x: Tensor) -> str | None:
         return reason
     if x.device.type != 'cuda' and not interpreting():
         return f'it needs a CUDA tensor, got one on {x.device} (TRITON_INTERPRET=1 runs its kernels on the CPU)'
+    if x.device.type == 'cuda' and not interpreting():
+        return triton_fails_on(x.device.index or 0, x.dtype is torch.bfloat16)
     return None
 
 
@@ -153,6 +156,32 @@ def triton_unavailable() -> str | None:
         return 'triton is not installed'
     if tuple(map(int, re.findall(r'\d+', version)[:2])) < OLDEST_TRITON:
         return f'triton {version} is older than {".".join(map(str, OLDEST_TRITON))}, which its kernels need (torch 2.6)'
+    return None
+
+
+@_constant_when_traced
+def triton_fails_on(index: int, bf16: bool) -> str | None:
+    """Return why Triton's kernels cannot run on this CUDA device, or None; a small one runs at the first call."""
+    return _tried_on(index, bf16)
+
+
+@functools.cache
+def _tried_on(index: int, bf16: bool) -> str | None:
+    needed, found = OLDEST_CAPABILITY_BF16 if bf16 else OLDEST_CAPABILITY, torch.cuda.get_device_capability(index)
+    if found < needed:
+        words = [f'{major}.{minor}' for major, minor in (needed, found)]
+        return (
+            f'its kernels need compute capability {words[0]}{" for bf16" if bf16 else ""}, cuda:{index} has {words[1]}'
+        )
+    try:
+        device = torch.device('cuda', index)
+        x = torch.zeros(1, 2, 1, 1, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+        with torch.no_grad():
+            kernels('triton').sru_forward(x, *torch.ones(2, 2, device=device), 1, 1e-5, 0.0, False)
+    except Exception as error:  # no C compiler, no libcuda, a cache folder that cannot be written, ...
+        reason = f'a first kernel fails on cuda:{index}: {" ".join(str(error).split())[:300]}'
+        _warn_once(f'SCConv runs its plain PyTorch form on the GPU: {reason}')
+        return reason
     return None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmscconv.identities import fuse as fuse_plain
 from mmscconv.ops.backend import choose_backend, kernels
@@ -62,7 +62,8 @@ def fuse(
         RuntimeError: In backward with ``create_graph=True``, where ``output_is_kept`` without ``again``.
     """
     backend = choose_backend(first, backend)
-    if backend == 'plain' or not first.numel():
+    alike = all(t is None or _like(t, first) for t in (low, second, made))
+    if backend == 'plain' or not alike or not first.numel():
         return fuse_plain(first, low, second, made, scale, shift)
     if not torch.is_grad_enabled() and overwrite and not torch.compiler.is_compiling():
         return kernels(backend).fuse_forward(first, low, second, made, scale, shift, overwrite=True)[0]
@@ -72,6 +73,11 @@ def fuse(
     if recomputable and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _OutputKept.apply(again, backend, first, low, second, made)
     return torch.ops.mmscconv.fuse(first, low, second, made, scale, shift, output_is_kept, backend)[0]
+
+
+def _like(t: Tensor, first: Tensor) -> bool:
+    """Return whether the kernels may take ``t`` beside ``first``: of other dtypes, torch's promotion decides."""
+    return t.dtype is first.dtype and (torch.compiler.is_compiling() or type(t) in (Tensor, nn.Parameter))
 
 
 torch.library.define(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops.compiled import call, multiplies_in_tiles
+from mmscconv.ops.fitting import check, check_fuse, check_fuse_backward, check_sru, check_sru_backward, has
 from mmscconv.ops.layout import as_dense, as_rows, empty, layout_of, row_stride
 from mmscconv.ops.packing import (
     PANEL,
@@ -28,18 +29,6 @@ from mmscconv.ops.packing import (
 from mmscconv.ops.window import centre_of, pooled_size
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def _check(op: str, fitting: bool, **tensors: Tensor | None) -> None:
-    """Raise ValueError unless the shapes of ``tensors`` match: a kernel would read or write beyond their ends."""
-    if not fitting:
-        shapes = ', '.join(f'{name} {tuple(t.shape)}' for name, t in tensors.items() if t is not None)
-        raise ValueError(f'{op}: shapes do not match: {shapes}')
-
-
-def _has(t: Tensor | None, *shape: int) -> bool:
-    """Return whether ``t`` has ``shape`` or is None."""
-    return t is None or t.shape == shape
 
 
 def _is_bf16(x: Tensor) -> bool:
@@ -60,8 +49,8 @@ def sru_forward(
     x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, threshold: float, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.sru.sru`."""
-    layout, c = layout_of(x), x.shape[1]
-    _check('sru', _has(scale, c) and _has(shift, c) and c % 2 == c % num_groups == 0, x=x, scale=scale, shift=shift)
+    check_sru(x, scale, shift, num_groups)
+    layout = layout_of(x)
     values, scale, shift = as_dense(x.float(), layout), scale.contiguous(), shift.contiguous()
     out = torch.empty_like(values)
     mean, rstd = (empty(len(x), num_groups) for _ in range(2))
@@ -76,6 +65,7 @@ def sru_backward(
     grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor, threshold: float, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.sru.sru`."""
+    check_sru_backward(grad, x, scale, shift, mean, rstd)
     layout = layout_of(x)
     values, upstream = as_dense(x.float(), layout), as_dense(grad.float(), layout)
     scale, shift = scale.contiguous(), shift.contiguous()
@@ -98,10 +88,8 @@ def fuse_forward(
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
-    layout, (n, c, h, w) = layout_of(first), first.shape
-    fitting = _has(second, n, c, h, w) and _has(low, n, c if made is None else low.shape[1], h, w)
-    fitting = fitting and _has(made, n, c - low.shape[1], h, w) and _has(scale, c) and _has(shift, c)
-    _check('fuse', fitting, first=first, low=low, second=second, made=made, scale=scale, shift=shift)
+    check_fuse(first, low, second, made, scale, shift)
+    layout = layout_of(first)
     first_ = as_dense(first.float(), layout)
     second_, made_ = (None if t is None else as_dense(t.float(), layout) for t in (second, made))
     low_ = as_rows(low.float(), layout)
@@ -118,6 +106,7 @@ def fuse_backward(
     grad: Tensor, reference: Tensor, is_output: bool, low: Tensor, made: Tensor | None, beta1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
+    check_fuse_backward(grad, reference, low, made, beta1)
     layout = layout_of(reference)
     grad_, reference_ = (as_dense(t.float(), layout) for t in (grad, reference))
     made_, low_ = None if made is None else as_dense(made.float(), layout), as_rows(low.float(), layout)
@@ -154,9 +143,9 @@ def sru_squeeze(
     """See :func:`mmscconv.ops.sru_squeeze.sru_squeeze`; also returns means and inverse deviations, (N, groups)."""
     values = as_dense(x, torch.channels_last)
     n, c, h, w = x.shape
-    fitting = _has(scale, c) and _has(shift, c) and c % 2 == c % num_groups == 0 and up.shape[1] + low.shape[1] == c
-    fitting = fitting and _has(bias_up, len(up)) and _has(bias_low, len(low))
-    _check('sru_squeeze', fitting, x=x, scale=scale, shift=shift, up=up, low=low, bias_up=bias_up, bias_low=bias_low)
+    fitting = has(scale, c) and has(shift, c) and c % 2 == c % num_groups == 0 and up.shape[1] + low.shape[1] == c
+    fitting = fitting and has(bias_up, len(up)) and has(bias_low, len(low))
+    check('sru_squeeze', fitting, x=x, scale=scale, shift=shift, up=up, low=low, bias_up=bias_up, bias_low=bias_low)
     x_up, x_low = (
         empty(n, len(weight), *size, dtype=x.dtype, layout=torch.channels_last)
         for weight, size in ((up, (h, w)), (low, pooled_size((h, w), pool)))
@@ -184,6 +173,11 @@ def sru_squeeze_backward(
     hard: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.sru_squeeze.sru_squeeze`."""
+    check_sru(x, scale, shift, mean.shape[-1])
+    n, c, h, w = x.shape
+    fitting = has(grad_up, n, len(up), h, w) and has(grad_low, n, len(low), h, w) and up.shape[1] + low.shape[1] == c
+    fitting = fitting and has(mean, n, mean.shape[-1]) and has(rstd, n, mean.shape[-1])
+    check('sru_squeeze', fitting, grad_up=grad_up, grad_low=grad_low, x=x, mean=mean, rstd=rstd, up=up, low=low)
     grad_up, grad_low, values = (as_dense(t, torch.channels_last) for t in (grad_up, grad_low, x))
     grad_x = torch.empty_like(values)
     grad_scale, grad_shift = empty(2, x.shape[1], dtype=torch.float64)
@@ -209,7 +203,7 @@ def transform_fuse(
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; also returns beta1, (N, C)."""
-    _check_transform(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups)
+    _check_transform(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups, window)
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
     out = empty(len(low), len(gwc), *low.shape[2:], dtype=low.dtype, layout=torch.channels_last)
@@ -277,11 +271,11 @@ def _check_deployed(
     packed_, bias1, bias2, norm_scale, norm_shift = transform
     depth = l + u + (window[0] * window[1] - (centre is not None)) * (u // groups)
     fitting = c % 2 == c % num_groups == u % groups == c2 % groups == 0 and made in (c2, c2 - l)
-    fitting = fitting and _has(scale, c) and _has(shift, c) and _has(bias_up, u) and _has(bias_low, l)
-    fitting = fitting and _has(up, panels_of(u), cut, PANEL) and _has(low, panels_of(l), c - cut, PANEL)
-    fitting = fitting and _has(packed_, groups * panels_of(c2 // groups), depth, PANEL)
-    fitting = fitting and _has(bias1, c2) and _has(bias2, made) and _has(norm_scale, c2) and _has(norm_shift, c2)
-    _check('scconv', fitting, x=x, scale=scale, up=up, low=low, transform=packed_, bias1=bias1, bias2=bias2)
+    fitting = fitting and has(scale, c) and has(shift, c) and has(bias_up, u) and has(bias_low, l)
+    fitting = fitting and has(up, panels_of(u), cut, PANEL) and has(low, panels_of(l), c - cut, PANEL)
+    fitting = fitting and has(packed_, groups * panels_of(c2 // groups), depth, PANEL)
+    fitting = fitting and has(bias1, c2) and has(bias2, made) and has(norm_scale, c2) and has(norm_shift, c2)
+    check('scconv', fitting, x=x, scale=scale, up=up, low=low, transform=packed_, bias1=bias1, bias2=bias2)
 
 
 def transform_fuse_backward(
@@ -299,7 +293,9 @@ def transform_fuse_backward(
     window: Sequence[int],
 ) -> tuple[Tensor, ...]:
     """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; the gradient of a None is an empty tensor."""
-    _check_transform(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups)
+    _check_transform(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups, window)
+    fitting = has(grad, len(low), len(gwc), *low.shape[2:]) and has(beta1, len(low), len(gwc))
+    check('transform_fuse', fitting, grad=grad, low=low, gwc=gwc, beta1=beta1)
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
     grad = as_dense(grad, torch.channels_last)
@@ -329,14 +325,15 @@ def _check_transform(
     bias1: Tensor | None,
     bias2: Tensor | None,
     groups: int,
+    window: Sequence[int],
 ) -> None:
     n, u, c, l = len(x_up), x_up.shape[1], len(gwc), low.shape[1]  # noqa: E741, l as in the error messages
-    fitting = u == groups * gwc.shape[1] and c % groups == 0 and _has(pwc1, c, u, 1, 1)
-    fitting = fitting and _has(pwc2, len(pwc2), l, 1, 1) and len(pwc2) in (c, c - l)
+    fitting = u == groups * gwc.shape[1] and c % groups == 0 and has(pwc1, c, u, 1, 1)
+    fitting = fitting and has(pwc2, len(pwc2), l, 1, 1) and len(pwc2) in (c, c - l)
     fitting = fitting and len(low) == n and (up is None or up.shape[:2] == (n, u))
-    fitting = fitting and _has(bias1, c) and _has(bias2, len(pwc2))
+    fitting = fitting and has(bias1, c) and has(bias2, len(pwc2)) and gwc.shape[2:] == tuple(window[:2])
     given = dict(x_up=x_up, up=up, low=low, gwc=gwc, pwc1=pwc1, pwc2=pwc2, bias1=bias1, bias2=bias2)
-    _check('transform_fuse', fitting, **given)
+    check('transform_fuse', fitting, **given)
 
 
 def _centre(up: Tensor | None, low: Tensor, window: Sequence[int]) -> int | None:
@@ -373,7 +370,7 @@ def _geometry(
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.batch_norm.batch_norm`."""
     c = x.shape[1]
-    _check('batch_norm', _has(weight, c) and _has(bias, c), x=x, weight=weight, bias=bias)
+    check('batch_norm', has(weight, c) and has(bias, c), x=x, weight=weight, bias=bias)
     values = as_dense(x, torch.channels_last)
     out, mean, variance = torch.empty_like(values), *(empty(c, dtype=torch.float64) for _ in range(2))
     call(
@@ -388,7 +385,7 @@ def batch_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.batch_norm.batch_norm`."""
     c = x.shape[1]
-    _check('batch_norm', _has(weight, c) and grad.shape == x.shape, grad=grad, x=x, weight=weight)
+    check('batch_norm', has(weight, c) and grad.shape == x.shape, grad=grad, x=x, weight=weight)
     grad, values = (as_dense(t, torch.channels_last) for t in (grad, x))
     grad_x, (grad_weight, grad_bias) = torch.empty_like(values), empty(2, c, dtype=torch.float64)
     call(
@@ -416,8 +413,8 @@ def norm_fuse_backward(grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, *oth
     (grad, *maps), affine = _norm_fuse_arguments((grad, y1, made, low), others[:6])
     n, c, _ = _size(y1)
     mean, variance, sample_means = (t.contiguous() for t in others[6:])
-    fitting = _has(mean, 2, c) and _has(variance, 2, c) and _has(sample_means, 2, n, c)
-    _check('norm_fuse', fitting, y1=y1, mean=mean, variance=variance, sample_means=sample_means)
+    fitting = has(mean, 2, c) and has(variance, 2, c) and has(sample_means, 2, n, c)
+    check('norm_fuse', fitting, y1=y1, mean=mean, variance=variance, sample_means=sample_means)
     grads = [torch.empty_like(t) for t in maps]
     grad_weights, grad_biases = (empty(2, c, dtype=torch.float64) for _ in range(2))
     call(
@@ -433,7 +430,7 @@ def _norm_fuse_arguments(maps: Sequence[Tensor], affine: Sequence[Any]) -> tuple
     n, c, h, w = y1.shape
     l = low.shape[1]  # noqa: E741
     weights = [t for t in affine if isinstance(t, Tensor)]
-    fitting = _has(made, n, c - l, h, w) and _has(low, n, l, h, w) and all(_has(t, c) for t in weights)
-    _check('norm_fuse', fitting and _has(maps[0], n, c, h, w), y1=y1, made=made, low=low, weight1=weights[0])
+    fitting = has(made, n, c - l, h, w) and has(low, n, l, h, w) and all(has(t, c) for t in weights)
+    check('norm_fuse', fitting and has(maps[0], n, c, h, w), y1=y1, made=made, low=low, weight1=weights[0])
     dense = [as_dense(t, torch.channels_last) for t in maps]
     return dense, [t.contiguous() if isinstance(t, Tensor) else t for t in affine]

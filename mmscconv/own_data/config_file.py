@@ -46,6 +46,8 @@ param_scheduler = [
 ]
 default_hooks = dict(checkpoint=dict(interval={val_every}))"""
 WIDTH = 105  # of a line, without 'metainfo = '
+# Prefixes of mmengine for files with the weights of a backbone.
+OF_BACKBONES = ('torchvision://', 'open-mmlab://', 'openmmlab://', 'modelzoo://', 'mmcls://')
 MILESTONES = (2 / 3, 8 / 9)  # of the iterations, as in the COCO config
 
 
@@ -57,8 +59,8 @@ def config_text(recipe: Recipe, classes: Sequence[str], source: Path, images: Pa
         classes: In the order of the annotation files' categories.
         source: The data set, named in the first line.
         images: Folder from which the annotation files name the images.
-        init: Checkpoint to start from, or URL of one; those of ``torchvision://`` and ``open-mmlab://`` are weights of
-            a backbone. None for random weights.
+        init: Checkpoint to start from, or URL of one, with some of mmengine's prefixes of a backbone's weights. None
+            for random weights.
     """
     head = f'bbox_head=dict(num_classes={len(classes)}'
     if recipe.small:
@@ -68,7 +70,7 @@ def config_text(recipe: Recipe, classes: Sequence[str], source: Path, images: Pa
     if recipe.small and recipe.levels != 3:
         parts.insert(0, f'neck=dict(num_outs={recipe.levels})')
     backbone = f"backbone=dict(init_cfg=dict(type='Pretrained', checkpoint={init!r}))"
-    of_backbone = init is not None and init.startswith(('torchvision://', 'open-mmlab://'))
+    of_backbone = init is not None and init.startswith(OF_BACKBONES)
     if of_backbone:
         parts.insert(0, backbone)
     return TEMPLATE.format(

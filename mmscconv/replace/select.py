@@ -12,11 +12,13 @@ from typing import Any, TypeGuard
 from torch import nn
 
 from mmscconv.layers.hooked import has_own_forward, is_hooked
+from mmscconv.layers.intact import methods_of, other_method
 
 Match = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 CONV_ATTRIBUTES = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups')
 REGEX_PREFIX = 're:'
+METHODS = methods_of(nn.Conv2d)
 
 
 class AnyConv(nn.Module):
@@ -88,7 +90,7 @@ def obstacle(conv: nn.Module, shared: Collection[int]) -> str | None:
         return 'depthwise' if conv.groups == conv.in_channels else f'grouped, groups={conv.groups}'
     if conv.padding_mode != 'zeros':
         return f'padding_mode={conv.padding_mode!r}'
-    if has_own_forward(conv):
+    if has_own_forward(conv) or other_method(conv, METHODS):
         return 'its forward was replaced, which would be lost'
     if is_hooked(conv):
         return 'it has hooks, which would be lost'

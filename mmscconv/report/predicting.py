@@ -101,7 +101,11 @@ def _coco_metric(cfg: Config) -> Any:
 
 def _turned(loader: Mapping[str, Any]) -> bool:
     steps = [step for dataset in datasets(loader) for step in dataset.get('pipeline') or ()]
-    return not any('ignore_orientation' in str(step.get('color_type')) for step in steps)
+    return not any(
+        str(step.get('color_type')).endswith(('ignore_orientation', 'unchanged'))
+        or step.get('imdecode_backend') in ('turbojpeg', 'tifffile')  # which know nothing of EXIF
+        for step in steps
+    )
 
 
 class _Recorder(Hook):

@@ -6,11 +6,12 @@ import threading
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
 from helpers.doubled import Doubled, DoubledNorm
+from helpers.subclasses import Subclass
 from mmscconv import CRU, SRU, SCConv
 
 CL = torch.channels_last
@@ -154,6 +155,30 @@ def test_statistics_are_kept_as_the_norm_says(channels, tracks, counts, momentum
     torch.testing.assert_close(layer(x), reference(x), rtol=1e-4, atol=1e-5)
     for (name, got), want in zip(layer.named_buffers(), reference.buffers(), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, msg=name)
+
+
+class Doubles(nn.Module):
+    """Stands in for a convolution, and gives another dtype or type than it gets."""
+
+    def __init__(self, conv, change):
+        super().__init__()
+        self.conv, self.change = conv, change
+
+    def forward(self, x):
+        return self.change(self.conv(x))
+
+
+@pytest.mark.parametrize('change', [Tensor.double, lambda y: y.as_subclass(Subclass)], ids=['fp64', 'subclass'])
+@pytest.mark.parametrize('name', ['gwc', 'pwc1', 'pwc2'])
+def test_maps_of_another_kind_inside_take_the_plain_form(name, change):
+    """Nobody chose a backend: none may refuse them."""
+    layer, x = SCConv(16, 16, 3, padding=1), torch.randn(2, 16, 6, 5)
+    setattr(layer.cru, name, Doubles(getattr(layer.cru, name), change))
+    for form in (layer, FORMS['training-form'](layer).eval()):
+        with torch.no_grad():
+            got, want = form(x), plain(form)(x)
+        assert type(got) is type(want) and got.dtype is want.dtype
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_random_modules_draw_the_same_numbers_again():

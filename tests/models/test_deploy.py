@@ -3,9 +3,11 @@
 import copy
 import math
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -15,6 +17,7 @@ from helpers.running_tools import ONE_WORKER, run_tool
 from helpers.trained import relative, trained
 from mmscconv import CRU, SRU, SCConv, ops
 from mmscconv.models import switch_to_deploy
+from mmscconv.models.deploy_hook import DeployForm
 
 CONFIGS = ROOT / 'configs'
 SETTINGS = [
@@ -345,6 +348,27 @@ def test_test_tool_in_deploy_form(digits, digits_run, tmp_path):
     for plain, deployed in zip(*found, strict=True):
         torch.testing.assert_close(deployed, plain, rtol=1e-3, atol=1e-4)
     assert not torch.equal(*map(torch.cat, found))  # it was another computation
+
+
+def test_averaged_weights_are_taken_before_the_form_changes():
+    """mmpretrain's hook holds them until a test begins."""
+    model = trained(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+    average = copy.deepcopy(model)
+    average[0].weight.data *= 2
+
+    class Averages(EMAHook):
+        def __init__(self):
+            pass
+
+        def before_test_epoch(self, runner):
+            runner.model.load_state_dict(average.state_dict())
+
+    hooks = [Averages(), DeployForm()]
+    runner = SimpleNamespace(model=model, hooks=hooks, _hooks=hooks)
+    hooks[1].before_test(runner)
+    assert runner._hooks == [hooks[1]]
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(model(x), average.eval()(x))
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'channels-last'])

@@ -1,7 +1,6 @@
 """Norms that switch_to_deploy leaves where they are, since folding would change numbers or hide what is watched."""
 
 import copy
-import logging
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from helpers.conv_layers import layers
 from helpers.doubled import Doubled, DoubledBatchNorm
 from helpers.trained import relative
 from mmscconv import SCConv
-from mmscconv.models import switch_to_deploy
+from mmscconv.models import deploy, switch_to_deploy
 
 C = 32
 
@@ -46,6 +45,12 @@ def pair(first=None, norm=None):
 
 def watched(module, kind='forward_hook', result=None):
     getattr(module, f'register_{kind}')(lambda *_: result)
+    return module
+
+
+def replaced_method(module, name):
+    method = getattr(module, name)
+    setattr(module, name, lambda *args: 2 * method(*args))
     return module
 
 
@@ -107,6 +112,9 @@ def deploy_and_watch(layer):
 
 
 KEPT = {
+    '_conv_forward': lambda: pair(replaced_method(conv(), '_conv_forward')),
+    '_conv_forward of mmcv': lambda: pair(replaced_method(WrappedConv2d(C, C, 3, padding=1), '_conv_forward')),
+    'transform of SCConv': lambda: pair(replaced_method(SCConv(C, C, 3, padding=1), 'transform')),
     'hooked CRU': lambda: inside(lambda layer: watched(layer.cru)),
     'hooked GWC': lambda: inside(lambda layer: watched(layer.cru.gwc)),
     'pruned GWC': lambda: inside(lambda layer: prune.l1_unstructured(layer.cru.gwc, 'weight', 0.5)),
@@ -188,13 +196,15 @@ def test_norms_behind_each_other_are_folded_together():
         layer.switch_to_deploy(relu=True)
 
 
-def test_what_stays_as_it_is_is_named(caplog):
+def test_what_stays_as_it_is_is_named(monkeypatch):
     """And does not stop the rest of the model half-way."""
+    warnings = []
+    monkeypatch.setattr(deploy, 'warn', warnings.append)
     model = nn.Sequential(pair(), inside(lambda layer: prune.l1_unstructured(layer.cru.gwc, 'weight', 0.5)))
     model.append(pair(SCConv(C, C, 3, padding=1)))
-    with caplog.at_level(logging.WARNING, logger='current'):
-        switch_to_deploy(randomized(model))
+    switch_to_deploy(randomized(model))
     assert norms(model) == 1
+    assert warnings == ['1.0 stays out of the deploy form: gwc: it has hooks, or a forward of its own']
     assert type(model[2][0].cru).__name__ == 'DeployedCRU'
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmscconv import SRU, SCConv, ops
 from mmscconv.complexity.counting import count
-from mmscconv.ops import compiled
+from mmscconv.ops import backend, compiled
 from mmscconv.ops.backend import choose_backend, triton_unavailable
 
 X = torch.randn(2, 8, 5, 5)
@@ -167,6 +167,47 @@ def test_weights_of_another_dtype_than_the_input_raise(deployed, dtype):
         pytest.raises(ValueError, match=f'CRU has weights of {dtype} and got an input of torch.float32'),
     ):
         conv.to(dtype)(x)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A CUDA device that is none, of a given capability, whose first kernel does what is asked."""
+
+    zeros, ones = torch.zeros, torch.ones
+
+    def make(capability, first_kernel):
+        backend._tried_on.cache_clear()
+        backend._warn_once.cache_clear()
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index: capability)
+        monkeypatch.setattr(backend, 'kernels', lambda name: SimpleNamespace(sru_forward=first_kernel))
+        monkeypatch.setattr(torch, 'zeros', lambda *a, device, **k: zeros(*a, **k))
+        monkeypatch.setattr(torch, 'ones', lambda *a, device: ones(*a))
+
+    yield make
+    backend._tried_on.cache_clear()
+
+
+def test_a_card_that_triton_does_not_serve_gets_the_plain_form(card):
+    card((6, 1), lambda *_: None)
+    assert backend.triton_fails_on(0, False) == 'its kernels need compute capability 7.0, cuda:0 has 6.1'
+    card((7, 5), lambda *_: None)
+    assert backend.triton_fails_on(1, False) is None
+    assert backend.triton_fails_on(1, True) == 'its kernels need compute capability 8.0 for bf16, cuda:1 has 7.5'
+
+
+def test_a_first_kernel_that_fails_is_a_reason_and_a_warning(card):
+    """Without a C compiler, for example, which Triton needs."""
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        raise RuntimeError('Failed to find C compiler.\nPlease specify via CC')
+
+    card((9, 0), fail)
+    with pytest.warns(UserWarning, match='the GPU: a first kernel fails on cuda:0: Failed to find C compiler'):
+        reason = backend.triton_fails_on(0, True)
+    assert reason.endswith('Failed to find C compiler. Please specify via CC')
+    assert backend.triton_fails_on(0, True) == reason and len(calls) == 1
 
 
 @pytest.mark.skipif(triton_unavailable() is not None, reason=str(triton_unavailable()))

@@ -1,6 +1,7 @@
 """The C functions as Python calls them: their declarations are read from one header, and bad arguments raise."""
 
 import ctypes
+import functools
 import shutil
 import subprocess
 
@@ -10,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers.subclasses import Subclass
 from mmscconv.ops import compiled
+from mmscconv.ops.backend import triton_unavailable
 from mmscconv.ops.compiled import call
+from mmscconv.ops.fitting import check
 from mmscconv.ops.prototypes import prototypes
 
 pytestmark = pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
@@ -172,12 +175,40 @@ def misfits():
     low, made, up = x[:, :2], x[:, :6], torch.randn(3, 4, 1, 1)
     weights = torch.randn(8, 4, 3, 3), torch.randn(8, 8, 1, 1), torch.randn(6, 2, 1, 1)
     window = 2, (3, 3, 1, 1, 1, 1, 1, 1)
+    statistics, beta1 = torch.rand(2, 4), torch.rand(2, 8)
     return {
-        'sru: affine': lambda: kernels.sru(x, c, c[:4], 4, 0.1, 0.1, False, 'native'),
-        'sru: groups': lambda: kernels.sru(x, c, c, 3, 0.1, 0.1, False, 'native'),
-        'fuse: low': lambda: kernels.fuse(x, x, None, made, None, None, False, 'native'),
-        'fuse: low alone': lambda: kernels.fuse(x, low, None, None, None, None, False, 'native'),
-        'fuse: second': lambda: kernels.fuse(x, low, low, made, None, None, False, 'native'),
+        **{
+            f'{name}, {backend}': functools.partial(call, backend)
+            for backend in ('native', 'triton')
+            for name, call in {
+                'sru: affine': lambda backend: kernels.sru(x, c, c[:4], 4, 0.1, 0.1, False, backend),
+                'sru: groups': lambda backend: kernels.sru(x, c, c, 3, 0.1, 0.1, False, backend),
+                'sru: gradient': lambda backend: kernels.sru_backward(
+                    low, x, c, c, statistics, statistics, 0.1, False, backend
+                ),
+                'sru: statistics': lambda backend: kernels.sru_backward(
+                    x, x, c, c, statistics, statistics[:1], 0.1, False, backend
+                ),
+                'fuse: low': lambda backend: kernels.fuse(x, x, None, made, None, None, False, backend),
+                'fuse: low alone': lambda backend: kernels.fuse(x, low, None, None, None, None, False, backend),
+                'fuse: second': lambda backend: kernels.fuse(x, low, low, made, None, None, False, backend),
+                'fuse: one position': lambda backend: kernels.fuse(
+                    x, low, x[:, :, :1, :1], made, None, None, False, backend
+                ),
+                'fuse: gradient': lambda backend: kernels.fuse_backward(low, x, True, low, made, beta1, backend),
+                'fuse: means': lambda backend: kernels.fuse_backward(x, x, True, low, made, beta1[:1], backend),
+            }.items()
+            if backend == 'native' or triton_unavailable() is None
+        },
+        'sru_squeeze: gradient': lambda: kernels.sru_squeeze_backward(
+            x, x, x, c, c, statistics, statistics, up, up, 0.1, False
+        ),
+        'transform_fuse: window': lambda: kernels.transform_fuse(
+            x, None, low, *weights, None, None, 2, (5, 5, 1, 1, 2, 2, 1, 1)
+        ),
+        'transform_fuse: gradient': lambda: kernels.transform_fuse_backward(
+            low, x, None, low, *weights, None, None, beta1, *window
+        ),
         'sru_squeeze: weights': lambda: kernels.sru_squeeze(
             x, c, c, 4, 0.1, 0.1, False, up, up[:, :2], None, None, (1, 1)
         ),
@@ -190,6 +221,11 @@ def misfits():
         'norm_fuse: low': lambda: kernels.norm_fuse(x, made, x, c, c, 0.1, c, c, 0.1),
         'norm_fuse: weight': lambda: kernels.norm_fuse(x, made, low, c[:3], c, 0.1, c, c, 0.1),
     }
+
+
+def test_tensors_on_several_devices_raise():
+    with pytest.raises(ValueError, match=r'^sru: tensors on several devices: x cpu, scale meta$'):
+        check('sru', True, x=torch.empty(1), scale=torch.empty(1, device='meta'), shift=None)
 
 
 @pytest.mark.parametrize('case', misfits())

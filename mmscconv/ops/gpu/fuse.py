@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmscconv.ops.fitting import check_fuse, check_fuse_backward
 from mmscconv.ops.gpu.tiles import (
     MAPPED,
     REDUCED,
@@ -167,6 +168,7 @@ def fuse_forward(
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
+    check_fuse(first, low, second, made, scale, shift)
     layout = layout_of(first)
     n, c, p = sizes(first)
     first_, second_ = as_dense(first, layout), None if second is None else as_dense(second, layout)
@@ -187,6 +189,7 @@ def fuse_backward(
     grad: Tensor, reference: Tensor, is_output: bool, low: Tensor, made: Tensor | None, beta1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
+    check_fuse_backward(grad, reference, low, made, beta1)
     layout = layout_of(reference)
     n, c, p = sizes(reference)
     upstream, reference_ = as_dense(grad, layout), as_dense(reference, layout)

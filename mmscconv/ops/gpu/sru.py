@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mmscconv.ops.fitting import check_sru, check_sru_backward
 from mmscconv.ops.gpu.sru_kernels import finish_grad_sums, finish_moments, gate, grad_sums, input_grads, moments
 from mmscconv.ops.gpu.tiles import MAPPED, REDUCED, Tiling, empty, sizes, tiling
 from mmscconv.ops.layout import as_dense, empty_like_dense, layout_of
@@ -17,6 +18,7 @@ def sru_forward(
     x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, threshold: float, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.sru.sru`."""
+    check_sru(x, scale, shift, num_groups)
     layout = layout_of(x)
     values, scale, shift = as_dense(x, layout), scale.contiguous(), shift.contiguous()
     n, c, p = sizes(x)
@@ -41,6 +43,7 @@ def sru_backward(
     grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor, threshold: float, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.sru.sru`."""
+    check_sru_backward(grad, x, scale, shift, mean, rstd)
     layout = layout_of(x)
     values, upstream, scale, shift = as_dense(x, layout), as_dense(grad, layout), scale.contiguous(), shift.contiguous()
     n, c, p = sizes(x)

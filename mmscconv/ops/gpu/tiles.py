@@ -2,8 +2,9 @@
 
 A tile is read at once, without a loop: all its loads are under way together, and
 values that a reduction needs twice are still in registers. Sizes are a function of
-the shapes alone, so that nothing is timed at run time and variable image sizes do
-not recompile. They are chosen for an H100:
+the shapes alone, so that nothing is timed at run time. They and the alignment take few
+values, so that variable image sizes compile a bounded number of variants, more in NCHW
+than in channels last. They are chosen for an H100:
 
 * Along the innermost axis, a tile is as wide as a few cache lines; of the allowed
   widths, the one that leaves the fewest threads without a value.

@@ -1,0 +1,57 @@
+"""Checks that the tensors of a kernel's call fit each other: it would read or write beyond their ends."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check(op: str, fitting: bool, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless ``fitting`` holds for the shapes of ``tensors``, and all lie on one device."""
+    given = {name: t for name, t in tensors.items() if t is not None}
+    if not fitting:
+        shapes = ', '.join(f'{name} {tuple(t.shape)}' for name, t in given.items())
+        raise ValueError(f'{op}: shapes do not match: {shapes}')
+    device = next(iter(given.values())).device
+    if any(t.device != device for t in given.values()):
+        raise ValueError(f'{op}: tensors on several devices: {", ".join(f"{n} {t.device}" for n, t in given.items())}')
+
+
+def has(t: Tensor | None, *shape: int) -> bool:
+    """Return whether ``t`` has ``shape`` or is None."""
+    return t is None or t.shape == shape
+
+
+def check_sru(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int) -> None:
+    """Raise ValueError unless these are arguments of the SRU."""
+    c = x.shape[1]
+    fitting = c % 2 == c % num_groups == 0 and has(scale, c) and has(shift, c)
+    check('sru', fitting, x=x, scale=scale, shift=shift)
+
+
+def check_sru_backward(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor) -> None:
+    """Raise ValueError unless these are arguments of the SRU's backward."""
+    groups = mean.shape[-1]
+    check_sru(x, scale, shift, groups)
+    fitting = grad.shape == x.shape and has(mean, len(x), groups) and has(rstd, len(x), groups)
+    check('sru', fitting, grad=grad, x=x, mean=mean, rstd=rstd)
+
+
+def check_fuse(
+    first: Tensor,
+    low: Tensor,
+    second: Tensor | None,
+    made: Tensor | None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> None:
+    """Raise ValueError unless these are arguments of the fuse."""
+    n, c, h, w = first.shape
+    fitting = has(second, n, c, h, w) and has(low, n, c if made is None else low.shape[1], h, w)
+    fitting = fitting and has(made, n, c - low.shape[1], h, w) and has(scale, c) and has(shift, c)
+    check('fuse', fitting, first=first, low=low, second=second, made=made, scale=scale, shift=shift)
+
+
+def check_fuse_backward(grad: Tensor, reference: Tensor, low: Tensor, made: Tensor | None, beta1: Tensor) -> None:
+    """Raise ValueError unless these are arguments of the fuse's backward."""
+    check_fuse(reference, low, grad, made)
+    check('fuse', has(beta1, *reference.shape[:2]), reference=reference, beta1=beta1)
