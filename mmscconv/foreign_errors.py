@@ -6,6 +6,7 @@ import pickle
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from mmscconv.errors import UserError
@@ -60,6 +61,9 @@ def user_message(error: Exception) -> str | None:
     return None
 
 
+DATASETS = [(package, 'datasets') for package in ('mmdet', 'mmpretrain', 'mmscconv')]
+
+
 def says_no_images(error: ValueError) -> bool:
     """Return whether mmengine's data set kept no image: mmengine then concatenates an empty list."""
     return 'need at least one array' in str(error)
@@ -73,7 +77,8 @@ def forbidden_object(error: pickle.UnpicklingError) -> str | None:
 
 def _raised_by_a_dataset(error: Exception) -> bool:
     """Return whether an OpenMMLab data set refused its files; its assertions are messages to the user."""
-    return 'datasets' in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+    parts = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+    return any(pair in DATASETS for pair in pairwise(parts))
 
 
 def _raised_by_building(error: Exception) -> bool:

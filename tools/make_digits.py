@@ -44,12 +44,17 @@ def main() -> None:
         scans.images, scans.target, test_size=TEST_SHARE, random_state=args.seed, stratify=scans.target
     )
     out = Path(args.out)
+    annotations = out / 'annotations'
+    try:
+        annotations.mkdir(parents=True, exist_ok=True)
+        for name in ('train', 'val'):  # of other images, if this run is stopped
+            (annotations / f'{name}.json').unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot write to {out}: {error.strerror} (pass --out)') from error
     for i, (name, count) in enumerate((('train', args.train), ('val', args.val))):
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         content = write_images(folder, split[i], split[i + 2], count, np.random.default_rng([args.seed, i]))
-        annotations = out / 'annotations'
-        annotations.mkdir(exist_ok=True)
         with replacing(annotations / f'{name}.json') as path:
             path.write_text(json.dumps(content))
     print(f'{args.train} + {args.val} images in {out}')
@@ -91,7 +96,8 @@ def write_images(folder, scans, labels, count, rng):  # noqa: ANN001, ANN201, nu
                 }
             )
         name = f'{image_id:06d}.png'
-        cv2.imwrite(str(folder / name), canvas)
+        if not cv2.imwrite(str(folder / name), canvas):
+            raise UserError(f'cannot write {folder / name}')
         images.append({'id': image_id, 'file_name': name, 'width': CANVAS, 'height': CANVAS})
     categories = [{'id': digit, 'name': str(digit)} for digit in range(10)]
     return {'images': images, 'annotations': annotations, 'categories': categories}

@@ -52,6 +52,17 @@ def check_classes(cfg: Mapping[str, Any], stages: Sequence[str]) -> None:
                 )
 
 
+def require_same_classes(first: Sequence[str], owner: str, others: Sequence[str], other: str) -> None:
+    """Raise UserError unless two data sets of a classifier have the same classes in the same order."""
+    if first != others:
+        differing = [name for name in (*first, *others) if name not in first or name not in others]
+        which = f'{differing[0]!r} is in one of them alone' if differing else 'in another order'
+        raise UserError(
+            f'{other} has {len(others)} classes, {owner} {len(first)}, {which}: each label would mean another class '
+            'there (class folders need the same names in both)'
+        )
+
+
 def classes_of(dataset: Mapping[str, Any]) -> Any:
     """Return the classes that a data set built from this config will have, None if the config does not say."""
     metainfo = dataset.get('metainfo')
@@ -132,7 +143,14 @@ def check_checkpoint_classes(checkpoint: Mapping[str, Any], classes: Sequence[st
     """
     meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
     theirs = meta.get('classes', meta.get('CLASSES'))
-    if theirs is None or isinstance(theirs, str) or len(theirs) != len(classes) or [*theirs] == [*classes]:
+    if theirs is None or isinstance(theirs, str) or [*theirs] == [*classes]:
+        return
+    if len(theirs) != len(classes):  # fewer outputs than classes are told with the weights
+        if must_fit and len(theirs) > len(classes) and [*theirs][: len(classes)] != [*classes]:
+            raise UserError(
+                f'{path} was trained with {len(theirs)} classes {_few(theirs)}, the data set has {len(classes)} '
+                f'{_few(classes)}: each label would mean another class'
+            )
         return
     found = f'{path} was trained with the classes {_few(theirs)}, the config has {_few(classes)}'
     if must_fit and sorted(theirs) == sorted(classes):

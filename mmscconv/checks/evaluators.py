@@ -8,7 +8,8 @@ from typing import Any
 
 from mmscconv.checks.coco import read_coco
 from mmscconv.checks.files import datasets, join
-from mmscconv.errors import UserError
+from mmscconv.checks.voc import image_names
+from mmscconv.errors import UserError, warn
 
 
 def check_evaluators(cfg: Mapping[str, Any], stages: Sequence[str]) -> None:
@@ -21,14 +22,47 @@ def check_evaluators(cfg: Mapping[str, Any], stages: Sequence[str]) -> None:
         loader = cfg.get(f'{stage}_dataloader')
         for name, evaluator in _coco_evaluators(cfg, stage):
             truth = evaluator.get('ann_file')
-            for dataset in datasets(loader):
-                if not truth:
+            if not truth:
+                for dataset in datasets(loader):
                     _require_instances(dataset, name, stage)
-                    continue
-                path = join(dataset.get('data_root'), dataset.get('ann_file'))
-                local = path.endswith('.json') and '://' not in path + truth
-                if local and Path(path).is_file() and Path(truth).is_file():
+                _require_ids_once(list(datasets(loader)), name, stage)
+                continue
+            paths = [join(dataset.get('data_root'), dataset.get('ann_file')) for dataset in datasets(loader)]
+            if all(_is_local(path) for path in (*paths, truth)):
+                for path in paths:
                     _require_images_of(path, truth, f'{name}.ann_file', f'{stage}_dataloader')
+                _require_no_others(paths, truth, f'{name}.ann_file', f'{stage}_dataloader')
+            if any(dataset.get('indices') is not None for dataset in datasets(loader)):
+                warn(f'{stage}_dataloader takes a part of its images (indices): to {name} all objects of the others '
+                     'are missed')  # fmt: skip
+
+
+def _is_local(path: str) -> bool:
+    return path.endswith('.json') and '://' not in path and Path(path).is_file()
+
+
+def _image_ids(dataset: Mapping[str, Any]) -> list[Any]:
+    """Return the ids of the images of a COCO file or a VOC list; none where it is not local."""
+    path = join(dataset.get('data_root'), dataset.get('ann_file'))
+    if _is_local(path):
+        return [image['id'] for image in read_coco(path)[0]['images']]
+    return image_names(path) if path.endswith('.txt') and '://' not in path and Path(path).is_file() else []
+
+
+def _require_ids_once(sets: Sequence[Mapping[str, Any]], evaluator: str, stage: str) -> None:
+    """Raise UserError if two data sets of a loader have an image of one id: the evaluator would mix their boxes."""
+    if len(sets) < 2:
+        return
+    seen: dict[Any, str] = {}
+    for dataset in sets:
+        path = join(dataset.get('data_root'), dataset.get('ann_file'))
+        for image in {*_image_ids(dataset)}:
+            other = seen.setdefault(image, path)
+            if other != path:
+                raise UserError(
+                    f'{stage}_dataloader has an image {image!r} in {other} and in {path}, whose boxes {evaluator} '
+                    'would take for those of one image: give the images ids of their own, or test the sets apart'
+                )
 
 
 def _coco_evaluators(cfg: Mapping[str, Any], stage: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -46,6 +80,19 @@ def _require_instances(dataset: Mapping[str, Any], evaluator: str, stage: str) -
                 f'{evaluator} has no ann_file, and the pipeline of {stage}_dataloader hands it no annotations: set '
                 f"{evaluator}.ann_file, or add 'instances' to meta_keys in PackDetInputs"
             )
+
+
+def _require_no_others(paths: Sequence[str], truth: str, setting: str, loader: str) -> None:
+    """Raise UserError if ``truth`` has images that none of the data sets has: their objects would count as missed."""
+    if any(Path(path).resolve() == Path(truth).resolve() for path in paths):
+        return
+    tested = {image['id'] for path in paths for image in read_coco(path)[0]['images']}
+    others = [image for image in read_coco(truth)[0]['images'] if image['id'] not in tested]
+    if others:
+        raise UserError(
+            f'{setting} has {len(others)} images that {loader} does not test, first {others[0]["file_name"]}: all '
+            'their objects would be missed (set both to the same file)'
+        )
 
 
 def _require_images_of(path: str, truth: str, setting: str, loader: str) -> None:

@@ -16,6 +16,7 @@ OTHERS = (
     'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'find_unused_parameters',
     'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline',
 )  # fmt: skip
+READ_HERE = ('input_shape', 'metainfo')  # by this package's tools
 LIKE = 0.88
 
 
@@ -44,7 +45,13 @@ def check_keys(config: Mapping[str, Any], set_keys: Iterable[str], name: str) ->
         if meant and not key.startswith('_'):
             warn(f'{name} sets {key!r}, which nothing reads: did you mean {meant!r}?')
     for key in {key.split('.')[0]: None for key in set_keys}:
-        if key in config or key in known:
+        if key in known or key in READ_HERE:
+            continue
+        if key in config:
+            warn(
+                f'--cfg-options sets {key!r}, a variable of {name}: what was made from it there keeps its values, set '
+                'those themselves, such as train_dataloader.dataset'
+            )
             continue
         meant = _meant(key, known | set(config))
         if meant:

@@ -26,8 +26,8 @@ class ConfigOptions(DictAction):
         options = dict(getattr(namespace, self.dest) or {})
         for pair in values:
             key, separator, value = pair.partition('=')
-            if not separator or not key or key.strip() != key:
-                parser.error(f'{option_string} takes KEY=VALUE without blanks around the =, got {pair!r}')
+            if not separator or not all(key.split('.')) or key.strip() != key:
+                parser.error(f'{option_string} takes KEY=VALUE, a.b.c=1 without blanks around the =, got {pair!r}')
             try:
                 options[key] = self._value(value)
             except (AssertionError, SyntaxError, ValueError) as error:

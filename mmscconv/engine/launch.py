@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -92,8 +93,10 @@ def test(args: argparse.Namespace) -> None:
         stack.enter_context(full_disk())
         stack.enter_context(run_errors_named())
         if args.out:
-            out = stack.enter_context(replacing(args.out))
-            require_writable(out)
+            # All processes collect results, the main one writes them.
+            out = stack.enter_context(replacing(args.out)) if is_main_process() else Path(args.out)
+            if is_main_process():
+                require_writable(out)
             runner.test_evaluator.metrics.append(options.dump_metric(cfg, str(out)))
         runner.test()
 
@@ -196,5 +199,7 @@ def _set_resume(cfg: Config, checkpoint: str, trusted: bool) -> None:
         resumed = None if found is None else str(found)
     elif '://' not in checkpoint:
         require_resumable(checkpoint, trusted)
+    # A config that a resumed run has written names that run's checkpoint.
+    start = None if cfg.get('resume') else cfg.get('load_from')
     cfg.resume = resumed is not None
-    cfg.load_from = resumed or cfg.get('load_from')
+    cfg.load_from = resumed or start

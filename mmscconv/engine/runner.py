@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader
 
-from mmscconv.checks.classes import check_heads
+from mmscconv.checks.classes import check_heads, require_same_classes
 from mmscconv.checks.files import datasets, join
 from mmscconv.checks.image_files import name_broken_files
 from mmscconv.errors import UserError
@@ -32,6 +32,8 @@ class CheckedRunner(Runner):
             UserError: Its data set is empty. mmengine would fail without a reason, or a
                 sampler would loop for ever.
         """
+        if isinstance(dataloader, Mapping) and dataloader.get('num_workers') == 0:
+            dataloader = {**dataloader, 'persistent_workers': False, 'prefetch_factor': None}  # torch refuses others
         try:
             loader = Runner.build_dataloader(dataloader, *args, **kwargs)
         except ValueError as error:
@@ -60,7 +62,12 @@ class CheckedRunner(Runner):
         if not getattr(dataset, 'return_classes', False):  # detectors that read class names have no output per class
             classifies = self.cfg.get('default_scope') == 'mmpretrain'
             source = f'the data set of {stage}_dataloader'
-            check_heads(self.model, getattr(dataset, 'metainfo', {}), source, classifies)
+            metainfo = getattr(dataset, 'metainfo', {})
+            check_heads(self.model, metainfo, source, classifies)
+            classes = metainfo.get('classes')
+            if classifies and classes is not None:  # mmpretrain numbers the folders of each data set anew
+                first, names = self.__dict__.setdefault('_first_classes', (source, list(classes)))
+                require_same_classes(names, first, list(classes), source)
         return loop
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from mmscconv.checks.classes import check_checkpoint_classes
 from mmscconv.errors import UserError, warn
-from mmscconv.storage.checkpoint_match import differences, optimizer_problem, require_filled
+from mmscconv.storage.checkpoint_match import differences, optimizer_problem, require_filled, schedule_without_effect
 
 
 class RequireMatchingCheckpoint(Hook):
@@ -42,6 +42,9 @@ class RequireMatchingCheckpoint(Hook):
             problem = optimizer_problem(optimizer, checkpoint)
             if problem:
                 raise UserError(f'the checkpoint cannot be resumed: {path}: {problem}')
+            ignored = schedule_without_effect(checkpoint, runner.cfg)
+            if ignored:
+                warn(f'a resumed training goes on with the optimizer and schedule of {path}: {ignored}')
 
 
 def _classes_of(runner: Runner, stage: str) -> Sequence[str] | None:

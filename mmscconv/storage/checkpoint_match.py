@@ -9,9 +9,16 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from mmscconv.errors import UserError
+from mmscconv.errors import UserError, warn
 from mmscconv.storage.checkpoints import lacking_to_resume, shape_of, unwrapped, weights_of
 
+# Of earlier deploy forms, which a model takes and drops.
+DROPPED = ('sru.scale', 'sru.shift', 'merged.weight', 'merged.bias')
+# Settings of a model that change no result of a trained one.
+NOT_OF_THE_MODEL = (
+    'init_cfg', 'train_cfg', 'test_cfg', 'data_preprocessor', 'pretrained', 'frozen_stages', 'norm_eval', 'with_cp',
+    'backend', 'recompute', 'requires_grad',
+)  # fmt: skip
 # Settings that tell optimizers apart: the state of one is useless to another.
 METHODS = ('momentum', 'betas', 'alpha', 'rho', 'lr_decay')
 
@@ -33,10 +40,29 @@ def differences(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[int, s
 
 
 def require_filled(model: nn.Module, checkpoint: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
-    """Raise UserError, with the likely cause, unless the checkpoint fills all of the model's weights."""
+    """Compare a checkpoint with the model that is to do its work, and warn of settings on which no weight depends.
+
+    Raises:
+        UserError: The checkpoint does not fill all of the model's weights, or has more for one of its parts, as that
+            of a deeper backbone; with the likely cause.
+    """
     unfilled, text = differences(model, checkpoint)
-    if unfilled:
+    if unfilled or _left_over(model, checkpoint):
         raise UserError(f'the checkpoint is not of this model: {path}: {text} [{likely_cause(checkpoint, cfg)}]')
+    differing = _differing_settings(checkpoint, cfg)
+    if differing:
+        warn(f'{path} was trained with other settings of the model, which its weights do not show: {differing}')
+
+
+def _left_over(model: nn.Module, checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the checkpoint's weights that a part of the model, such as its backbone, has no place for."""
+    want = {k.removeprefix('module.') for k in model.state_dict()}
+    parts = {k.partition('.')[0] for k in want}
+    return [
+        k
+        for k in unwrapped(weights_of(checkpoint, 'of the run'))
+        if k not in want and k.partition('.')[0] in parts and not k.endswith(DROPPED) and '.loss' not in k
+    ]
 
 
 def optimizer_problem(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> str | None:
@@ -59,16 +85,44 @@ def optimizer_problem(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> st
 
 def likely_cause(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:
     """Return the model settings, up to three, in which the checkpoint's own config differs from ``cfg``."""
-    text = (checkpoint.get('meta') or {}).get('cfg')
-    theirs = model_in(text) if isinstance(text, str) else None
+    return _differing_settings(checkpoint, cfg) or 'other depth, alpha or config?'
+
+
+def _differing_settings(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:
+    """Return the first three differing settings in words; nothing where the checkpoint has no config."""
+    theirs = value_in(checkpoint, 'model')
     if not theirs:
-        return 'other depth, alpha or config?'
-    ours = dict(_settings(cfg['model'].get('module', cfg['model'])))
-    theirs = dict(_settings(theirs.get('module', theirs)))
+        return ''
+    ours = cfg['model'].get('module', cfg['model'])
+    return _in_words(dict(_settings(theirs.get('module', theirs))), dict(_settings(ours)))
+
+
+def schedule_without_effect(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:
+    """Return up to three settings of optimizer and schedule that a resumed training takes from the checkpoint."""
+    theirs: dict[str, Any] = {}
+    ours: dict[str, Any] = {}
+    for name, part in (('optim_wrapper', 'optimizer'), ('param_scheduler', None)):
+        for found, source in ((theirs, value_in(checkpoint, name)), (ours, cfg.get(name))):
+            found |= dict(_leaves(source.get(part) if part and isinstance(source, Mapping) else source, name))
+    return _in_words(theirs, ours) if theirs else ''
+
+
+def _in_words(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     differing = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     differing.sort(key=lambda key: key.count('.'))
-    values = [f'{key}: {theirs.get(key, "unset")} there, {ours.get(key, "unset")} here' for key in differing[:3]]
-    return '; '.join(values) or 'other depth, alpha or config?'
+    return '; '.join(f'{key}: {theirs.get(key, "unset")} there, {ours.get(key, "unset")} here' for key in differing[:3])
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted names and values of all settings below ``node``."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, f'{path}.{key}')
+    elif isinstance(node, list | tuple) and any(isinstance(item, Mapping) for item in node):
+        for i, item in enumerate(node):
+            yield from _leaves(item, f'{path}.{i}')
+    else:
+        yield path, list(node) if isinstance(node, tuple) else node
 
 
 def _settings(node: Any, path: str = 'model') -> Iterator[tuple[str, Any]]:
@@ -77,15 +131,18 @@ def _settings(node: Any, path: str = 'model') -> Iterator[tuple[str, Any]]:
         yield path, list(node) if isinstance(node, tuple) else node
         return
     for key, value in node.items():
-        if key not in ('init_cfg', 'train_cfg', 'test_cfg', 'data_preprocessor') and not key.startswith('loss'):
+        if key not in NOT_OF_THE_MODEL and not key.startswith('loss'):
             yield from _settings(value, f'{path}.{key}')
 
 
-def model_in(config: str) -> dict[str, Any] | None:
-    """Return ``model`` of a config text as mmengine writes it into checkpoints, without running it; None if absent."""
+def value_in(checkpoint: Mapping[str, Any], name: str) -> Any:
+    """Return what the config in a checkpoint, as mmengine writes it, says for ``name``, without running it, or None."""
+    text = (checkpoint.get('meta') or {}).get('cfg')
+    if not isinstance(text, str):
+        return None
     try:
-        for statement in ast.parse(config).body:
-            if isinstance(statement, ast.Assign) and getattr(statement.targets[0], 'id', '') == 'model':
+        for statement in ast.parse(text).body:
+            if isinstance(statement, ast.Assign) and getattr(statement.targets[0], 'id', '') == name:
                 return _literal(statement.value)
     except (SyntaxError, ValueError):
         pass

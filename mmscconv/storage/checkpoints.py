@@ -194,9 +194,15 @@ def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], truste
     folder = Path(folder)
     paths = [path for path in _newest_first(folder) if not path.name.startswith('best_')]
     try:
-        named = folder / Path((folder / 'last_checkpoint').read_text().strip()).name
+        written = Path((folder / 'last_checkpoint').read_text().strip())
+        named: Path | None = folder / written.name
     except (OSError, UnicodeDecodeError):
         named = None
+    if named is not None and not paths:  # CheckpointHook's out_dir
+        named, folder = written, written.parent
+        paths = [path for path in _newest_first(folder) if not path.name.startswith('best_')]
+        if not paths:
+            raise UserError(f'{named}, the last checkpoint of this training, is not there: put it back, or train anew')
     paths.sort(key=lambda path: path != named)  # a stable sort keeps the others newest first
     for path in paths:
         try:

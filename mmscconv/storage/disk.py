@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmscconv.errors import UserError
@@ -62,7 +62,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield unfinished
         unfinished.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # an error before this one says more
+            unfinished.unlink(missing_ok=True)
 
 
 def require_writable(path: Path) -> None:

@@ -6,7 +6,7 @@ from mmengine.registry import init_default_scope
 def warnings(monkeypatch):
     """Lines that the checks warn with."""
     lines = []
-    for module in ('checks.classes', 'checks.settings', 'checks.voc', 'datasets.coco'):
+    for module in ('checks.classes', 'checks.evaluators', 'checks.settings', 'checks.voc', 'datasets.coco'):
         monkeypatch.setattr(f'mmscconv.{module}.warn', lines.append)
     return lines
 

@@ -6,7 +6,9 @@ from mmengine.config import Config
 from torch import nn
 
 import mmscconv
+from helpers.paths import ROOT
 from mmscconv.checks.classes import check_checkpoint_classes, check_classes, check_heads
+from mmscconv.engine.runner import CheckedRunner
 from mmscconv.errors import UserError
 
 PETS = ('cat', 'dog', 'fish')
@@ -134,13 +136,37 @@ def test_a_checkpoint_of_other_classes(key, warnings):
     check(PETS[::-1], must_fit=False)
     check(('chat', 'chien', 'poisson'))
     assert len(warnings) == 2
+    check((*PETS, 'horse'))  # of class folders, of which the last has no images here
+    assert len(warnings) == 2
+    with pytest.raises(UserError, match=r'a.pth was trained with 4 classes .* each label would mean another class'):
+        check(('ant', *PETS))
+    check(('ant', *PETS), must_fit=False)
     check_checkpoint_classes({}, PETS, 'a.pth', True)
     check_checkpoint_classes(dict(meta=None), PETS, 'a.pth', True)
 
 
-def run(tool, name, digits, folder, *args, options=()):
-    from helpers.paths import ROOT
+def test_class_folders_of_two_data_sets(tmp_path):
+    """mmpretrain numbers each data set's folders by themselves."""
+    from PIL import Image
 
+    for folder in ('train/ant', 'train/bee', 'train/cat', 'val/ant', 'val/cat'):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(tmp_path / folder / '1.png')
+    cfg = Config.fromfile(ROOT / 'configs' / 'cifar_short' / 'resnet20_cifar10.py')
+    cfg.model.head.num_classes = 3
+    cfg.work_dir, cfg.launcher, cfg.data_root = str(tmp_path / 'run'), 'none', str(tmp_path)
+    for loader, folder in ((cfg.train_dataloader, 'train'), (cfg.val_dataloader, 'val')):
+        files = loader.dataset.dataset
+        files.data_root, files.data_prefix = str(tmp_path), folder
+        loader.dataset.device = 'cpu'
+    runner = CheckedRunner.from_cfg(cfg)
+    runner.build_train_loop(runner._train_loop)
+    message = "val_dataloader has 2 classes, the data set of train_dataloader 3, 'bee' is in one of them alone"
+    with pytest.raises(UserError, match=message):
+        runner.build_val_loop(runner._val_loop)
+
+
+def run(tool, name, digits, folder, *args, options=()):
     config = ROOT / 'configs' / 'retinanet_r18_digits.py'
     return tool(
         name, config, *args, '--data-root', digits, '--work-dir', folder, '--cfg-options', *options,

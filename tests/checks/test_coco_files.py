@@ -280,6 +280,34 @@ def test_an_evaluator_of_other_images_is_refused(tmp_path):
             check_evaluators(evaluation(mine, other), ['val'])
 
 
+def test_images_that_are_not_tested_are_refused(tmp_path, warnings):
+    """All their objects would count as missed."""
+    truth = write(tmp_path)
+    part = write(tmp_path, lambda c: c['images'].pop(), 'part.json')
+    with pytest.raises(
+        UserError, match=r'val_evaluator.ann_file has 1 images that val_dataloader does not test, first 2'
+    ):
+        check_evaluators(evaluation(part, truth), ['val'])
+    cfg = evaluation(truth, truth)
+    cfg['val_dataloader']['dataset']['indices'] = 1
+    check_evaluators(cfg, ['val'])
+    assert 'val_dataloader takes a part of its images (indices)' in warnings[0]
+
+
+def test_one_id_in_two_data_sets_is_refused(tmp_path):
+    """The evaluator would take both images for one."""
+    pack = dict(type='PackDetInputs', meta_keys=('img_id', 'instances'))
+    first, second = write(tmp_path), write(tmp_path, name='b.json')
+    (tmp_path / 'list.txt').write_text('1\n')
+    both = [dict(type='CocoDataset', ann_file=path, pipeline=[pack]) for path in (first, second)]
+    cfg = dict(val_dataloader=dict(dataset=dict(type='ConcatDataset', datasets=both)))
+    cfg['val_evaluator'] = dict(type='CocoMetric')
+    with pytest.raises(UserError, match=r'has an image 1 in .*a\.json and in .*b\.json, whose boxes val_evaluator'):
+        check_evaluators(cfg, ['val'])
+    both[1]['ann_file'] = str(tmp_path / 'list.txt')
+    check_evaluators(cfg, ['val'])
+
+
 def test_an_evaluator_without_ground_truth_is_refused(tmp_path):
     pack = dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape'))
     with pytest.raises(UserError, match=r"val_evaluator has no ann_file, .* add 'instances' to meta_keys"):

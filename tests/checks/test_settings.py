@@ -23,6 +23,12 @@ def test_a_misspelt_option_is_an_error(warnings):
     assert warnings == ["--cfg-options sets 'nonsense', which is neither in a.py nor known to mmengine"]
 
 
+def test_a_variable_of_the_config_changes_nothing_that_was_made_from_it(warnings):
+    check_keys({'train_pipeline': []}, ['train_pipeline.2.scale', 'input_shape', 'metainfo.classes', 'model.x'], 'a.py')
+    assert len(warnings) == 1
+    assert "--cfg-options sets 'train_pipeline', a variable of a.py: what was made from it there keeps" in warnings[0]
+
+
 def test_names_on_purpose_pass_in_silence(warnings):
     options = ['model.backbone.init_cfg.type', 'default_hooks.gates.type', 'load_from', 'randomness.seed', 'compile']
     for name in ('retinanet_scconv_r50_voc', 'retinanet_r18_digits', 'cifar/scconv_resnet56_cifar10_folder'):

@@ -45,9 +45,11 @@ def test_later_options_win():
 @pytest.mark.parametrize(
     ('pair', 'message'),
     [
-        ('foo', "takes KEY=VALUE without blanks around the =, got 'foo'"),
+        ('foo', "takes KEY=VALUE, a.b.c=1 without blanks around the =, got 'foo'"),
         ('a =3', 'takes KEY=VALUE'),
         ('=3', 'takes KEY=VALUE'),
+        ('.a=3', 'takes KEY=VALUE'),
+        ('a..b=3', 'takes KEY=VALUE'),
         ('x=[1,2', "x: cannot read '[1,2'"),
         ('x=[traffic light,car]', 'a blank inside of a name'),
         ("x=['traffic light', car]", 'cannot read'),

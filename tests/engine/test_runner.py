@@ -38,6 +38,15 @@ def roots(cfg):
     return [cfg.train_dataloader.dataset.data_root, cfg.val_dataloader.dataset.data_root, cfg.val_evaluator.ann_file]
 
 
+def test_a_loader_without_workers():
+    """Configs have persistent workers, which torch refuses to have none of."""
+    settings = dict(batch_size=1, num_workers=0, persistent_workers=True, prefetch_factor=2)
+    loader = CheckedRunner.build_dataloader(
+        dict(**settings, dataset=[0, 1], sampler=dict(type='DefaultSampler', shuffle=False))
+    )
+    assert loader.num_workers == 0 and len(loader) == 2
+
+
 def test_data_root_moves_what_begins_with_it():
     cfg = config('data/a/', 'data/a/', 'elsewhere', other='data/ab')
     move_data_root(cfg, '/mine')

@@ -22,8 +22,8 @@ from helpers.running_tools import DIGITS
 from mmscconv.engine.detecting import load_detector
 from mmscconv.errors import UserError
 from mmscconv.hooks.matching_checkpoint import RequireMatchingCheckpoint
-from mmscconv.storage.checkpoint_match import model_in
-from mmscconv.storage.checkpoints import ONLY_WEIGHTS, load_checkpoint, load_safely
+from mmscconv.storage.checkpoint_match import value_in
+from mmscconv.storage.checkpoints import ONLY_WEIGHTS, checkpoint_to_resume, load_checkpoint, load_safely
 
 CONFIG = ROOT / 'configs' / 'retinanet_scconv_r18_digits.py'
 
@@ -164,9 +164,9 @@ def test_a_checkpoint_s_config_is_not_run(digits_run, tmp_path):
     load_safely()
     loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'), 'cpu')
     assert 'config' not in loaded['meta'] and loaded['meta']['epoch'] == 1
-    assert model_in(content['meta']['config']) is None
-    assert model_in("model = __import__('os').getcwd()") is None
-    assert model_in(content['meta']['cfg'])['backbone']['depth'] == 18
+    assert value_in({'meta': {'cfg': content['meta']['config']}}, 'model') is None
+    assert value_in({'meta': {'cfg': "model = __import__('os').getcwd()"}}, 'model') is None
+    assert value_in(content, 'model')['backbone']['depth'] == 18
 
 
 def test_weights_under_model_are_loaded(tool, digits, digits_run, tmp_path):
@@ -220,9 +220,15 @@ def one_parameter_less(content):
     return {**content, 'optimizer': {'param_groups': [{**group, 'params': group['params'][1:]}]}}
 
 
+def with_another_block(content):
+    weight = content['state_dict']['backbone.layer1.1.conv1.weight']
+    return {**content, 'state_dict': {**content['state_dict'], 'backbone.layer1.2.conv1.weight': weight}}
+
+
 DEPTH = {'model.backbone.depth': 34}
 WRONG = {
     'depth': ('test', same, DEPTH, r'missing, first backbone.* \[model\.backbone\.depth: 18 there, 34 here\]'),
+    'deeper': ('test', with_another_block, {}, r'1 not in the model, first backbone\.layer1\.2\.conv1\.weight'),
     'alpha': ('test', same, {'model.backbone.scconv.alpha': 0.75}, 'scconv.alpha: unset there, 0.75 here'),
     'classes': ('test', same, {'model.bbox_head.num_classes': 3}, 'bbox_head.num_classes: 10 there, 3 here'),
     'plain': ('test', same, {'name': 'retinanet_r18_digits'}, 'backbone.type: SCConvResNet there, ResNet here'),
@@ -247,6 +253,54 @@ def test_the_state_of_another_optimizer(checkpoint):
     load_into('resume', checkpoint, same)
     with pytest.raises(UserError, match='its optimizer is another one than SGD, by momentum, betas'):
         load_into('resume', checkpoint, same, optimizer=torch.optim.SGD)
+
+
+def test_settings_on_which_no_weight_depends_are_a_warning(checkpoint, monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmscconv.storage.checkpoint_match.warn', lines.append)
+    load_into('test', checkpoint, same)
+    load_into('test', checkpoint, same, {'model.backbone.with_cp': True, 'model.test_cfg.score_thr': 0.5})
+    load_into('start', checkpoint, same, {'model.backbone.scconv.gate': 'hard'})
+    assert not lines
+    load_into('test', checkpoint, same, {'model.backbone.scconv.gate': 'hard'})
+    assert lines == [
+        'a.pth was trained with other settings of the model, which its weights do not show: '
+        'model.backbone.scconv.gate: unset there, hard here'
+    ]
+
+
+def test_weights_beside_the_model_are_left_alone(checkpoint):
+    """An auxiliary head that only the training had, a loss's buffer, and what earlier deploy forms saved."""
+    extra = dict.fromkeys(
+        ('aux_head.weight', 'bbox_head.loss_cls.seen', 'backbone.layer1.0.conv2.sru.scale'), torch.zeros(1)
+    )
+    load_into('test', checkpoint, lambda c: {**c, 'state_dict': {**c['state_dict'], **extra}})
+
+
+def test_a_resumed_schedule_is_the_checkpoint_s(checkpoint, monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmscconv.hooks.matching_checkpoint.warn', lines.append)
+    load_into('resume', checkpoint, same)
+    assert not lines
+    load_into('resume', checkpoint, same, {'optim_wrapper.optimizer.lr': 0.5, 'param_scheduler.1.end': 30})
+    assert 'goes on with the optimizer and schedule of a.pth: optim_wrapper.lr: ' in lines[0]
+    assert 'param_scheduler.1.end: ' in lines[0] and '30 here' in lines[0]
+
+
+def test_checkpoints_in_another_folder_are_resumed(checkpoint, tmp_path):
+    """CheckpointHook's out_dir: last_checkpoint names the file there."""
+    work_dir, other = tmp_path / 'run', tmp_path / 'disk' / 'run'
+    work_dir.mkdir()
+    other.mkdir(parents=True)
+    for name in ('epoch_1.pth', 'epoch_2.pth'):
+        torch.save(checkpoint, other / name)
+    (work_dir / 'last_checkpoint').write_text(str(other / 'epoch_2.pth'))
+    assert checkpoint_to_resume(work_dir, pytest.fail) == other / 'epoch_2.pth'
+    (other / 'epoch_2.pth').unlink()
+    assert checkpoint_to_resume(work_dir, pytest.fail) == other / 'epoch_1.pth'
+    (other / 'epoch_1.pth').unlink()
+    with pytest.raises(UserError, match=r'epoch_2\.pth, the last checkpoint of this training, is not there'):
+        checkpoint_to_resume(work_dir, pytest.fail)
 
 
 def test_a_start_from_other_classes_is_a_warning(checkpoint, monkeypatch):
