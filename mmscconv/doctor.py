@@ -76,7 +76,7 @@ def examine() -> Iterator[Finding]:
     ops = _ops(stack)
     yield ops
     gpu = _cuda()
-    yield from (gpu, _triton(), _compiler(needed=bool(ops.remedy) or gpu.value.startswith('CUDA')))
+    yield from (gpu, _triton(), _compiler(needed=bool(ops.remedy) or gpu.value.startswith('CUDA')), _kernels())
     yield from _data(Path('data'))
 
 
@@ -179,6 +179,18 @@ def _compiler(needed: bool) -> Finding:
     if path:
         return Finding('C compiler', path)
     return Finding('C compiler', 'none on PATH', 'apt-get install -y build-essential' if needed else '')
+
+
+def _kernels() -> Finding:
+    def found() -> str:
+        from mmscconv.ops.compiled import multiplies_in_tiles, unavailable
+
+        reason = unavailable()
+        if reason:
+            return f'none, the plain form runs: {reason}'
+        return f'compiled{", products of bf16 maps in tiles of AMX" if multiplies_in_tiles() else ""}'
+
+    return Finding('CPU kernels', _tried(found))
 
 
 def _data(folder: Path) -> Iterator[Finding]:
