@@ -87,13 +87,13 @@ def real_data(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def published():
-    """Function from the name of a published data set to its folder; it skips where there is none."""
+    """Function from the name of a published data set to its folder or archive; it skips where there is none."""
     folder = Path(os.environ.get('MMSCCONV_TEST_DATA') or ROOT.parent / 'shared' / 'data')
 
     def find(name):
-        if not (folder / name).is_dir():
+        if not (folder / name).exists():
             pytest.skip(
-                f'{name}/, a published data set, is not in {folder}: MMSCCONV_TEST_DATA names the folder with it'
+                f'{name}, a published data set, is not in {folder}: MMSCCONV_TEST_DATA names the folder with it'
             )
         return folder / name
 

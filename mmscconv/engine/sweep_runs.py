@@ -195,21 +195,21 @@ def check_known(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result
 
 
 def _other_settings(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result]) -> list[str]:
-    """Return a line for each config of which known runs had other settings, or settings that are not recorded."""
-    lines = []
-    for config in dict.fromkeys(one.config_name for one in runs):
-        found: dict[str, list[str]] = {}
-        for one in runs:
-            if one.config_name != config or one.key not in known:
-                continue
-            theirs, ours = json.loads(known[one.key].settings or '{}'), _recorded(one.settings)
-            differing = [key for key in ours if key in theirs and theirs[key] != ours[key]]
-            if differing or ours.keys() - theirs.keys():
-                what = f'with other {", ".join(differing)}' if differing else 'with settings that are not recorded'
-                found.setdefault(what, []).append(str(one.seed))
-        for what, seeds in found.items():
-            lines.append(f'taken over by --known: {config}, seed {", ".join(seeds)}, {what}')
-    return lines
+    """Return lines about known runs that had other settings, or settings that are not recorded."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for one in runs:
+        if one.key not in known:
+            continue
+        theirs, ours = json.loads(known[one.key].settings or '{}'), _recorded(one.settings)
+        differing = [key for key in ours if key in theirs and theirs[key] != ours[key]]
+        if differing or ours.keys() - theirs.keys():
+            what = f'with other {", ".join(differing)}' if differing else 'with settings that are not recorded'
+            found.setdefault(what, {}).setdefault(one.config_name, []).append(str(one.seed))
+    return [
+        f'taken over by --known, {what}: '
+        + '; '.join(f'{config}, seed {", ".join(seeds)}' for config, seeds in configs.items())
+        for what, configs in found.items()
+    ]
 
 
 def _one_metric(config: str, results: Sequence[Result]) -> None:

@@ -248,7 +248,7 @@ def test_known_runs_of_other_settings_are_named(tool, root, tmp_path):
     first = tmp_path / 'first' / 'runs.csv'
     assert json.loads(read_runs(first)[config.stem, 0].settings)['cfg_options'] == ['train_cfg.max_epochs=2']
     status, _, error = tool('sweep', config, '--seeds', 0, 1, '--work-dir', tmp_path / 'second', '--known', first)
-    line = f'taken over by --known: {config.stem}, seed 0, with other cfg_options\n'
+    line = f'taken over by --known, with other cfg_options: {config.stem}, seed 0\n'
     assert status == 0 and error == line
     assert (tmp_path / 'second' / 'table.md').read_text().endswith(f'\n\n{line}')
     # The second sweep's file still tells the runs apart.
