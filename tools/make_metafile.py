@@ -22,7 +22,8 @@ from mmscconv.errors import UserError, run
 METAFILE = Path(__file__).resolve().parents[1] / 'configs' / 'metafile.yml'
 RESULTS = METAFILE.parents[1] / 'weights' / 'results.yml'  # of the configs with weights, in the metafile's form
 HEADER = (
-    '# Made by tools/make_metafile.py, which says what is counted. No model has been trained on a full data set yet.\n'
+    '# Made by tools/make_metafile.py, which says what is counted. '
+    'No model has been trained on all of COCO, VOC or ImageNet.\n'
 )
 DATA = {
     'coco': 'COCO',

@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """Let glibc's malloc keep freed memory of maps up to 32 MiB for the next ones.
 
     By default malloc returns freed memory to the system after each step, and the kernel clears every page that it hands
-    out again. With freed memory kept, training steps of ResNet-20 and SCConv-ResNet-20 on a CPU are 8 to 14 % shorter.
+    out again. With freed memory kept, training steps of ResNet-20 and SCConv-ResNet-20 on a CPU are 7 to 12 % shorter.
     The process keeps its peak memory until it ends.
 
     Returns:

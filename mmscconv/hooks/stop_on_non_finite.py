@@ -24,7 +24,7 @@ class StopOnNonFinite(Hook):
     """Stops before a NaN or infinite loss reaches the weights.
 
     The loss is looked at where the optimizer is about to step, when gradient
-    clipping has waited for the device anyway, and after iterations without a step.
+    clipping, where a config has it, has waited for the device anyway, and after iterations without a step.
     Only when it is not finite, the batch is run once more, with a hook on every
     layer, and the first layer whose output is not finite is named. The weights are
     still those that produced the loss.

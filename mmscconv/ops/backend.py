@@ -201,7 +201,7 @@ def _from_environment() -> str | None:
 def _native_unavailable() -> str | None:
     reason = compiled.unavailable()
     if reason:
-        _warn_once(f'SCConv runs its plain PyTorch form on the CPU, several times slower: {reason}')
+        _warn_once(f'SCConv runs its plain PyTorch form on the CPU, which is slower: {reason}')
     return reason
 
 

@@ -203,6 +203,8 @@ def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], truste
         paths = [path for path in _newest_first(folder) if not path.name.startswith('best_')]
         if not paths:
             raise UserError(f'{named}, the last checkpoint of this training, is not there: put it back, or train anew')
+    if named is not None and named not in paths:
+        warn(f'not resumed from the last checkpoint, which is not there: {named}')
     paths.sort(key=lambda path: path != named)  # a stable sort keeps the others newest first
     for path in paths:
         try:

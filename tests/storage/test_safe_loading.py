@@ -297,7 +297,9 @@ def test_checkpoints_in_another_folder_are_resumed(checkpoint, tmp_path):
     (work_dir / 'last_checkpoint').write_text(str(other / 'epoch_2.pth'))
     assert checkpoint_to_resume(work_dir, pytest.fail) == other / 'epoch_2.pth'
     (other / 'epoch_2.pth').unlink()
-    assert checkpoint_to_resume(work_dir, pytest.fail) == other / 'epoch_1.pth'
+    lines = []
+    assert checkpoint_to_resume(work_dir, lines.append) == other / 'epoch_1.pth'
+    assert lines == [f'not resumed from the last checkpoint, which is not there: {other / "epoch_2.pth"}']
     (other / 'epoch_1.pth').unlink()
     with pytest.raises(UserError, match=r'epoch_2\.pth, the last checkpoint of this training, is not there'):
         checkpoint_to_resume(work_dir, pytest.fail)
