@@ -1,6 +1,8 @@
 """The shipped weights: small, plain tensors, and as good as the metafile says."""
 
 import json
+import tarfile
+from pathlib import PurePath
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from helpers.paths import ROOT
 from helpers.running_tools import run_tool
 from mmscconv.errors import UserError
 
+# Top-1 on each tenth test image, in percent; the metafile has that of all.
+SUBSET = {'resnet20_cifar10': 85.6, 'scconv_resnet20_cifar10': 84.3}
 NAMES = mmscconv.list_weights()
 MODELS = {model['Name']: model for model in yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models']}
 
@@ -48,6 +52,29 @@ def test_digits_give_the_recorded_ap(name, tool, digits_of_the_demo, tmp_path):
     # mmdet rounds to a tenth of a per cent; on a processor with other vectors the last digit may turn.
     ap = json.loads(result.read_text())['coco/bbox_mAP'] * 100
     assert ap == pytest.approx(recorded['Metrics']['box AP'], abs=0.11)
+
+
+@pytest.fixture(scope='module')
+def cifar_subset(published, tmp_path_factory):
+    """Each tenth test image of CIFAR-10, 1000 in class folders."""
+    folder = tmp_path_factory.mktemp('cifar_subset')
+    with tarfile.open(published('cifar10.tar.xz')) as archive:
+        for member in archive:
+            path = PurePath(member.name)
+            if path.parts[0] == 'test' and path.suffix == '.jpg' and int(path.stem) % 10 == 0:
+                archive.extract(member, folder, filter='data')
+    assert len(list(folder.glob('test/*/*.jpg'))) == 1000
+    return folder
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name.endswith('_cifar10')])
+def test_cifar_gives_the_recorded_top1(name, tool, cifar_subset, tmp_path):
+    config, weights = mmscconv.get_config(name).filename, mmscconv.get_weights(name)
+    status, _, error = tool('test', config, weights, '--data-root', cifar_subset, '--work-dir', tmp_path)
+    assert status == 0, error[-2000:]
+    (result,) = tmp_path.glob('*/*.json')
+    # An image on the border between two classes may turn on another processor.
+    assert json.loads(result.read_text())['accuracy/top1'] == pytest.approx(SUBSET[name], abs=0.21)
 
 
 def test_unknown_weights_show_the_nearest():

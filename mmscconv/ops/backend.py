@@ -177,7 +177,7 @@ def _tried_on(index: int, bf16: bool) -> str | None:
         device = torch.device('cuda', index)
         x = torch.zeros(1, 2, 1, 1, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
         with torch.no_grad():
-            kernels('triton').sru_forward(x, *torch.ones(2, 2, device=device), 1, 1e-5, 0.0, False)
+            kernels('triton').sru_forward(x, *torch.ones(2, 2, device=device, dtype=torch.float32), 1, 1e-5, 0.0, False)
     except Exception as error:  # no C compiler, no libcuda, a cache folder that cannot be written, ...
         reason = f'a first kernel fails on cuda:{index}: {" ".join(str(error).split())[:300]}'
         _warn_once(f'SCConv runs its plain PyTorch form on the GPU: {reason}')

@@ -195,7 +195,7 @@ def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], truste
     paths = [path for path in _newest_first(folder) if not path.name.startswith('best_')]
     try:
         written = Path((folder / 'last_checkpoint').read_text().strip())
-        named: Path | None = folder / written.name
+        named = folder / written.name if written.name else None
     except (OSError, UnicodeDecodeError):
         named = None
     if named is not None and not paths:  # CheckpointHook's out_dir

@@ -360,7 +360,7 @@ TOOL_ERRORS = {
     'not there': (lambda folder: None, 'out.pth', 'checkpoint is not there: '),
     'itself': (save(ReferenceScConv(16).state_dict()), 'in.pth', 'is the checkpoint itself: name another file'),
     'none': (save({'state_dict': {'conv.weight': torch.ones(1)}}), 'out.pth', 'no unofficial ScConv: none of the 1'),
-    'no weights': (save({'model': torch.ones(2)}), 'out.pth', 'holds a Tensor where its weights should be'),
+    'no weights': (save({'state_dict': torch.ones(2)}), 'out.pth', 'holds a Tensor where its weights should be'),
     'no folder': (save(ReferenceScConv(16).state_dict()), 'no/out.pth', 'cannot write'),
     'groups': (save(ReferenceScConv(18, 2).state_dict()), 'out.pth', 'SRU.gn: 4 groups do not divide 18 channels'),
 }

@@ -181,7 +181,7 @@ def card(monkeypatch):
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index: capability)
         monkeypatch.setattr(backend, 'kernels', lambda name: SimpleNamespace(sru_forward=first_kernel))
         monkeypatch.setattr(torch, 'zeros', lambda *a, device, **k: zeros(*a, **k))
-        monkeypatch.setattr(torch, 'ones', lambda *a, device: ones(*a))
+        monkeypatch.setattr(torch, 'ones', lambda *a, device, **k: ones(*a, **k))
 
     yield make
     backend._tried_on.cache_clear()
