@@ -13,7 +13,7 @@ from mmscconv import equations, ops
 from mmscconv.layers import fused
 from mmscconv.layers.cru import CRU, PARTS, ChannelUnit
 from mmscconv.layers.folding import affine_of, fold_norm, with_identity
-from mmscconv.layers.intact import built, disturbance, intact, obstacle, replaceable
+from mmscconv.layers.intact import built, change_of, intact, replaceable
 
 if TYPE_CHECKING:
     from mmscconv.layers.sru import SRU
@@ -158,17 +158,12 @@ class DeployedCRU(ChannelUnit):
 
 def check_foldable(cru: CRU) -> None:
     """Raise ValueError unless ``cru`` and its modules are those of its class, as built, without hooks."""
-    reason = unfoldable(cru)
+    reason = change_of(cru)
     if reason is not None:
         raise ValueError(
             f'the CRU cannot be brought into deploy form, {reason}. '
             'Merge adapters, and remove hooks and parametrizations first; or leave this layer as it is'
         )
-
-
-def unfoldable(cru: CRU) -> str | None:
-    """Return why ``cru`` cannot be brought into deploy form, or None."""
-    return disturbance(cru) or obstacle(cru, *PARTS)
 
 
 def _pack_again(cru: DeployedCRU, _: object) -> None:

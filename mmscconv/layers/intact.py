@@ -94,9 +94,9 @@ def other_method(module: nn.Module, methods: Methods) -> str | None:
     return None
 
 
-def as_built(layer: Any) -> bool:
-    """Return whether neither ``layer``, of a known class, nor a module inside was changed since it was built."""
-    return disturbance(layer) is None and obstacle(layer, *layer.built) is None
+def change_of(layer: Any) -> str | None:
+    """Return the change of ``layer``, or of a module inside, since it was built, or None."""
+    return disturbance(layer) or obstacle(layer, *layer.built)
 
 
 def built(layer: nn.Module, names: Iterable[str]) -> Built:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from mmscconv.errors import warn
 from mmscconv.layers import CRU, SCConv
-from mmscconv.layers.deploy import DeployedCRU, unfoldable
+from mmscconv.layers.deploy import DeployedCRU
 from mmscconv.layers.folding import fold_norm
 from mmscconv.layers.hooked import has_own_forward, is_hooked
-from mmscconv.layers.intact import disturbance, methods_of, other_method
+from mmscconv.layers.intact import change_of, disturbance, methods_of, other_method
 from mmscconv.models.stubs import PlainBottleneck
 from mmscconv.replace.select import shared_parameters
 
@@ -111,7 +111,7 @@ class _Fixed:
         self.traced = {id(inside) for module in modules if has_own_forward(module) for inside in module.modules()}
         self.layers = set()
         for name, module in model.named_modules():
-            reason = unfoldable(module.cru) if isinstance(module, SCConv) and isinstance(module.cru, CRU) else None
+            reason = change_of(module.cru) if isinstance(module, SCConv) and isinstance(module.cru, CRU) else None
             if reason is not None:
                 warn(f'{name} stays out of the deploy form: {reason}')
                 self.layers.add(id(module))
