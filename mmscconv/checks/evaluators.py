@@ -29,9 +29,7 @@ def check_evaluators(cfg: Mapping[str, Any], stages: Sequence[str]) -> None:
                 continue
             paths = [join(dataset.get('data_root'), dataset.get('ann_file')) for dataset in datasets(loader)]
             if all(_is_local(path) for path in (*paths, truth)):
-                for path in paths:
-                    _require_images_of(path, truth, f'{name}.ann_file', f'{stage}_dataloader')
-                _require_no_others(paths, truth, f'{name}.ann_file', f'{stage}_dataloader')
+                _require_same_images(paths, truth, f'{name}.ann_file', f'{stage}_dataloader')
             if any(dataset.get('indices') is not None for dataset in datasets(loader)):
                 warn(f'{stage}_dataloader takes a part of its images (indices): to {name} all objects of the others '
                      'are missed')  # fmt: skip
@@ -82,26 +80,24 @@ def _require_instances(dataset: Mapping[str, Any], evaluator: str, stage: str) -
             )
 
 
-def _require_no_others(paths: Sequence[str], truth: str, setting: str, loader: str) -> None:
-    """Raise UserError if ``truth`` has images that none of the data sets has: their objects would count as missed."""
-    if any(Path(path).resolve() == Path(truth).resolve() for path in paths):
-        return
-    tested = {image['id'] for path in paths for image in read_coco(path)[0]['images']}
-    others = [image for image in read_coco(truth)[0]['images'] if image['id'] not in tested]
-    if others:
-        raise UserError(
-            f'{setting} has {len(others)} images that {loader} does not test, first {others[0]["file_name"]}: all '
-            'their objects would be missed (set both to the same file)'
-        )
-
-
-def _require_images_of(path: str, truth: str, setting: str, loader: str) -> None:
-    if Path(path).resolve() == Path(truth).resolve():
+def _require_same_images(paths: Sequence[str], truth: str, setting: str, loader: str) -> None:
+    """Raise UserError unless ``truth`` has the data sets' images, and no others, whose objects would be missed."""
+    others = [path for path in paths if Path(path).resolve() != Path(truth).resolve()]
+    if not others:
         return
     theirs = {image['id']: image['file_name'] for image in read_coco(truth)[0]['images']}
-    for image in read_coco(path)[0]['images']:
-        other = theirs.get(image['id'])
-        if other != image['file_name']:
-            told = f'image {image["id"]} is {image["file_name"]} in {path}, '
-            told += f'but {other} in {truth}' if other else f'but not in {truth}'
-            raise UserError(f'{setting} is of other images than {loader}: {told} (set both to the same file)')
+    tested = set()
+    for path in others:
+        for image in read_coco(path)[0]['images']:
+            other = theirs.get(image['id'])
+            if other != image['file_name']:
+                told = f'image {image["id"]} is {image["file_name"]} in {path}, '
+                told += f'but {other} in {truth}' if other else f'but not in {truth}'
+                raise UserError(f'{setting} is of other images than {loader}: {told} (set both to the same file)')
+            tested.add(image['id'])
+    untested = [name for image, name in theirs.items() if image not in tested]
+    if untested and len(others) == len(paths):
+        raise UserError(
+            f'{setting} has {len(untested)} images that {loader} does not test, first {untested[0]}: all their objects '
+            'would be missed (set both to the same file)'
+        )
