@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
 
 from mmscconv.checks.files import datasets
 from mmscconv.complexity.counting import Complexity, count
 from mmscconv.errors import UserError
-from mmscconv.foreign_errors import explained, flat_message
+from mmscconv.foreign_errors import REFUSALS, explained, flat_message
 
 # The paper names no image size for its detectors; of the plausible ones this explains Tables 4 and 5 best.
 DETECTOR_SHAPE = (768, 1024)
@@ -26,12 +29,14 @@ def count_config(
         classes: Number of classes of a classifier's head, in place of the config's.
         shape: (H, W); None for the config's ``input_shape`` or, if it has none, a classifier's training crop or
             768 x 1024 for a detector.
-        backbone_alone: Count a detector's backbone alone, as the paper does.
+        backbone_alone: Count a detector's backbone alone, as the paper does; the whole detector is built, whose type
+            may change the backbone, as ``ReplaceConv`` does.
 
     Raises:
         UserError: No model, one that cannot be built or that refuses the shape,
-            ``classes`` for a model without a classification head, or a detector that
-            cannot run without its data samples, as those with two stages.
+            ``classes`` for a model without a classification head, a detector that
+            cannot run without its data samples, as those with two stages and DETR's kin,
+            or a layer whose work cannot be counted.
     """
     model = cfg.get('model')
     if not model or 'backbone' not in model:
@@ -43,28 +48,46 @@ def count_config(
             raise UserError(f'--classes needs a classifier: {cfg.filename}')
         model = model.copy()
         model.head = {**model.head, 'num_classes': classes}
-    with explained(f'cannot build the model of {cfg.filename}'):
-        network: nn.Module = MODELS.build(model.backbone if backbone_alone and not classifier else model)
+    with explained(f'cannot build the model of {cfg.filename}', (*REFUSALS, OSError)):
+        network: Any = MODELS.build(copy.deepcopy(model))  # DETR's head writes tensors into its settings
+        if backbone_alone and not classifier:
+            network = network.backbone
     shape = shape or cfg.get('input_shape') or (training_crop(cfg) if classifier else DETECTOR_SHAPE)
     try:
         return count(network, shape)
-    except (AttributeError, TypeError) as error:
-        if classifier or backbone_alone:
+    except UserError as error:
+        raise UserError(f'{cfg.filename} {error}') from error
+    except (AssertionError, AttributeError, LookupError, TypeError) as error:
+        if not (classifier or backbone_alone):
+            raise UserError(
+                f'{cfg.filename} cannot be counted whole, its {type(network).__name__} needs data samples to run: '
+                'pass --backbone to count the backbone alone'
+            ) from error
+        if not isinstance(error, AssertionError):
             raise
-        raise UserError(
-            f'{cfg.filename} cannot be counted whole, its {type(network).__name__} needs data samples to run: '
-            'pass --backbone to count the backbone alone'
-        ) from error
+        raise _unfit(cfg, shape, error) from error
     except (RuntimeError, ValueError) as error:
-        raise UserError(f'{cfg.filename} cannot be run on {shape[0]} x {shape[1]}: {flat_message(error)}') from error
+        raise _unfit(cfg, shape, error) from error
+
+
+def _unfit(cfg: Config, shape: tuple[int, int], error: Exception) -> UserError:
+    message = flat_message(error) or type(error).__name__
+    return UserError(f'{cfg.filename} cannot be run on {shape[0]} x {shape[1]}: {message}')
 
 
 def training_crop(cfg: Config) -> tuple[int, int]:
     """Return the size of the last crop of the training pipeline, or 224 x 224."""
     steps = [step for dataset in datasets(cfg.get('train_dataloader')) for step in dataset.get('pipeline', [])]
-    sizes = [
-        step.get('crop_size') or step.get('scale') or step.get('size') for step in steps if 'Crop' in str(step['type'])
-    ]
-    if not sizes or sizes[-1] is None:
-        return CLASSIFIER_SHAPE
-    return (sizes[-1], sizes[-1]) if isinstance(sizes[-1], int) else tuple(sizes[-1])
+    crops = [step for step in steps if 'Crop' in str(step['type'])]
+    return (_size(crops[-1]) if crops else None) or CLASSIFIER_SHAPE
+
+
+def _size(crop: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (H, W) that a step crops to; None if its size is not in pixels."""
+    # The `scale` of torchvision's crops is a range of areas.
+    keys = ('size',) if str(crop['type']).startswith('torchvision/') else ('crop_size', 'scale', 'size')
+    for size in (crop.get(key) for key in keys):
+        sides: Sequence[Any] = size if isinstance(size, Sequence) else [size]
+        if len(sides) in (1, 2) and all(isinstance(side, int) for side in sides):
+            return sides[0], sides[-1]
+    return None

@@ -1,6 +1,6 @@
 """Parameters and operations of a module, by two rules, from one forward pass.
 
-``macs``: multiply-adds of convolutions and linear layers; a multiply-add counts as one.
+``macs``: multiply-adds of convolutions, linear layers and attention's products of maps; a multiply-add counts as one.
 
 ``paper_ops``: the paper's FLOPs columns, by rules inferred from rows that this count
 reproduces to the last digit. On top of ``macs``: 1 per output of a biased
@@ -10,14 +10,15 @@ arithmetic count 0, and so do GN's parameters.
 
 The counter is torch's, with formulas for the paper's additions. Large images run as
 fake tensors, which have a shape and no data: counting a detector takes seconds, while
-counters that trace, such as fvcore's, compute the network.
+counters that trace, such as fvcore's, compute the network. A network with operations
+that fake tensors cannot run is computed.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -28,12 +29,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from mmscconv import ops
+from mmscconv.complexity.unseen import FLOPS_PER_OPERATION, formulas, nothing_unseen, visible
 
 aten = torch.ops.aten
 # Pixels up to which computing is faster than the overhead of fake tensors.
 LARGEST_COMPUTED = 224 * 224
-# torch counts a multiply-add as two.
-FLOPS_PER_OPERATION = 2
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Complexity:
         group_norm_params: Those of GN among them.
         macs: Multiply-adds of convolutions and linear layers.
         paper_ops: Operations by the rule of the paper's FLOPs columns, in the module's docstring.
-        stages: Counts of the network's parts by name.
+        stages: Counts of the network's stages by name: its children, but for ``backbone`` and lists, which give their
+            own children.
+        parts: Counts of its children by name.
     """
 
     params: int
@@ -53,11 +55,21 @@ class Complexity:
     macs: int
     paper_ops: int
     stages: dict[str, Complexity] = field(default_factory=dict)
+    parts: dict[str, Complexity] = field(default_factory=dict)
 
     @property
     def paper_params(self) -> int:
         """Parameters by the paper's rule, without GN's."""
         return self.params - self.group_norm_params
+
+    def __add__(self, other: Complexity) -> Complexity:
+        """Return the counts of both together, without their parts."""
+        return Complexity(
+            self.params + other.params,
+            self.group_norm_params + other.group_norm_params,
+            self.macs + other.macs,
+            self.paper_ops + other.paper_ops,
+        )
 
 
 def count(model: nn.Module, shape: tuple[int, int]) -> Complexity:
@@ -66,12 +78,25 @@ def count(model: nn.Module, shape: tuple[int, int]) -> Complexity:
     Args:
         model: Network that takes a tensor (1, 3, H, W).
         shape: (H, W) of the image in pixels.
+
+    Raises:
+        UserError: The work of a layer cannot be seen by torch's counter.
     """
+    if prod(shape) > LARGEST_COMPUTED:
+        try:
+            return _count(model, shape, FakeTensorMode(allow_non_fake_inputs=True))
+        except RuntimeError:  # an operation outside of torch, or one that asks for values; or the network's own error
+            pass
+    return _count(model, shape, nullcontext())
+
+
+def _count(model: nn.Module, shape: tuple[int, int], tensors: AbstractContextManager[Any]) -> Complexity:
     model = copy.deepcopy(model)
     model.eval()
-    macs, paper = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=PAPER_FORMULAS)
-    fake = nullcontext() if prod(shape) <= LARGEST_COMPUTED else FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad(), ops.plain_only(), fake, macs, paper:
+    common = formulas()
+    macs = FlopCounterMode(display=False, custom_mapping=common)
+    paper = FlopCounterMode(display=False, custom_mapping={**common, **PAPER_FORMULAS})
+    with torch.no_grad(), ops.plain_only(), visible(), tensors, macs, paper, nothing_unseen(model, macs):
         model(torch.zeros(1, 3, *shape))
 
     def complexity(module: nn.Module, name: str) -> Complexity:
@@ -88,8 +113,17 @@ def count(model: nn.Module, shape: tuple[int, int]) -> Complexity:
 
     root = type(model).__name__
     whole = complexity(model, 'Global')
-    parts = {name: complexity(module, f'{root}.{name}') for name, module in stage_modules(model)}
-    whole.stages.update({name: part for name, part in parts.items() if part.params or part.paper_ops})
+    stages = {name: complexity(module, f'{root}.{name}') for name, module in stage_modules(model)}
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleList):  # not called itself: torch counts nothing for it
+            below = [stage for other, stage in stages.items() if other.startswith(f'{name}.')]
+            whole.parts[name] = sum(below, Complexity(0, 0, 0, 0))
+        else:
+            whole.parts[name] = complexity(child, f'{root}.{name}')
+    whole.stages.update(stages)
+    for found in (whole.parts, whole.stages):
+        for name in [name for name, part in found.items() if not (part.params or part.paper_ops)]:
+            del found[name]
     return whole
 
 

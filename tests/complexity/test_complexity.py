@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from helpers.paths import ROOT
@@ -250,6 +251,54 @@ def test_a_detector_has_rows_for_its_parts(tmp_path):
     assert detector_parts(whole)['backbone'].params == alone.params
 
 
+def test_a_backbone_alone_has_the_replacements_of_its_detector(tmp_path):
+    plain, config = CONFIGS / 'retinanet_r18_digits.py', tmp_path / 'replaced.py'
+    settings = "type='ReplaceConv', model='RetinaNet', conv_cfg=dict(type='SCConv'), match='backbone.*'"
+    config.write_text(
+        f"_base_ = '{plain}'\ncustom_imports = dict(imports=['mmscconv.models'])\nmodel = dict({settings})\n"
+    )
+    cfg = Config.fromfile(config)
+    alone = count_config(cfg, shape=(64, 64), backbone_alone=True)
+    inside = detector_parts(count_config(cfg, shape=(64, 64)))['backbone']
+    assert (alone.params, alone.macs) == (inside.params, inside.macs)
+    assert alone.macs < count_config(Config.fromfile(plain), shape=(64, 64), backbone_alone=True).macs
+
+
+class OwnWork(nn.Module):
+    """A stem without a module of its own, and one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Parameter(torch.zeros(8, 3, 3, 3))
+        self.layer1 = nn.Conv2d(8, 4, 1, bias=False)
+
+    def forward(self, x):
+        return self.layer1(F.conv2d(x, self.stem, padding=1))
+
+
+class Detector(nn.Module):
+    """Its head is called without hooks, as mmdet does."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = OwnWork()
+        self.neck = nn.ModuleList([nn.Conv2d(4, 2, 1, bias=False)])
+        self.bbox_head = nn.Conv2d(2, 5, 1, bias=False)
+
+    def forward(self, x):
+        return self.bbox_head.forward(self.neck[0](self.backbone(x)))
+
+
+def test_parts_of_a_detector_add_up_if_its_backbone_has_work_of_its_own():
+    whole = count(Detector(), (6, 8))
+    stem, layer, neck, head = 48 * 8 * 3 * 9, 48 * 8 * 4, 48 * 4 * 2, 48 * 2 * 5
+    parts = detector_parts(whole)
+    assert {name: part.macs for name, part in parts.items()} == {'backbone': stem + layer, 'neck': neck, 'head': head}
+    assert sum(part.macs for part in parts.values()) == whole.macs
+    assert sum(part.params for part in parts.values()) == whole.params
+    assert whole.stages['backbone.layer1'].macs == layer
+
+
 @pytest.mark.parametrize(
     ('dataset', 'shape'),
     [
@@ -257,6 +306,11 @@ def test_a_detector_has_rows_for_its_parts(tmp_path):
         (dict(type='RepeatDataset', times=2, dataset=dict(pipeline=[dict(type='RandomCrop', crop_size=32)])), (32, 32)),
         (dict(pipeline=[dict(type='torchvision/RandomCrop', size=48)]), (48, 48)),
         (dict(pipeline=[dict(type='RandomResizedCrop', scale=(96, 64)), dict(type='PackInputs')]), (96, 64)),
+        # torchvision's scale is a range of areas.
+        (dict(pipeline=[dict(type='torchvision/RandomResizedCrop', size=160, scale=(0.2, 1.0))]), (160, 160)),
+        (dict(pipeline=[dict(type='torchvision/RandomResizedCrop', size=[64, 48], scale=(1, 1))]), (64, 48)),
+        (dict(pipeline=[dict(type='torchvision/CenterCrop', size=[96])]), (96, 96)),
+        (dict(pipeline=[dict(type='RandomCrop', crop_size=(0.5, 0.5))]), (224, 224)),
         (dict(pipeline=[dict(type='FiveCrops')]), (224, 224)),
         (dict(), (224, 224)),
     ],
@@ -272,6 +326,120 @@ def test_two_stages_are_counted_by_their_backbone():
         count_config(theirs, shape=(64, 64))
     ours = count_config(cfg, shape=(64, 64), backbone_alone=True)
     assert count_config(theirs, shape=(64, 64), backbone_alone=True).macs == ours.macs
+
+
+def test_detectors_that_assert_data_samples_are_counted_by_their_backbone():
+    cfg = get_config('mmdet::detr/detr_r50_8xb2-150e_coco.py')
+    cfg.merge_from_dict(
+        {
+            'model.backbone.depth': 18,
+            'model.neck.in_channels': [512],
+            'model.encoder.num_layers': 1,
+            'model.decoder.num_layers': 1,
+        }
+    )
+    with pytest.raises(UserError, match='DETR needs data samples to run: pass --backbone'):
+        count_config(cfg, shape=(64, 64))
+    assert count_config(cfg, shape=(64, 64), backbone_alone=True).macs > 0
+
+
+class Offsets(nn.Module):
+    """torchvision's deformable convolution with the offsets that it needs, as mmcv's layers have them."""
+
+    def __init__(self):
+        super().__init__()
+        from torchvision.ops import DeformConv2d
+
+        self.conv_offset = nn.Conv2d(4, 18, 3, padding=1)
+        self.conv = DeformConv2d(4, 8, 3, padding=1, groups=2)
+
+    def forward(self, x):
+        return self.conv(x, self.conv_offset(x))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, need_weights):
+        super().__init__()
+        self.need_weights = need_weights
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        return self.attention(x, x, x, need_weights=self.need_weights)
+
+
+def unseen_by_torch(kind):
+    """Return a layer that torch's counter alone counts with 0, or in part, and the multiply-adds on a map of 5 x 6."""
+    from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
+
+    return {
+        'DCN': lambda: (DeformConv2dPack(4, 8, 3, padding=1, groups=2), 30 * 9 * (4 * 18 + 4 * 8 // 2)),
+        'DCNv2': lambda: (ModulatedDeformConv2dPack(4, 8, 3, padding=1, groups=2), 30 * 9 * (4 * 27 + 4 * 8 // 2)),
+        'torchvision': lambda: (Offsets(), 30 * 9 * (4 * 18 + 4 * 8 // 2)),
+        # Four projections of 4 channels; 30 places with 30 places, for the weights and for the sum.
+        'attention': lambda: (SelfAttention(True), 30 * 4 * 16 + 2 * 30 * 30 * 4),
+        'fused attention': lambda: (SelfAttention(False), 30 * 4 * 16 + 2 * 30 * 30 * 4),
+    }[kind]()
+
+
+@pytest.mark.parametrize('pixels', [224 * 224, 0], ids=['computed', 'fake'])
+@pytest.mark.parametrize('kind', ['DCN', 'DCNv2', 'torchvision', 'attention', 'fused attention'])
+def test_layers_that_torch_does_not_count(kind, pixels, monkeypatch):
+    layer, macs = unseen_by_torch(kind)
+    monkeypatch.setattr('mmscconv.complexity.counting.LARGEST_COMPUTED', pixels)
+    ours = count(nn.Sequential(nn.Conv2d(3, 4, 1), layer), (5, 6))
+    assert ours.macs == 30 * 3 * 4 + macs
+
+
+def test_deformable_convolutions_deform_after_counting():
+    layer, _ = unseen_by_torch('DCN')
+    nn.init.normal_(layer.weight)
+    nn.init.constant_(layer.conv_offset.bias, 0.5)
+    x = torch.rand(1, 4, 5, 6)
+    before = layer(x)
+    count(nn.Sequential(nn.Conv2d(3, 4, 1), layer), (5, 6))
+    assert torch.equal(layer(x), before)
+    assert not torch.allclose(before, F.conv2d(x, layer.weight, padding=1, groups=2))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Hidden(nn.Module):
+    """A 1 x 1 convolution by products that no counter knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(8, 4, 1, 1))
+
+    def forward(self, x):
+        return (x.unsqueeze(1) * self.weight).sum(2)
+
+
+def test_a_layer_that_the_counter_does_not_see_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Hidden(), nn.Conv2d(8, 8, 1))
+    with pytest.raises(UserError, match=r'cannot be counted: .* operations of the Hidden 1$'):
+        count(model, (5, 6))
+
+
+def test_tables_norms_and_layers_that_did_not_run_are_no_unseen_layers():
+    class Harmless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.unused = nn.Conv2d(3, 4, 1), Hidden()
+            self.table, self.norm = nn.Embedding(2, 4), nn.LayerNorm([4, 5, 6])
+
+        def forward(self, x):
+            return self.norm(self.conv(x)) + self.table(torch.zeros(1, dtype=torch.long)).view(1, 4, 1, 1)
+
+    assert count(Harmless(), (5, 6)).macs == 30 * 3 * 4
+
+
+def test_a_network_that_asks_for_values_is_computed(monkeypatch):
+    class Scaled(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * float(x.sum())
+
+    monkeypatch.setattr('mmscconv.complexity.counting.LARGEST_COMPUTED', 0)
+    assert count(nn.Sequential(Scaled(3, 4, 1)), (5, 6)).macs == 30 * 3 * 4
 
 
 def test_fake_tensors_count_the_same(monkeypatch):
