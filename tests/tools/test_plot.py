@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -103,6 +104,39 @@ def test_read_log_takes_the_newest_of_restarted_runs(tmp_path):
     records = read_log(tmp_path)
     assert [r['step'] for r in records[0]] == [10, 20]
     assert [r['accuracy/top1'] for r in records[1]] == [70.0]
+
+
+def last_step(work_dir, **written):
+    """Set the times of the logs, in seconds by the end of their folder's name, and return the last record's step."""
+    for name, seconds in written.items():
+        (log,) = work_dir.glob(f'*{name}/vis_data/scalars.json')
+        os.utime(log, (seconds, seconds))
+    return read_log(work_dir)[0][-1]['step']
+
+
+@pytest.mark.parametrize('first', [10, 60], ids=['restarted', 'resumed'])
+def test_read_log_orders_runs_across_time_zones(tmp_path, first):
+    """Folders are named by the local time: of a zone two hours ahead, then of a container in UTC."""
+    write_log(tmp_path, '20260701_140000', training(*range(10, 60, 10)))
+    write_log(tmp_path, '20260701_124500', training(*range(first, 110, 10)))
+    assert last_step(tmp_path, _140000=1000, _124500=3700) == 100
+    assert [r['step'] for r in read_log(tmp_path)[0]] == [*range(10, 110, 10)]
+
+
+@pytest.mark.parametrize('first', [10, 60], ids=['restarted', 'resumed'])
+@pytest.mark.parametrize('gap', [0, 1])
+def test_read_log_knows_a_copy_by_its_times(tmp_path, first, gap):
+    """A copy within a second, in any order, of logs whose trainings took a minute and more."""
+    for name, steps in (('1', range(10, 60, 10)), ('2', range(first, 110, 10))):
+        write_log(tmp_path, name, [{**record, 'time': 2.0} for record in training(*steps)])
+    (tmp_path / '1').rename(tmp_path / 'a_1')
+    (tmp_path / '2').rename(tmp_path / 'b_2')
+    assert last_step(tmp_path, _1=5000 + gap, _2=5000) == 100
+
+
+def test_read_log_takes_a_run_whose_first_folders_are_gone(tmp_path):
+    write_log(tmp_path, '1', training(60, 70))
+    assert last_step(tmp_path) == 70
 
 
 def test_pick_metric():
