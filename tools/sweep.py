@@ -94,21 +94,21 @@ def main() -> None:
         write_results(Path(args.work_dir), rows, runs, known, args.metric, args.against)
 
     failed = []
-    for i, one in enumerate(runs, 1):
-        print(f'[{i}/{len(runs)}] {one.name}: ', end='', flush=True)
-        if one.key in known:
+    for i, planned in enumerate(runs, 1):
+        print(f'[{i}/{len(runs)}] {planned.name}: ', end='', flush=True)
+        if planned.key in known:
             print('known', flush=True)
             continue
-        with claimed(one) as lock:
+        with claimed(planned) as lock:
             if lock is None:
                 print('another process has it', flush=True)
                 continue
             try:
-                problem = train(one, TRAIN, args.metric, lock)
+                problem = train(planned, TRAIN, args.metric, lock)
             except KeyboardInterrupt as interrupt:
-                raise UserError(f'interrupted in {one.name}; the same command goes on from there') from interrupt
+                raise UserError(f'interrupted in {planned.name}; the same command goes on from there') from interrupt
         if problem:
-            failed.append(one.name)
+            failed.append(planned.name)
         print(problem or 'done', flush=True)
         write_tables()
     write_tables()
@@ -148,8 +148,8 @@ def plan(args: argparse.Namespace) -> list[SweepRun]:
         for seed in args.seeds
         for config in args.configs
     ]
-    for one in runs:
-        one.require_settings()
+    for planned in runs:
+        planned.require_settings()
     return runs
 
 

@@ -23,7 +23,7 @@ STATE = 'sweep.json'
 LOCK = 'sweep.lock'
 
 
-@dataclass(frozen=True, eq=False)  # a key by itself
+@dataclass(frozen=True, eq=False)  # a key by its identity: settings is a dict, which has no hash
 class SweepRun:
     """One training.
 
@@ -72,10 +72,25 @@ class SweepRun:
 
     def require_settings(self) -> None:
         """Raise UserError if the run was begun with other settings; files of older versions know fewer of them."""
-        state = self.state()
-        differing = [key for key in self.settings if state.get(key, self.settings[key]) != self.settings[key]]
+        differing = self.differing_settings()
         if differing:
             raise UserError(f'{self.folder} was begun with other {", ".join(differing)}: choose another --work-dir')
+
+    def differing_settings(self) -> list[str]:
+        """Return the names of the settings of which its state has other values."""
+        state = self.state()
+        return [key for key in self.settings if state.get(key, self.settings[key]) != self.settings[key]]
+
+    def require_config(self) -> None:
+        """Raise UserError if the config is not the one that was planned; ``tools/train.py`` reads the file anew."""
+        expected = self.settings.get('config')
+        if expected and fingerprint(self.config) != expected:
+            raise UserError(f'{self.config} was changed since the sweep began: choose another --work-dir for it')
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether it has ended with these settings."""
+        return bool(self.state().get('finished')) and not self.differing_settings()
 
     def command(self, tool: Path) -> list[str]:
         settings = self.settings
@@ -100,15 +115,15 @@ def fingerprint(config: str) -> str:
 
 
 @contextmanager
-def claimed(one: SweepRun) -> Iterator[int | None]:
+def claimed(planned: SweepRun) -> Iterator[int | None]:
     """Hold the run for this process and give the lock's file descriptor, None if another process holds the run.
 
     The lock ends with the last process that has the descriptor: a training goes on when its sweep is killed.
     """
     with ExitStack() as stack:
-        with _writing(one.folder):
-            one.folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((one.folder / LOCK).open('a'))
+        with _writing(planned.folder):
+            planned.folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((planned.folder / LOCK).open('a'))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 lock: int | None = file.fileno()
@@ -125,33 +140,40 @@ def _writing(folder: Path) -> Iterator[None]:
         raise UserError(f'cannot write to {folder}: {error.strerror} (pass --work-dir)') from error
 
 
-def train(one: SweepRun, tool: Path, metric: str | None, lock: int) -> str | None:
+def train(planned: SweepRun, tool: Path, metric: str | None, lock: int) -> str | None:
     """Train unless the run is finished; return the problem in one line, or None.
 
     Args:
-        one: The run.
+        planned: The run.
         tool: ``tools/train.py``.
         metric: That its log must hold; None for any known one.
         lock: Of :func:`claimed`, which the training holds as well.
     """
-    if one.state().get('finished'):
-        return _unmeasured(one, metric)
-    one.save(finished=False)
-    log = one.folder / 'train.log'
+    try:  # the plan is older than the lock: another process, or an editor, may have been here since
+        planned.require_settings()
+        if planned.is_finished:
+            return _unmeasured(planned, metric)
+        planned.require_config()
+    except UserError as error:
+        return f'REFUSED: {error}'
+    planned.save(finished=False)
+    log = planned.folder / 'train.log'
     with log.open('a') as file:
-        done = subprocess.run(one.command(tool), stdout=file, stderr=subprocess.STDOUT, check=False, pass_fds=(lock,))
+        done = subprocess.run(
+            planned.command(tool), stdout=file, stderr=subprocess.STDOUT, check=False, pass_fds=(lock,)
+        )
         status = done.returncode
     if status == 0:
-        one.save(finished=True)
-        return _unmeasured(one, metric)
+        planned.save(finished=True)
+        return _unmeasured(planned, metric)
     lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
     return f'FAILED with status {status}, see {log}: {lines[-1] if lines else "no output"}'
 
 
-def _unmeasured(one: SweepRun, wanted: str | None) -> str | None:
+def _unmeasured(planned: SweepRun, wanted: str | None) -> str | None:
     """Return the problem if the last validation lacks the metric, or None; mmdet omits it if nothing was detected."""
     try:
-        measured = result_of(one.folder, wanted)
+        measured = result_of(planned.folder, wanted)
     except UserError as error:  # another kind of log, or a damaged one
         return f'trained, but not measured: {error}'
     return None if measured else f'trained, but no {wanted or "known metric"} in its last validation'
@@ -179,32 +201,36 @@ def check_known(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result
     Raises:
         UserError: A run has finished with another result, or a config's results are of two metrics.
     """
-    results = {one: known.get(one.key) or _finished_result(one, metric) for one in runs}
-    for one in runs:
-        own = _finished_result(one, metric) if one.key in known else None
-        if own and own != known[one.key]:
-            theirs = known[one.key]
+    results = {planned: known.get(planned.key) or _finished_result(planned, metric) for planned in runs}
+    for planned in runs:
+        own = _finished_result(planned, metric) if planned.key in known else None
+        if own and own != known[planned.key]:
+            theirs = known[planned.key]
             raise UserError(
-                f'--known has {theirs.metric} {theirs.last:g}, best {theirs.best:g}, of {one.name}, which ended with '
-                f'{own.metric} {own.last:g}, best {own.best:g}, in {one.folder}: leave it out of --known, or choose '
-                'another --work-dir'
+                f'--known has {_in_words(theirs)} of {planned.name}, which ended with {_in_words(own)} in '
+                f'{planned.folder}: leave it out of --known, or choose another --work-dir'
             )
-    for config in dict.fromkeys(one.config for one in runs):
-        _one_metric(config, [result for one, result in results.items() if one.config == config and result])
+    for config in dict.fromkeys(planned.config for planned in runs):
+        _one_metric(config, [result for planned, result in results.items() if planned.config == config and result])
     return _other_settings(runs, known)
+
+
+def _in_words(result: Result) -> str:
+    best = '' if result.best is None else f' best {result.best:g},'
+    return f'{result.metric} {result.last:g},{best}'
 
 
 def _other_settings(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result]) -> list[str]:
     """Return lines about known runs that had other settings, or settings that are not recorded."""
     found: dict[str, dict[str, list[str]]] = {}
-    for one in runs:
-        if one.key not in known:
+    for planned in runs:
+        if planned.key not in known:
             continue
-        theirs, ours = json.loads(known[one.key].settings or '{}'), _recorded(one.settings)
+        theirs, ours = json.loads(known[planned.key].settings or '{}'), _recorded(planned.settings)
         differing = [key for key in ours if key in theirs and theirs[key] != ours[key]]
         if differing or ours.keys() - theirs.keys():
             what = f'with other {", ".join(differing)}' if differing else 'with settings that are not recorded'
-            found.setdefault(what, {}).setdefault(one.config_name, []).append(str(one.seed))
+            found.setdefault(what, {}).setdefault(planned.config_name, []).append(str(planned.seed))
     return [
         f'taken over by --known, {what}: '
         + '; '.join(f'{config}, seed {", ".join(seeds)}' for config, seeds in configs.items())
@@ -243,26 +269,28 @@ def write_results(
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOCK).open('a') as file:  # several processes may share the sweep
             fcntl.flock(file, fcntl.LOCK_EX)
-            results = {one: known.get(one.key) or _finished_result(one, metric) for one in runs}
+            results = {planned: known.get(planned.key) or _finished_result(planned, metric) for planned in runs}
             rows = []
             for config, paper, cost in configs:
-                own = {one.seed: result for one, result in results.items() if one.config == config}
+                own = {planned.seed: result for planned, result in results.items() if planned.config == config}
                 measured = {seed: result for seed, result in own.items() if result}
                 _one_metric(config, list(measured.values()))
-                rows.append(SweepRow(Path(config).stem, len(own), measured, paper, cost))
-            records = [_record(one, result) for one, result in results.items()]
+                stem = Path(config).stem
+                theirs = [seed for seed in own if (stem, seed) in known]
+                rows.append(SweepRow(stem, len(own), measured, paper, cost, theirs))
+            records = [_run_record(planned, result) for planned, result in results.items()]
             write_tables(folder, rows, against, records, _other_settings(runs, known))
 
 
-def _finished_result(one: SweepRun, metric: str | None) -> Result | None:
-    """Return the result of a run that has ended; None also where :func:`train` has named a problem."""
-    if not one.state().get('finished'):
+def _finished_result(planned: SweepRun, metric: str | None) -> Result | None:
+    """Return the result of a run that has ended with its settings; None also where :func:`train` names a problem."""
+    if not planned.is_finished:
         return None
     try:
-        found = result_of(one.folder, metric)
+        found = result_of(planned.folder, metric)
     except UserError:
         return None
-    recorded = _recorded({key: value for key, value in one.state().items() if key in one.settings})
+    recorded = _recorded({key: value for key, value in planned.state().items() if key in planned.settings})
     return found and replace(found, settings=json.dumps(recorded))
 
 
@@ -271,9 +299,13 @@ def _recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != 'data_root'}
 
 
-def _record(one: SweepRun, result: Result | None) -> dict[str, Any]:
+def _run_record(planned: SweepRun, result: Result | None) -> dict[str, Any]:
     """Return the run's row of ``runs.csv``."""
-    ended = result or one.state().get('finished')
-    state = FINISHED if ended else 'unfinished' if one.state() else 'not begun'
+    if result or planned.is_finished:
+        state = FINISHED
+    elif planned.differing_settings():
+        state = 'of other settings'
+    else:
+        state = 'unfinished' if planned.state() else 'not begun'
     measured = asdict(result) if result else dict.fromkeys(field.name for field in fields(Result))
-    return {'config': one.config_name, 'seed': one.seed, 'state': state, **measured}
+    return {'config': planned.config_name, 'seed': planned.seed, 'state': state, **measured}

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,30 @@ from mmscconv.table import Table
 
 CONFIDENCE = 0.95
 FINISHED = 'finished'  # state of a run in runs.csv
-PERCENTAGES = ('accuracy', 'single-label', 'multi-label', 'retrieval')  # mmpretrain's prefixes
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of metric.
+
+    Args:
+        factor: By which its values are percentages.
+        best: The better of values.
+    """
+
+    factor: int
+    best: Callable[[Iterable[float]], float]
+
+
+# The first pattern that a metric's name matches; of an unknown metric nobody can say what is better.
+KINDS = {
+    r'(\w+_)?(accuracy|single-label|multi-label|retrieval)/(?!.*support)[^/]+': Kind(1, max),  # of mmpretrain
+    r'(.*/)?([^/]*_)?m?(AP|AR)(?![A-Z])[^/]*': Kind(100, max),  # of mmdet
+    r'(.*/)?recall@[^/]*': Kind(100, max),
+    r'(.*/)?(aAcc|cIoU|m(IoU|Acc|Dice|Fscore|Precision|Recall)|[PSR]Q(_th|_st)?)': Kind(1, max),  # of segmentation
+    r'(.*/)?mMR': Kind(100, min),  # the miss rate of CrowdHumanMetric
+    r'(.*/)?JI': Kind(100, max),  # its Jaccard index
+}
 
 
 @dataclass(frozen=True)
@@ -29,14 +52,14 @@ class Result:
 
     Args:
         metric: Name of the metric.
-        last, best: Its last and its best validation, in percent.
+        last, best: Its last and its best validation, in percent if the metric is known; ``best`` is None if not.
         seconds: Median of the logged seconds of a training step; None if the log has none.
         settings: Of the run, as ``runs.csv`` has them: JSON; empty in files of older versions.
     """
 
     metric: str
     last: float
-    best: float
+    best: float | None
     seconds: float | None = field(compare=False)
     settings: str = field(default='', compare=False)
 
@@ -49,8 +72,9 @@ class SweepRow:
         config: Its name.
         seeds: Number of seeds that were asked for.
         results: By seed, of the finished and measured runs.
-        paper: The paper's value in percent, None if not given.
+        paper: The paper's value, in percent if the metric is known; None if not given.
         cost: Parameters and operations; None if the model could not be counted.
+        known: Seeds of the runs of earlier sweeps, which may have run on another machine.
     """
 
     config: str
@@ -58,15 +82,20 @@ class SweepRow:
     results: Mapping[int, Result]
     paper: float | None = None
     cost: Complexity | None = None
+    known: Collection[int] = ()
 
     @property
     def last(self) -> list[float]:
         return [result.last for result in self.results.values()]
 
+    @property
+    def metric(self) -> str:
+        return next((result.metric for result in self.results.values()), '')
+
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean over seeds of one config's last validation less another's with the same seed, in percentage points.
+    """Mean over seeds of one config's last validation less another's with the same seed, in the metric's unit.
 
     Args:
         mean: Of the differences.
@@ -88,10 +117,13 @@ def result_of(folder: Path, wanted: str | None) -> Result | None:
     metric = pick_metric(validation, wanted)
     if metric is None:
         return None
-    values = [record.get(metric, -1) for record in validation if metric in record or 'data_time' in record]
-    if not values or values[-1] < 0:
+    values = [record.get(metric) for record in validation if metric in record or 'data_time' in record]
+    kind = kind_of(metric)
+    measured = [value for value in values if value is not None and math.isfinite(value) and not (kind and value < 0)]
+    if not measured or values[-1] != measured[-1]:
         return None
-    return Result(metric, in_percent(metric, values[-1]), in_percent(metric, max(values)), _seconds(training))
+    best = in_percent(metric, kind.best(measured)) if kind else None
+    return Result(metric, in_percent(metric, measured[-1]), best, _seconds(training))
 
 
 def _seconds(training: Iterable[Record]) -> float | None:
@@ -111,9 +143,9 @@ def read_runs(file: Path) -> dict[tuple[str, int], Result]:
             for row in csv.DictReader(opened):
                 if row['state'] != FINISHED or not row['metric']:
                     continue
-                last, best = float(row['last']), float(row['best'])
+                last, best = float(row['last']), float(row['best']) if row['best'] else None
                 key = row['config'], int(row['seed'])
-                if not (math.isfinite(last) and math.isfinite(best)) or key in results:
+                if not (math.isfinite(last) and math.isfinite(best or 0)) or key in results:
                     raise ValueError(f'{key[0]} with seed {key[1]} stands twice, or has a result that is no number')
                 seconds = float(row['seconds']) if row['seconds'] else None
                 settings = row.get('settings') or ''
@@ -127,10 +159,15 @@ def read_runs(file: Path) -> dict[tuple[str, int], Result]:
         raise UserError(f'{file} is no runs.csv of tools/sweep.py: {error}') from error
 
 
+def kind_of(metric: str) -> Kind | None:
+    """Return the kind of a metric, None if it is unknown."""
+    return next((kind for pattern, kind in KINDS.items() if re.fullmatch(pattern, metric)), None)
+
+
 def in_percent(metric: str, value: float) -> float:
-    """Return the value in percent: mmdet's AP and AR are fractions, all of mmpretrain's metrics percentages."""
-    fraction = re.search('AP|AR', metric) and metric.split('/')[0] not in PERCENTAGES
-    return round(value * 100, 10) if fraction else value
+    """Return the value in percent; that of an unknown metric as it is."""
+    kind = kind_of(metric)
+    return round(value * kind.factor, 10) if kind and kind.factor != 1 else value
 
 
 def difference(row: SweepRow, other: SweepRow) -> Difference | None:
@@ -157,6 +194,8 @@ def write_tables(
 ) -> None:
     """Write ``table.csv`` with full precision, ``table.md`` with two digits, and ``runs.csv`` into ``folder``.
 
+    Results are in percent. Where a metric is unknown, ``table.md`` has a unit only beside the names of the known ones.
+
     Args:
         folder: Of the sweep.
         rows: One for each config.
@@ -166,14 +205,27 @@ def write_tables(
     """
     by_name = {row.config: row for row in rows}
     references = [by_name[name] for name in against]
-    _write_csv(folder / 'table.csv', [_record(row, references) for row in rows])
+    _write_csv(folder / 'table.csv', [_config_record(row, references) for row in rows])
     if runs:
         _write_csv(folder / 'runs.csv', runs)
-    columns = ['Config', 'Seeds', 'Metric', 'Last, %', *(f'Less {name}, points' for name in against)]
-    table = Table([*columns, 'Best, %', 'Paper, %', 'Parameters, M', 'Multiply-adds, M', 'Seconds a step'])
-    table.rows += [_cells(row, references) for row in rows]
+    known = all(kind_of(row.metric) for row in rows if row.metric)
+    percent, points = (', %', ', points') if known else ('', '')
+    differences = [f'Less {name}{points}' for name in against]
+    columns = ['Config', 'Seeds', 'Metric', f'Last{percent}', *differences, f'Best{percent}', f'Paper{percent}']
+    table = Table([*columns, 'Parameters, M', 'Multiply-adds, M', 'Seconds a step'])
+    table.rows += [_cells(row, references, named_unit=not known) for row in rows]
+    notes = [*notes, *_known_seconds(rows)]
     with replacing(folder / 'table.md') as path:
         path.write_text(table.markdown() + ''.join(f'\n{note}\n' for note in notes))
+
+
+def _known_seconds(rows: Sequence[SweepRow]) -> list[str]:
+    """Return a line on the rows whose seconds are of another sweep, beside others of this one."""
+    timed = [row for row in rows if _step(row) is not None]
+    theirs = [row.config for row in timed if not _own_times(row)]
+    if not theirs or len(theirs) == len(timed):
+        return []
+    return [f'seconds a step of runs taken over by --known, maybe of another machine: {", ".join(theirs)}']
 
 
 def _write_csv(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -183,15 +235,16 @@ def _write_csv(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(records)
 
 
-def _record(row: SweepRow, references: Sequence[SweepRow]) -> dict[str, Any]:
-    last = row.last
+def _config_record(row: SweepRow, references: Sequence[SweepRow]) -> dict[str, Any]:
+    last, kind = row.last, kind_of(row.metric)
+    best = [result.best for result in row.results.values() if result.best is not None]
     record = {
         'config': row.config,
         'seeds': f'{len(last)}/{row.seeds}',
-        'metric': _metric(row),
+        'metric': row.metric,
         'last': statistics.fmean(last) if last else None,
         'std': statistics.stdev(last) if len(last) > 1 else None,
-        'best': max((result.best for result in row.results.values()), default=None),
+        'best': kind.best(best) if kind and best else None,
         'paper': row.paper,
         'params': row.cost.params if row.cost else None,
         'multiply_adds': row.cost.macs if row.cost else None,
@@ -204,13 +257,13 @@ def _record(row: SweepRow, references: Sequence[SweepRow]) -> dict[str, Any]:
     return record
 
 
-def _cells(row: SweepRow, references: Sequence[SweepRow]) -> list[str]:
-    record = _record(row, references)
+def _cells(row: SweepRow, references: Sequence[SweepRow], named_unit: bool) -> list[str]:
+    record = _config_record(row, references)
     cost = [row.cost.params / 1e6, row.cost.macs / 1e6] if row.cost else [None, None]
     return [
         row.config,
         record['seeds'],
-        record['metric'],
+        record['metric'] + (', %' if named_unit and kind_of(row.metric) else ''),
         _with_spread(record['last'], record['std']),
         *(_signed(None if row is other else difference(row, other)) for other in references),
         *(_number(value) for value in (record['best'], row.paper, *cost)),
@@ -218,13 +271,15 @@ def _cells(row: SweepRow, references: Sequence[SweepRow]) -> list[str]:
     ]
 
 
-def _metric(row: SweepRow) -> str:
-    return next((result.metric for result in row.results.values()), '')
-
-
 def _step(row: SweepRow) -> float | None:
-    times = [result.seconds for result in row.results.values() if result.seconds is not None]
+    """Return the seconds of a step: of own runs, or else of those taken over."""
+    times = _own_times(row) or [result.seconds for result in row.results.values() if result.seconds is not None]
     return statistics.median(times) if times else None
+
+
+def _own_times(row: SweepRow) -> list[float]:
+    own = [result.seconds for seed, result in row.results.items() if seed not in row.known]
+    return [seconds for seconds in own if seconds is not None]
 
 
 def _number(value: float | None) -> str:

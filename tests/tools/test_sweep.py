@@ -5,6 +5,7 @@ import fcntl
 import functools
 import json
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -160,6 +161,57 @@ def test_the_training_is_given_the_lock(tmp_path, monkeypatch):
     with claimed(one) as lock:
         train(one, 'train.py', None, lock)
         assert passed == [(lock,)]
+
+
+def trains_at_once(monkeypatch, meanwhile):
+    """Let each training write a log at once, and ``meanwhile`` happen; return the seeds and configs that it trained."""
+    trained = []
+
+    def run(command, **settings):
+        folder = Path(command[command.index('--work-dir') + 1])
+        trained.append((folder.parent.name, folder.name))
+        work_dir(folder, 'coco/bbox_mAP', 0.5)
+        meanwhile()
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    return trained
+
+
+def test_a_config_that_changes_during_a_sweep_is_not_trained(tool, tmp_path, monkeypatch):
+    for name in 'ab':
+        (tmp_path / f'{name}.py').write_text('model = dict(depth=18)')
+    trained = trains_at_once(monkeypatch, lambda: (tmp_path / 'a.py').write_text('model = dict(depth=34)'))
+    command = 'sweep', tmp_path / 'a.py', tmp_path / 'b.py', '--seeds', 0, 1, '--work-dir', tmp_path / 'out'
+    status, out, error = tool(*command)
+    assert trained == [('a', 'seed0'), ('b', 'seed0'), ('b', 'seed1')]
+    assert f'a seed 1: REFUSED: {tmp_path}/a.py was changed since the sweep began' in out
+    assert status == 1 and error.endswith('failed: a seed 1\n')
+    assert '| a | 1/2 | coco/bbox_mAP | 50.00 |' in (tmp_path / 'out' / 'table.md').read_text()
+
+
+@pytest.mark.parametrize('finished', [True, False])
+def test_a_run_that_another_sweep_began_meanwhile_with_other_settings_is_left_alone(
+    finished, tool, tmp_path, monkeypatch
+):
+    for name in 'abc':
+        (tmp_path / f'{name}.py').write_text('model = dict()')
+    folder = tmp_path / 'out' / 'b' / 'seed0'
+
+    def other_sweep():
+        if not folder.exists():
+            work_dir(folder, 'coco/bbox_mAP', 0.9)
+            state = dict(cfg_options=[], data_root=None, amp=True, finished=finished)
+            (folder / 'sweep.json').write_text(json.dumps(state))
+
+    trained = trains_at_once(monkeypatch, other_sweep)
+    status, out, _ = tool('sweep', *(tmp_path / f'{name}.py' for name in 'abc'), '--work-dir', tmp_path / 'out')
+    assert status == 1 and trained == [('a', 'seed0'), ('c', 'seed0')]
+    assert f'b seed 0: REFUSED: {folder} was begun with other amp: choose another --work-dir' in out
+    assert '| b | 0/1 |  |' in (tmp_path / 'out' / 'table.md').read_text()
+    states = [line.split(',')[:3] for line in (tmp_path / 'out' / 'runs.csv').read_text().splitlines()[1:]]
+    assert states == [['a', '0', 'finished'], ['b', '0', 'of other settings'], ['c', '0', 'finished']]
+    assert json.loads((folder / 'sweep.json').read_text())['amp']
 
 
 def test_keyboard_interrupt(tool, root, tmp_path, monkeypatch):
@@ -349,10 +401,72 @@ def test_a_last_validation_without_the_metric_is_no_result(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('metric', 'factor'), [('coco/AR@100', 100), ('voc/mAP', 100), ('multi-label/mAP', 1), ('accuracy/top1', 1)]
+    ('metric', 'factor', 'better'),
+    [
+        ('coco/AR@100', 100, max),
+        ('voc/mAP', 100, max),
+        ('lvis/bbox_AP50', 100, max),
+        ('CARS/coco/bbox_mAP_s', 100, max),
+        ('voc/recall@100@0.5', 100, max),
+        ('crowd_human/mMR', 100, min),
+        ('crowd_human/JI', 100, max),
+        ('multi-label/mAP', 1, max),
+        ('task0_accuracy/top1', 1, max),
+        ('accuracy/top1', 1, max),
+        ('mIoU', 1, max),
+        ('coco_panoptic/PQ_th', 1, max),
+        ('CARS/accuracy', 1, None),
+        ('single-label/support', 1, None),
+        ('SPARSITY', 1, None),
+    ],
 )
-def test_fractions_and_percentages(metric, factor):
+def test_fractions_and_percentages(metric, factor, better, tmp_path):
     assert in_percent(metric, 0.45) == 0.45 * factor
+    found = result_of(work_dir(tmp_path, metric, 0.5, 0.25, 0.75, 0.5), metric)
+    assert found == Result(metric, 0.5 * factor, better and better(0.25, 0.75) * factor, None)
+
+
+def test_an_unknown_metric_may_be_negative(tmp_path):
+    assert result_of(work_dir(tmp_path, 'motchallenge-metric/MOTA', -0.5), 'motchallenge-metric/MOTA').last == -0.5
+
+
+def test_tables_name_a_unit_only_for_metrics_that_they_know(tool, tmp_path):
+    (tmp_path / 'a.py').write_text('model = dict()')
+    for seed, values in enumerate([(0.5, 0.75), (0.25, 0.5)]):
+        folder = work_dir(tmp_path / 'a' / f'seed{seed}', 'CARS/accuracy', *values)
+        (folder / 'sweep.json').write_text(json.dumps(dict(cfg_options=[], data_root=None, amp=False, finished=True)))
+    sweep_it = ('sweep', tmp_path / 'a.py', '--seeds', 0, 1, '--work-dir', tmp_path, '--metric', 'CARS/accuracy')
+    assert tool(*sweep_it)[0] == 0
+    table = (tmp_path / 'table.md').read_text()
+    assert table.startswith('| Config | Seeds | Metric | Last | Best | Paper | Parameters, M |')
+    assert '| a | 2/2 | CARS/accuracy | 0.62 ± 0.18 |  |  |' in table
+    (tmp_path / 'runs.csv').rename(tmp_path / 'known.csv')
+    assert read_runs(tmp_path / 'known.csv')['a', 1] == Result('CARS/accuracy', 0.5, None, None)
+    (tmp_path / 'known.csv').write_text((tmp_path / 'known.csv').read_text().replace(',0.5,', ',0.9,'))
+    status, _, error = tool(*sweep_it, '--known', tmp_path / 'known.csv')
+    assert status == 2 and '--known has CARS/accuracy 0.9, of a seed 1, which ended with CARS/accuracy 0.5,' in error
+
+
+def test_best_of_several_seeds_is_the_lowest_miss_rate(tmp_path):
+    results = {seed: Result('crowd_human/mMR', 45.0, best, None) for seed, best in enumerate((44.0, 41.0))}
+    write_tables(tmp_path, [SweepRow('a', 2, results), SweepRow('b', 1, {0: Result('speed', 3.0, None, None)})])
+    lines = (tmp_path / 'table.md').read_text().splitlines()
+    assert lines[2] == '| a | 2/2 | crowd_human/mMR, % | 45.00 ± 0.00 | 41.00 |  |  |  |  |'
+    assert lines[3] == '| b | 1/1 | speed | 3.00 |  |  |  |  |  |'
+
+
+def test_seconds_a_step_are_of_own_runs(tmp_path):
+    """Runs taken over may be of another machine."""
+    timed = [Result('accuracy/top1', 70.0, 70.0, seconds) for seconds in (0.1, 0.4, 0.6)]
+    both = SweepRow('both', 3, dict(enumerate(timed)), known=[0])
+    theirs = SweepRow('theirs', 1, {0: timed[0]}, known=[0])
+    write_tables(tmp_path, [both, theirs])
+    text = (tmp_path / 'table.md').read_text()
+    assert [line.split(' | ')[-1] for line in text.splitlines()[2:4]] == ['0.500 |', '0.100 |']
+    note = 'seconds a step of runs taken over by --known, maybe of another machine: theirs'
+    assert text.endswith(f'\n{note}\n')
+    write_tables(tmp_path, [theirs])
+    assert note not in (tmp_path / 'table.md').read_text()
 
 
 def row(name, *last, seeds=3, first=0, **others):
