@@ -10,8 +10,10 @@ from mmengine.dataset import Compose
 from mmengine.registry import PARAM_SCHEDULERS
 from PIL import Image
 
-from helpers.configs import build, load, shrink
+from helpers.configs import build, load, load_all, shrink
 from helpers.paths import ROOT
+from mmscconv import list_configs
+from mmscconv.checks.files import datasets
 from mmscconv.configuration import innermost_dataset
 from mmscconv.models import SCConvResNet
 
@@ -27,6 +29,15 @@ TWINS = [
     ('scconv_resnet101_imagenet', 'resnet101_imagenet'),
     ('retinanet_scconv_r18_digits', 'retinanet_r18_digits'),
 ]
+# Folder of an experiment -> the plain network that its contenders are compared with.
+EXPERIMENTS = {
+    'digits': 'retinanet_r18_digits',
+    'cells': 'cells/retinanet_r18_cells',
+    'cifar_short': 'cifar_short/resnet20_cifar10',
+}
+RELIABLE = {'ExactResume', 'SafeCheckpointHook', 'StopOnNonFinite', 'ChannelsLast'}
+# In channels last on a CPU, convolutions of so few channels would be slower.
+THIN = ('cifar_short/thin12-resnet20_cifar10', 'cifar_short/thin13-resnet20_cifar10')
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
@@ -68,13 +79,28 @@ def test_what_every_config_promises(path):
     assert cfg.data_root
     assert cfg.custom_imports.imports == ['mmscconv.models']
     assert not cfg.custom_imports.allow_failed_imports
-    assert cfg.default_hooks.stop_on_non_finite.type == 'StopOnNonFinite'
     if path.stem.endswith(('_coco', '_voc')):
         assert 'tta_model' in cfg
         assert 'tta_pipeline' in cfg
     # Nothing may be fetched at run time, nor frozen before it was trained.
     assert 'init_cfg' not in cfg.model.backbone
     assert cfg.model.backbone.get('frozen_stages', -1) == -1
+
+
+def test_every_config_has_the_hooks_of_a_reliable_training_and_fetches_nothing():
+    fetching = 0
+    for name, cfg in load_all(list_configs()):
+        hooks = {hook.type: hook for hook in cfg.default_hooks.values()}
+        assert hooks.keys() >= RELIABLE, name
+        on_gpu = ['cuda'] if name.startswith('cifar') else []
+        on_cpu = [] if name in THIN else ['cpu']
+        assert list(hooks['ChannelsLast'].devices) == on_gpu + on_cpu, name
+        for stage in ('train', 'val', 'test'):
+            for dataset in datasets(cfg[f'{stage}_dataloader']):
+                if dataset.type in ('CIFAR10', 'CIFAR100'):  # which would fetch, where nothing is said
+                    assert dataset.download is False, name
+                    fetching += 1
+    assert fetching > 200  # both data sets of many networks, in three stages
 
 
 @pytest.mark.parametrize('path', SCHEDULED, ids=lambda p: p.stem)
@@ -100,6 +126,24 @@ def test_twins_differ_in_the_backbone_alone(ours, twin):
             k: v for k, v in cfg['model']['backbone'].items() if k not in ('type', 'scconv', 'norm_eval')
         }
     assert ours == twin
+
+
+@pytest.mark.parametrize('folder', EXPERIMENTS)
+def test_the_contenders_of_an_experiment_differ_in_the_model_alone(folder):
+    contenders = list_configs(f'{folder}/*')
+    assert len(contenders) > 5
+    trainings = {}
+    for name, cfg in load_all({EXPERIMENTS[folder], *contenders}):
+        settings = cfg.to_dict()
+        for key in ('model', 'channels', 'width'):  # the last two are variables that a model was made from
+            settings.pop(key, None)
+        trainings[name] = settings
+    plain = trainings[EXPERIMENTS[folder]]
+    for name in contenders:
+        if name in THIN:
+            assert trainings[name]['default_hooks'].pop('layout') != plain['default_hooks']['layout']
+            trainings[name]['default_hooks']['layout'] = plain['default_hooks']['layout']
+        assert trainings[name] == plain, name
 
 
 def test_the_paper_s_schedules():

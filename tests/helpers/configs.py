@@ -1,5 +1,8 @@
 """Shipped configs, as they are and narrowed for a test."""
 
+import copy
+from unittest.mock import patch
+
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -10,6 +13,22 @@ def load(name):
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
     init_default_scope(cfg.default_scope)
     return cfg
+
+
+def load_all(names):
+    """Yield (name, config) of each of ``names``, and read the files that they inherit once: they are eight a config."""
+    read, known = Config._file2dict, {}
+
+    def read_once(filename, *args, **kwargs):
+        key = str(filename)
+        if key not in known:
+            known[key] = read(filename, *args, **kwargs)
+        return copy.deepcopy(known[key])
+
+    for name in names:
+        with patch.object(Config, '_file2dict', read_once):
+            cfg = load(name)
+        yield name, cfg
 
 
 def build(cfg):

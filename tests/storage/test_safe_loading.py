@@ -366,3 +366,26 @@ def test_any_other_file_is_one_line(content, trusted, tmp_path):
     file.write_bytes(content)
     with pytest.raises(UserError, match=r'^checkpoint cannot be read, it is .*damaged: '):
         load_checkpoint(str(file), trusted)
+
+
+@pytest.mark.parametrize(
+    ('name', 'flag'),
+    [('resnet56_cifar10', []), ('resnet56_cifar100', []), ('resnet56_cifar10', ['--download'])],
+    ids=['CIFAR-10', 'CIFAR-100', 'download'],
+)
+def test_cifar_is_fetched_only_where_the_command_says_so(name, flag, tool, tmp_path):
+    root = tmp_path / 'data'
+    root.mkdir()
+    args = [
+        'train', ROOT / 'configs' / 'cifar' / f'{name}.py', '--data-root', root, '--work-dir', tmp_path / 'run', *flag,
+        '--cfg-options', 'model.backbone.depth=8',
+    ]  # fmt: skip
+    if flag:
+        with pytest.raises(AssertionError, match='a connection was tried'):
+            tool(*args)
+    else:
+        status, _, error = tool(*args)
+        assert status == 2
+        assert error.splitlines()[-1].startswith('error: Cannot find CIFAR10')
+        assert error.endswith('(pass --download)\n')
+    assert not [path for path in root.rglob('*') if path.is_file()]
