@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from mmdet.models.detectors import SingleStageDetector
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 import mmscconv.models  # noqa: F401
+from helpers.paths import ROOT
+from helpers.running_tools import DIGITS
 from mmscconv import SCConv, get_config
 from mmscconv.engine.options import fit_amp_to_device, use_amp
 from mmscconv.errors import UserError
@@ -79,3 +82,32 @@ def test_fp32_stays_fp32():
     before = cfg.optim_wrapper.to_dict()
     fit_amp_to_device(cfg)
     assert cfg.optim_wrapper.to_dict() == before
+
+
+NARROW = [
+    'model.backbone.base_channels=8', 'model.backbone.stem_channels=8', 'model.neck.in_channels=[8,16,32,64]',
+    'model.neck.out_channels=16', 'model.bbox_head.in_channels=16', 'model.bbox_head.feat_channels=16',
+    'train_dataloader.batch_size=2', 'train_dataloader.dataset.indices=2', 'train_cfg.val_begin=9',
+]  # fmt: skip
+
+
+def test_the_training_tool_runs_to_its_end(digits, tool, tmp_path, monkeypatch):
+    """Two images in one step of a narrow network: without bf16 instructions, more would take long."""
+    seen, loss = [], SingleStageDetector.loss
+
+    def noted(*args):
+        seen.append((torch.is_autocast_enabled('cpu'), torch.get_autocast_dtype('cpu')))
+        return loss(*args)
+
+    monkeypatch.setattr(SingleStageDetector, 'loss', noted)
+    status, _, error = tool(
+        'train', ROOT / 'configs' / 'retinanet_scconv_r18_digits.py', '--amp', '--data-root', digits,
+        '--work-dir', tmp_path, '--cfg-options', *DIGITS, *NARROW,
+    )  # fmt: skip
+    assert status == 0, error[-2000:]
+    assert seen == [(True, torch.bfloat16)]
+    content = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    weights = [t for t in content['state_dict'].values() if t.is_floating_point()]
+    assert {t.dtype for t in weights} == {torch.float32} and all(t.isfinite().all() for t in weights)
+    steps = {int(state['step']) for state in content['optimizer']['state'].values()}
+    assert steps == {1}

@@ -59,3 +59,22 @@ def test_mistakes_are_one_line(pair, message, capsys):
     with pytest.raises(SystemExit):
         parsed(pair)
     assert message in capsys.readouterr().err
+
+
+CODE = '__import__("os").mkdir("ran")'
+
+
+@pytest.mark.parametrize(
+    ('text', 'want'),
+    [(CODE, CODE), (f'[{CODE},1]', [CODE, 1]), (f"[{CODE}, 'a b']", None)],
+    ids=['alone', 'list', 'blanks'],
+)
+def test_values_are_not_run(text, want, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if want is None:
+        with pytest.raises(SystemExit):
+            parsed(f'a={text}')
+        assert 'a: cannot read' in capsys.readouterr().err
+    else:
+        assert parsed(f'a={text}') == {'a': want}
+    assert not list(tmp_path.iterdir())

@@ -14,11 +14,14 @@ from mmscconv.engine.runner import CheckedRunner
 from mmscconv.errors import UserError
 
 
-@pytest.mark.parametrize(('batch', 'counts', 'ratio'), [(4, 4, 1.0), (16, 1, 1.0), (4, 1, 0.25), (16, 2, 2.0)])
-def test_the_scaled_lr_counts_accumulated_gradients(batch, counts, ratio):
+@pytest.mark.parametrize(
+    ('batch', 'counts', 'devices', 'ratio'),
+    [(4, 4, 1, 1.0), (16, 1, 1, 1.0), (4, 1, 1, 0.25), (16, 2, 1, 2.0), (4, 1, 2, 0.5), (4, 4, 2, 2.0)],
+)
+def test_the_scaled_lr_counts_accumulated_gradients_and_devices(batch, counts, devices, ratio):
     runner = object.__new__(CheckedRunner)
     loader = dict(batch_size=batch)
-    runner._train_dataloader, runner._world_size, runner.param_schedulers = loader, 1, []
+    runner._train_dataloader, runner._world_size, runner.param_schedulers = loader, devices, []
     runner.logger = logging.getLogger('test')
     parameter = torch.nn.Parameter(torch.ones(1))
     wrapper = OptimWrapper(torch.optim.SGD([parameter], lr=0.5), accumulative_counts=counts)
