@@ -11,14 +11,15 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW, altered_outputs
+from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW, altered_outputs, build
 from helpers.trained import relative
 from mmscconv.errors import UserError
 from mmscconv.export import job as jobs
 from mmscconv.export.agreement import matched
-from mmscconv.export.graphs import graph_of
+from mmscconv.export.graphs import Graph, graph_of
 from mmscconv.export.onnx_file import open_session
 from mmscconv.export.postprocess import PostProcess
+from mmscconv.export.writing import least_size
 from mmscconv.ops.compiled import ONNXRUNTIME_OP
 from mmscconv.ops.compiled import build as build_library
 
@@ -131,11 +132,54 @@ def test_torch_export_runs_at_other_batches_and_sizes(classifier, tool, tmp_path
     assert 'on 1 x 64 x 96: ' in text
     meta = {'metadata.json': ''}
     program = torch.export.load(out, extra_files=meta).module()
-    assert json.loads(json.loads(meta['metadata.json'])['size_divisor']) == 32
+    sizes = {key: json.loads(json.loads(meta['metadata.json'])[key]) for key in ('size_divisor', 'least_size')}
+    assert sizes == {'size_divisor': 32, 'least_size': 32}
     for size in ((1, 3, 32, 32), (3, 3, 96, 64)):
         image = torch.randn(size)
         with torch.no_grad():
             assert relative(program(image)[0], model(image, mode='tensor')) < 5e-3
+
+
+@pytest.mark.parametrize(('coarsest', 'least'), [(32, 64), (64, 96), (128, 160)])
+def test_the_least_size_of_a_detector_gives_two_places_at_the_coarsest_level(coarsest, least):
+    assert least_size(Graph(None, {}, coarsest=coarsest), torch.zeros(1, 3, 32, 32)) == least
+    assert -(-least // coarsest) > 1 >= -(-(least - 32) // coarsest)
+
+
+FCOS = """
+_base_ = {base!r}
+head = dict(norm_cfg=dict(type='GN', num_groups=4), strides=[8, 16, 32], regress_ranges=((-1, 32), (32, 64), (64, 1e8)))
+model = dict(
+    type='FCOS',
+    backbone=dict(base_channels=8, stem_channels=8),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
+    bbox_head=dict(
+        _delete_=True, type='FCOSHead', num_classes=10, in_channels=16, feat_channels=16, stacked_convs=1, **head
+    ),
+)
+"""
+
+
+def test_fcos_has_centerness_as_the_third_kind(digits, tool, tmp_path):
+    config, checkpoint, out = (tmp_path / name for name in ('fcos.py', 'fcos.pth', 'fcos.onnx'))
+    config.write_text(FCOS.format(base=str(DETECTOR)))
+    model = build(config, checkpoint)
+    status, text, error = tool('export', config, checkpoint, '--out', out, '--data-root', digits)
+    assert status == 0, error[-2000:]
+    kinds = ['cls_score', 'bbox_pred', 'score_factor']
+    assert f'outputs: {", ".join(f"{kind}_{level}" for kind in kinds for level in range(3))}' in text
+    image = torch.randn(2, 3, 96, 160)
+    got = run_session(out, image=image)
+    got = [got[i : i + 3] for i in range(0, len(got), 3)]  # as docs/export.md takes them apart
+    with torch.no_grad():
+        want = model.bbox_head(model.extract_feat(image))
+        for ours, theirs, channels in zip(got, want, (10, 4, 1), strict=True):
+            assert [level.shape[1] for level in ours] == 3 * [channels]
+            assert max(map(relative, ours, theirs)) < 5e-3
+        metas = [dict(img_shape=(96, 160))] * 2
+        cfg = Config(dict(model.test_cfg, score_thr=0.0))
+        decoded, own = (model.bbox_head.predict_by_feat(*maps, batch_img_metas=metas, cfg=cfg) for maps in (got, want))
+    torch.testing.assert_close(decoded[1].scores, own[1].scores, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize('scope', ['gate-fp32', 'all', 'conv'])
