@@ -20,6 +20,7 @@ from mmscconv.complexity.configs import count_config, training_crop
 from mmscconv.errors import UserError
 from mmscconv.layers.rivals import GhostConv, SPConv, TiedConv
 from mmscconv.paper.comparison import compare
+from mmscconv.paper.report import paper_table
 from mmscconv.paper.tables import paper_rows
 
 CONFIGS = ROOT / 'configs'
@@ -79,6 +80,7 @@ COUNTS = {
     'Table 4: ResNet101(R101)': (44.549, 122240),
     'Table 4: SCConv-R101 (alpha = 1/2)': (28.0029, 75960),
 }
+PUBLISHED = (ROOT / 'docs' / 'results' / 'complexity.md').read_text()
 FIGURE_4 = {
     1: (13.64, 770.8),
     2: (13.96, 788.7),
@@ -101,6 +103,10 @@ def rows():
     return {row.name: row for row in paper_rows()}
 
 
+def is_published(row, ours):
+    return paper_table([(row, ours)]).markdown().splitlines()[-1] in PUBLISHED.splitlines()
+
+
 @pytest.mark.parametrize('name', COUNTS)
 def test_counts(name):
     row = rows()[name]
@@ -111,6 +117,30 @@ def test_counts(name):
     if row.status == 'explained':
         assert abs(ours.params_error) < 1
         assert abs(ours.flops_error) < (1.6 if row.table > 3 else 1)
+    assert is_published(row, ours)
+
+
+@pytest.mark.parametrize('name', [row.name for row in paper_rows() if row.name not in COUNTS])
+def test_rows_that_nobody_else_counted_are_published_too(name):
+    assert is_published(rows()[name], compare(rows()[name]))
+
+
+def test_the_published_page_is_what_the_tool_prints(tool, monkeypatch):
+    """Apart from the counts, which are compared above."""
+    monkeypatch.setattr('mmscconv.paper.comparison.compare', lambda row: None)
+    status, out, error = tool('complexity', '--paper')
+    assert status == 0, error
+    command = 'python tools/complexity.py --paper --out docs/results/complexity.md'
+    page = [f'# Complexity\n\n    {command}\n\n{out}', PUBLISHED]
+    counted = (2, 3, 4, 5, 7, 9)  # columns
+    rest = [
+        [
+            [cell for i, cell in enumerate(line.split(' | ')) if not line.startswith('| Table') or i not in counted]
+            for line in text.splitlines()
+        ]
+        for text in page
+    ]
+    assert rest[0] == rest[1]
 
 
 def test_unexplained_rows_say_why():

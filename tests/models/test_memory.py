@@ -37,14 +37,17 @@ def backbone(kind, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ('layout', 'most'), [(torch.contiguous_format, 1.10), (torch.channels_last, 1.06)], ids=['nchw', 'channels-last']
+    ('layout', 'inner_norm', 'most'),
+    [(torch.contiguous_format, False, 1.10), (torch.channels_last, False, 1.06), (torch.channels_last, True, 1.23)],
+    ids=['nchw', 'channels-last', 'channels-last-norms'],
 )
-def test_backbone_keeps_little_more_than_resnet(layout, most):
+def test_backbone_keeps_little_more_than_resnet(layout, inner_norm, most):
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=layout)
+    settings = dict(backend='native', inner_norm=inner_norm)
     models = {
         'conv': backbone('mmdet.ResNet'),
-        'default': backbone('SCConvResNet', scconv=dict(backend='native')),
-        'recompute': backbone('SCConvResNet', scconv=dict(backend='native', recompute=True)),
+        'default': backbone('SCConvResNet', scconv=settings),
+        'recompute': backbone('SCConvResNet', scconv=dict(settings, recompute=True)),
     }
     kept = {name: saved_bytes(lambda m=model: m(x), model) for name, model in models.items()}
     assert kept['default'] <= most * kept['conv']
