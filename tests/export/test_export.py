@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from helpers.exportable import CLASSIFIER, DETECTOR, SHALLOW, altered_outputs, build
+from helpers.exportable import CLASSIFIER, CONFIGS, DETECTOR, SHALLOW, altered_outputs, build
 from helpers.trained import relative
 from mmscconv.errors import UserError
 from mmscconv.export import job as jobs
@@ -19,7 +19,7 @@ from mmscconv.export.agreement import matched
 from mmscconv.export.graphs import Graph, graph_of
 from mmscconv.export.onnx_file import open_session
 from mmscconv.export.postprocess import PostProcess
-from mmscconv.export.writing import least_size
+from mmscconv.export.writing import least_size, write_program
 from mmscconv.ops.compiled import ONNXRUNTIME_OP
 from mmscconv.ops.compiled import build as build_library
 
@@ -180,6 +180,23 @@ def test_fcos_has_centerness_as_the_third_kind(digits, tool, tmp_path):
         cfg = Config(dict(model.test_cfg, score_thr=0.0))
         decoded, own = (model.bbox_head.predict_by_feat(*maps, batch_img_metas=metas, cfg=cfg) for maps in (got, want))
     torch.testing.assert_close(decoded[1].scores, own[1].scores, rtol=0, atol=5e-3)
+
+
+def test_a_program_of_a_detector_takes_images_from_its_least_size_on(tmp_path):
+    """With a plain backbone, which torch.export is done with in a few seconds."""
+    (tmp_path / 'fcos.py').write_text(FCOS.format(base=str(CONFIGS / 'retinanet_r18_digits.py')))
+    graph = graph_of(build(tmp_path / 'fcos.py', tmp_path / 'fcos.pth'), False)
+    write_program(graph, torch.randn(1, 3, 128, 128), {}, tmp_path / 'fcos.pt2')
+    meta = {'metadata.json': ''}
+    program = torch.export.load(tmp_path / 'fcos.pt2', extra_files=meta).module()
+    least = json.loads(json.loads(meta['metadata.json'])['least_size'])
+    assert least == 64
+    for size in ((1, 3, least, least), (3, 3, 96, least)):
+        image = torch.randn(size)
+        with torch.no_grad():
+            assert max(map(relative, program(image), graph.network(image))) < 5e-3
+    with pytest.raises(Exception, match=str(least)):
+        program(torch.randn(1, 3, least - 32, least))
 
 
 @pytest.mark.parametrize('scope', ['gate-fp32', 'all', 'conv'])
