@@ -58,7 +58,8 @@ def test_squeezes(name, pool, tiles):
     near = logits[logits.abs() < 1].sort().values
     widest = int(near.diff().argmax()) if len(near) > 1 else None
     threshold = 0.0 if widest is None else near[widest : widest + 2].mean().item()
-    got = native.sru_squeeze(x, scale, shift, groups, 1e-5, threshold, False, up, low, *biases, pool)[:2]
+    arguments = (x, scale, shift, groups, 1e-5, threshold, False, up, low, *biases, pool)
+    got = native.sru_squeeze(*arguments)[:2]
     reconstructed = equations.reconstruct(x.double(), *equations.gate(logits, threshold))
     top, bottom = reconstructed.split((cut, c - cut), dim=1)
     bottom = F.avg_pool2d(bottom, pool, pool, ceil_mode=True, count_include_pad=False)
@@ -68,6 +69,10 @@ def test_squeezes(name, pool, tiles):
         # A value of X^w near the middle of two bf16 numbers may go to either.
         slack = 4 * STEP * (half.abs().amax() * weight.abs().amax()).item() + 1e-5
         assert_rounded(out, want, slack)
+    # Only tiles round X^w.
+    tiles(False)
+    floats = native.sru_squeeze(*arguments)[:2]
+    assert all(map(torch.equal, got, floats)) == name.endswith('as floats')
 
 
 WINDOWS = {
