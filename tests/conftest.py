@@ -21,6 +21,22 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _settings_of_the_user_stay_out():
+    """Kernels, their instructions and tracebacks are chosen by a test, not by the shell that starts it."""
+    with patch.dict(os.environ):
+        for name in ('MMSCCONV_BACKEND', 'MMSCCONV_AMX', 'MMSCCONV_TRACEBACK'):
+            os.environ.pop(name, None)
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _hypothesis_writes_elsewhere(tmp_path_factory):
+    """Not into the folder from which the tests are run."""
+    with patch.dict(os.environ, HYPOTHESIS_STORAGE_DIRECTORY=str(tmp_path_factory.mktemp('hypothesis'))):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _process_is_restored():
     """A tool that runs in this process changes for all of it how checkpoints are loaded."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers import reference
+from helpers.paths import ROOT
 from mmscconv import equations, identities
 
 DOUBLE = torch.float64
@@ -158,7 +159,7 @@ for layer in (SCConv(32, 32, 3, backend='plain'), SRU(32, backend='plain'), SCCo
     assert all(p.grad is not None for p in layer.parameters())
 print('done')
 """
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == 'done', (done.returncode, done.stderr[-2000:])
 
 

@@ -14,6 +14,12 @@ from mmscconv.engine.options import fit_amp_to_device, use_amp
 from mmscconv.errors import UserError
 
 
+@pytest.fixture
+def on_a_cpu(monkeypatch):
+    """Whatever the machine has."""
+    monkeypatch.setattr('mmscconv.engine.options.get_device', lambda: 'cpu')
+
+
 def network():
     torch.manual_seed(0)
     conv, scconv = nn.Conv2d(3, 32, 3, padding=1), SCConv(32, 32, 3, padding=1)
@@ -59,7 +65,7 @@ def test_gradients_accumulate():
 @pytest.mark.parametrize(
     'name', ['retinanet_scconv_r50_coco', 'cifar/scconv_resnet56_cifar10', 'scconv_resnet50_imagenet']
 )
-def test_every_kind_of_config_takes_it(name, settings):
+def test_every_kind_of_config_takes_it(name, settings, on_a_cpu):
     cfg = get_config(name)
     use_amp(cfg)
     cfg.optim_wrapper.update(settings)
@@ -69,7 +75,7 @@ def test_every_kind_of_config_takes_it(name, settings):
 
 
 @pytest.mark.parametrize('dtype', ['float16', torch.float16, 'float64'])
-def test_other_types_are_refused(dtype):
+def test_other_types_are_refused(dtype, on_a_cpu):
     cfg = get_config('retinanet_scconv_r50_coco')
     use_amp(cfg)
     cfg.optim_wrapper.dtype = dtype

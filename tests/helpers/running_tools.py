@@ -72,10 +72,10 @@ def run_tool(name, *args, options=(), cwd=None, check=True, **variables):
     return done
 
 
-def start_tool(*command, cwd=None):
+def start_tool(*command, cwd=None, **variables):
     """Start a tool as a shell does, by an interpreter or ``bash``, and return what ended it and its text."""
-    command = [*map(str, command)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=_environment(), timeout=400)
+    command, env = [*map(str, command)], {**_environment(), **variables}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=400)
     return Done(done.returncode, done.stdout, done.stderr)
 
 

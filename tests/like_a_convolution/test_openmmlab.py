@@ -30,6 +30,14 @@ NAMES = ['Conv2d', 'SRU', 'CRU', 'S+C', 'C+S', 'C&S', 'S', 'C', 'Legacy', *RIVAL
          'bias', 'output squeeze', 'stride 2']  # fmt: skip
 
 
+@pytest.fixture
+def silent():
+    """No log of mmengine's for every weight that it initializes."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
 def network(layer, first=True):
     """Layers and norms in the order in which a walk over children meets them, with statistics that are not trivial."""
     torch.default_generator.manual_seed(5)
@@ -108,15 +116,13 @@ def gains(net, x):
 
 @pytest.mark.parametrize('kind', [nn.Conv2d, SCConv, *RIVALS.values()], ids=lambda k: k.__name__)
 @pytest.mark.parametrize('init', INITS)
-def test_initializers(kind, init):
+def test_initializers(kind, init, silent):
     """Behind four layers the signal is not weaker than by convolutions, or than by the layer's own initialization."""
-    logging.disable(logging.CRITICAL)
     x = torch.randn(2, 64, 8, 8)
     net, dense = chain(kind), chain(nn.Conv2d)
     for n in (net, dense):
         torch.default_generator.manual_seed(6)
         initialize(n, copy.deepcopy(INITS[init]))
-    logging.disable(logging.NOTSET)
     (got, slope), (want, dense_slope) = gains(net.train(), x), gains(dense.train(), x)
     own, own_slope = gains(chain(kind).train(), x)
     assert got[-1] > min(own[-1], want[-1]) / 10, f'stds {got}, of convolutions {want}, without initialization {own}'
@@ -164,13 +170,12 @@ def test_bias_prob_of_a_head():
 
 
 @pytest.mark.parametrize('way', ['conv_cfg', 'replace_conv'])
-def test_retina_head(way):
+def test_retina_head(way, silent):
     """The tutorial's head: the signal and the gradient behind four layers are of a plain head's order of magnitude."""
     mmdet_registry = pytest.importorskip('mmdet.registry')
     from mmdet.utils import register_all_modules
 
     register_all_modules()
-    logging.disable(logging.CRITICAL)
     found = []
     for scconv in (False, True):
         torch.default_generator.manual_seed(0)
@@ -188,7 +193,6 @@ def test_retina_head(way):
         first = head.cls_convs[0].conv
         grad = sum(p.grad.square().sum().item() for p in first.parameters() if p.grad is not None) ** 0.5
         found.append((y.std().item(), grad))
-    logging.disable(logging.NOTSET)
     (plain_std, plain_grad), (std, grad) = found
     assert std > plain_std / 30, f'std behind four layers {std:.1e}, plain {plain_std:.1e}'
     assert grad > plain_grad / 100, f'gradient of the first layer {grad:.1e}, plain {plain_grad:.1e}'

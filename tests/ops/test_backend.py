@@ -1,5 +1,6 @@
 """The choice of a backend, and backends that cannot run."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.paths import ROOT
 from mmscconv import SRU, SCConv, ops
 from mmscconv.complexity.counting import count
 from mmscconv.ops import backend, compiled
@@ -91,10 +93,10 @@ def test_versions_of_triton(version, reason, monkeypatch):
 @pytest.mark.slow
 def test_compiled_once_and_kept(tmp_path):
     code = 'from mmscconv.ops import compiled; assert compiled.unavailable() is None'
-    environment = {'MMSCCONV_CACHE_DIR': str(tmp_path), 'PATH': '/usr/bin:/bin', 'HOME': str(tmp_path)}
+    environment = {**os.environ, 'MMSCCONV_CACHE_DIR': str(tmp_path), 'HOME': str(tmp_path)}
     files = []
     for _ in range(2):
-        subprocess.run([sys.executable, '-c', code], check=True, env=environment)
+        subprocess.run([sys.executable, '-c', code], check=True, env=environment, cwd=ROOT)
         files.append({f: f.stat().st_mtime_ns for f in tmp_path.glob('*.so')})
     assert len(files[0]) == 1 and files[0] == files[1]
     assert list(tmp_path.iterdir()) == list(files[0])  # nothing is left beside it

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 import shutil
 import subprocess
 
@@ -62,7 +63,8 @@ def test_every_definition_is_compared_with_its_declaration(source, compiler, ope
     changed = tmp_path / source.name
     text = source.read_text()
     changed.write_text(text.replace('\nint ', '\ndouble ', 1))
-    done = subprocess.run([compiler, *flags, f'-I{source.parent}', changed], capture_output=True, text=True)
+    command = [compiler, *flags, f'-I{source.parent}', changed]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'LC_ALL': 'C'})
     assert 'conflicting types' in done.stderr
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 
+from helpers.paths import ROOT
 from mmscconv import SRU, ops
 from mmscconv.identities import fuse as fuse_plain
 from mmscconv.identities import logit
@@ -378,7 +379,8 @@ for size in ((4, 3), (1, 1)):
 
 
 def test_plain_form_of_a_channels_last_input_without_gradient():
-    done = subprocess.run([sys.executable, '-c', CHANNELS_LAST_WITHOUT_GRADIENT], capture_output=True, text=True)
+    command = [sys.executable, '-c', CHANNELS_LAST_WITHOUT_GRADIENT]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

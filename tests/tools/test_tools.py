@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import socket
 
 import cv2
 import numpy as np
@@ -154,10 +155,13 @@ def test_classifier_checkpoint_in_the_detector(imagenet_run, real_data, tmp_path
 
 
 def test_two_processes_make_one_step(real_data, tmp_path):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
     done = start_tool(
         'bash', ROOT / 'tools' / 'dist_train.sh', CONFIGS / 'retinanet_scconv_r50_coco.py', 2, '--data-root',
         real_data / 'coco', '--work-dir', tmp_path, '--cfg-options', *DETECTOR, *SMALL_IMAGES, 'train_cfg.max_iters=1',
-        'train_cfg.val_begin=9',
+        'train_cfg.val_begin=9', PORT=str(port),
     )  # fmt: skip
     assert done.returncode == 0, done.text[-4000:]
     assert 'Iter(train) [1/1]' in done.text
