@@ -30,6 +30,8 @@ def masked(layer, x):
 @pytest.mark.parametrize('dilation', [1, 2])
 def test_it_is_the_masked_convolution(kernel, stride, padding, dilation):
     if padding == 'same' and stride != 1:
+        with pytest.raises(ValueError, match='stride 1'):
+            VersatileConv(4, 7, kernel, stride, padding, dilation)
         return
     layer = VersatileConv(4, 7, kernel, stride, padding, dilation, bias=True).double()
     x = torch.randn(2, 4, 11, 12, dtype=torch.double)
