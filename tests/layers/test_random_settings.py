@@ -18,11 +18,6 @@ from mmscconv import SCConv
 EXAMPLES = int(os.environ.get('MMSCCONV_EXAMPLES', 150))
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_written_here(monkeypatch, tmp_path):
-    monkeypatch.setenv('HYPOTHESIS_STORAGE_DIRECTORY', str(tmp_path))
-
-
 def outcome(case):
     """Build and run the case; return what came of it."""
     torch.manual_seed(case.seed)

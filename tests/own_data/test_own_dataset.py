@@ -1,6 +1,7 @@
 """tools/own_dataset.py: a folder of annotated images in any form becomes one training set and a config."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -8,7 +9,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
@@ -28,15 +28,20 @@ from helpers.annotated import (
     write_voc,
     write_yolo,
 )  # fmt: skip
+from helpers.drawn import outcomes
+from helpers.paths import ROOT
 from helpers.photographs import COCO_IMAGES, VOC_IMAGES
 from mmscconv.checks.image_files import size_of
 from mmscconv.errors import UserError
+from mmscconv.own_data import job
 from mmscconv.own_data.image_list import measured
+from mmscconv.own_data.job import OwnDatasetJob
 from mmscconv.own_data.reading import choose_classes, read_data_set
 from mmscconv.own_data.recipe import choose_recipe
 from mmscconv.own_data.records import Account, AnnotatedImage, Box
 from mmscconv.own_data.sheet import as_loaded
 from mmscconv.own_data.splitting import train_and_val
+from mmscconv.own_data.timing import StepTimes
 from mmscconv.own_data.writing import coco_content as written
 from mmscconv.own_data.writing import common_folder, write_splits
 
@@ -58,6 +63,12 @@ def convert(source, out, **options):
     out.mkdir()
     write_splits(splits, classes, out, common_folder(splits))
     return classes, lines
+
+
+@pytest.fixture(autouse=True)
+def _untimed(monkeypatch):
+    """Training steps take seconds, those of large backbones minutes."""
+    monkeypatch.setattr(job, 'time_steps', lambda config: StepTimes(1, 1, 'cpu'))
 
 
 def stems(images):
@@ -545,16 +556,19 @@ def test_the_output_folder_is_not_overwritten(voc, tool, tmp_path):
     assert 'output folder is there already' in err
 
 
-@pytest.fixture
-def own_config(coco, tool, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    status, out, err = tool('own_dataset', coco, '--size', '64x48')
-    assert status == 0, err
-    return tmp_path / 'own_datasets' / 'coco_scconv_r18' / 'coco_scconv_r18.py', out
+@pytest.fixture(scope='module')
+def own_config(tmp_path_factory):
+    """Data, their config, and the lines about both; the one whose training steps are timed."""
+    folder = tmp_path_factory.mktemp('own_config')
+    source = write_coco(folder / 'coco', made_objects(), SPLITS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        lines = list(OwnDatasetJob(source, size=(64, 48)).run(ROOT / 'tools'))
+    return source, folder / 'own_datasets' / 'coco_scconv_r18' / 'coco_scconv_r18.py', lines
 
 
-def test_the_config_says_what_the_data_are(own_config, coco):
-    path, out = own_config
+def test_the_config_says_what_the_data_are(own_config):
+    source, path, lines = own_config
     cfg = Config.fromfile(path)
     assert cfg.model.backbone.type == 'SCConvResNet'
     assert cfg.model.bbox_head.num_classes == 3
@@ -564,22 +578,23 @@ def test_the_config_says_what_the_data_are(own_config, coco):
     assert types.index('FilterAnnotations') == types.index('LoadAnnotations') + 1
     assert [next(step for step in pipeline if step.type == 'Resize').scale for pipeline in (
         cfg.train_dataloader.dataset.pipeline, cfg.val_dataloader.dataset.pipeline)] == [(64, 48)] * 2  # fmt: skip
-    assert cfg.data_root == f'{coco}/'
+    assert cfg.data_root == f'{source}/'
     assert path.with_name('sheet.png').stat().st_size > 10_000
-    lines = out.splitlines()
+    assert re.search(r'iterations of \d+\.\d\d s and validations of \d+ s, as measured now on ', lines[-3])
     assert f'train.py {Path("own_datasets") / path.parent.name / path.name}' in lines[-2]
     assert 'report.py work_dirs/coco_scconv_r18' in lines[-1]
 
 
 def test_the_config_is_short_and_well_formed(own_config):
-    path, _ = own_config
+    _, path, _ = own_config
     assert len(path.read_text().splitlines()) < 40
     compile(path.read_text(), path, 'exec')
 
 
-def test_the_twin_has_the_same_data(own_config, coco, tool, tmp_path):
-    path, _ = own_config
-    status, _, err = tool('own_dataset', coco, '--size', '64x48', '--baseline')
+def test_the_twin_has_the_same_data(own_config, tool, tmp_path, monkeypatch):
+    source, path, _ = own_config
+    monkeypatch.chdir(tmp_path)
+    status, _, err = tool('own_dataset', source, '--size', '64x48', '--baseline')
     assert status == 0, err
     twin = tmp_path / 'own_datasets' / 'coco_r18' / 'coco_r18.py'
     assert Config.fromfile(twin).model.backbone.type == 'ResNet'
@@ -611,11 +626,7 @@ def test_real_images_pass_through(source, real_data, tool, tmp_path):
 
 
 @pytest.mark.parametrize('backbone', ['r50', 'r101'])
-def test_large_backbones(backbone, coco, tool, tmp_path, monkeypatch):
-    from mmscconv.own_data import job
-    from mmscconv.own_data.timing import StepTimes
-
-    monkeypatch.setattr(job, 'time_steps', lambda config: StepTimes(1, 1, 'cpu'))  # minutes on a CPU
+def test_large_backbones(backbone, coco, tool, tmp_path):
     status, _, err = tool('own_dataset', coco, '--out', tmp_path / 'out', '--backbone', backbone, '--init',
                           'torchvision://resnet50', '--baseline')  # fmt: skip
     assert status == 0, err
@@ -635,7 +646,7 @@ def test_large_backbones(backbone, coco, tool, tmp_path, monkeypatch):
         ('s3://bucket/detector.pth', False),
     ],
 )
-def test_weights_to_start_from(init, of_backbone, untimed, coco, tool, tmp_path):
+def test_weights_to_start_from(init, of_backbone, coco, tool, tmp_path):
     status, _, err = tool('own_dataset', coco, '--out', tmp_path / 'out', '--backbone', 'r50', '--init', init)
     assert status == 0, err
     cfg = Config.fromfile(tmp_path / 'out' / 'out.py')
@@ -643,15 +654,7 @@ def test_weights_to_start_from(init, of_backbone, untimed, coco, tool, tmp_path)
     assert ((cfg.model.backbone.get('init_cfg') or {}).get('checkpoint') == init) is of_backbone
 
 
-@pytest.fixture
-def untimed(monkeypatch):
-    from mmscconv.own_data import job
-    from mmscconv.own_data.timing import StepTimes
-
-    monkeypatch.setattr(job, 'time_steps', lambda config: StepTimes(1, 1, 'cpu'))
-
-
-def test_quotes_in_the_path_of_the_config(untimed, coco, tool, tmp_path):
+def test_quotes_in_the_path_of_the_config(coco, tool, tmp_path):
     out = tmp_path / 'Anna\'s "cells"' / 'new'
     status, _, err = tool('own_dataset', coco, '--out', out)
     assert status == 0, err
@@ -665,8 +668,6 @@ def test_quotes_in_the_path_of_the_config(untimed, coco, tool, tmp_path):
     ids=['memory', 'Ctrl-C'],
 )
 def test_files_stay_if_steps_cannot_be_timed(error, reason, coco, tool, tmp_path, monkeypatch):
-    from mmscconv.own_data import job
-
     def fail(config):
         raise error
 
@@ -702,20 +703,23 @@ ODD = st.one_of(
     st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(), st.text(max_size=8), st.just(1e308),
     st.lists(st.integers(-3, 90), max_size=5), st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
 )  # fmt: skip
-MANY = settings(
-    max_examples=250, deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+MANY = 250
+
+
+def require_some_of_each(change_and_ask):
+    """Neither is everything refused, nor is every change too small for a note."""
+    found = outcomes(st.data(), change_and_ask, MANY)
+    assert found['read'] and found['read in part'] >= 0.2 * found.total() and found['refused'] <= 0.8 * found.total()
 
 
 def require_sound(source):
-    """The data set is refused in one line, or what is written are boxes inside of their images."""
+    """The data set is refused in one line, or what is written are boxes inside of their images; say which it was."""
     try:
-        splits, classes, _ = read(source)
+        splits, classes, (_, *notes) = read(source)
     except UserError as error:
         if '\n' in str(error):
             pytest.fail(f'more than one line: {error}')
-        return
+        return 'refused'
     for images in splits.values():
         content = written(images, classes, common_folder(splits))
         json.loads(json.dumps(content, allow_nan=False))
@@ -726,6 +730,7 @@ def require_sound(source):
             assert x >= 0 and y >= 0 and width > 1 and height > 1
             assert x + width <= limits[0] + 1e-6 and y + height <= limits[1] + 1e-6
             assert 1 <= annotation['category_id'] <= len(classes)
+    return 'read in part' if notes else 'read'
 
 
 @pytest.fixture(scope='module')
@@ -740,10 +745,11 @@ def odd_sets(tmp_path_factory):
     )
 
 
-@MANY
-@given(data=st.data())
-def test_odd_coco_files(odd_sets, data):
-    root = odd_sets[1]
+def test_odd_coco_files(odd_sets):
+    require_some_of_each(lambda data: outcome_of_coco(odd_sets[1], data))
+
+
+def outcome_of_coco(root, data):
     content = coco_content({stem: made_objects(3)[stem] for stem in STEMS[:2]})
     part = data.draw(st.sampled_from([None, *content]))
     if part is None:
@@ -760,7 +766,7 @@ def test_odd_coco_files(odd_sets, data):
         else:
             entry[key] = data.draw(ODD)
     (root / 'annotations' / 'train.json').write_text(json.dumps(content))
-    require_sound(root)
+    return require_sound(root)
 
 
 WORDS = st.one_of(
@@ -769,10 +775,11 @@ WORDS = st.one_of(
 )
 
 
-@MANY
-@given(data=st.data())
-def test_odd_voc_files(odd_sets, data):
-    root = odd_sets[0]
+def test_odd_voc_files(odd_sets):
+    require_some_of_each(lambda data: outcome_of_voc(odd_sets[0], data))
+
+
+def outcome_of_voc(root, data):
     tags = ['name', 'difficult', 'xmin', 'ymin', 'xmax', 'ymax', 'bndbox', 'object', 'size', 'width', 'filename']
     path = root / 'Annotations' / 'img_00.xml'
     tree = ElementTree.fromstring(
@@ -792,13 +799,14 @@ def test_odd_voc_files(odd_sets, data):
         node.text = data.draw(WORDS)
     content = ElementTree.tostring(tree, encoding=data.draw(st.sampled_from(['utf-8', 'utf-16', 'us-ascii'])))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if change == 'cut' else content)
-    require_sound(root)
+    return require_sound(root)
 
 
-@MANY
-@given(data=st.data())
-def test_odd_yolo_files(odd_sets, data):
-    root = odd_sets[2]
+def test_odd_yolo_files(odd_sets):
+    require_some_of_each(lambda data: outcome_of_yolo(odd_sets[2], data))
+
+
+def outcome_of_yolo(root, data):
     values = ['0', '0.5', '0.5', '0.25', '0.25']
     for _ in range(data.draw(st.integers(1, 2))):
         values[data.draw(st.integers(0, 4))] = data.draw(WORDS)
@@ -811,4 +819,4 @@ def test_odd_yolo_files(odd_sets, data):
     if data.draw(st.booleans()):
         names[data.draw(st.integers(0, 3))] = data.draw(ODD)
     (root / 'data.yaml').write_text(yaml.safe_dump(settings))
-    require_sound(root)
+    return require_sound(root)
