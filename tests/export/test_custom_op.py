@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.side_by_side import SideBySide, name_of, require_agreement
 from helpers.trained import relative, trained
 from mmscconv import SCConv
 from mmscconv.errors import UserError
@@ -66,19 +67,24 @@ def run(session, x):
     return torch.from_numpy(session.run(None, {'x': x.numpy()})[0])
 
 
-@pytest.mark.parametrize('settings', SETTINGS, ids=str)
-@pytest.mark.parametrize('norm', [True, False], ids=['norm', 'no norm'])
-def test_layer(norm, settings, tmp_path):
-    model = layer(norm=norm, **settings)
-    assert exported(model, tmp_path / 'm.onnx', dynamic_axes={'x': AXES}) == 1
-    session = session_of(tmp_path / 'm.onnx')
-    for shape in ((2, 16, 8, 8), (1, 16, 13, 7), (3, 16, 5, 31), (1, 16, 40, 40)):
-        x = torch.randn(shape)
-        with torch.no_grad():
-            wanted = model.double()(x.double())
-        got = run(session, x)
-        assert got.shape == wanted.shape
-        assert relative(got, wanted) < 1e-5
+@pytest.fixture(scope='module', params=[True, False], ids=['norm', 'no norm'])
+def answers(request, tmp_path_factory):
+    """A layer of each setting by its name, and inputs with the outputs of one session, in the order of the layers."""
+    torch.manual_seed(0)
+    models = {name_of(settings): layer(norm=request.param, **settings) for settings in SETTINGS}
+    file = tmp_path_factory.mktemp('layers') / 'm.onnx'
+    network = SideBySide(models.values()).eval()
+    assert exported(network, file, output_names=list(models), dynamic_axes={'x': AXES}) == len(models)
+    session = session_of(file)
+    inputs = [torch.randn(shape) for shape in ((2, 16, 8, 8), (1, 16, 13, 7), (3, 16, 5, 31), (1, 16, 40, 40))]
+    return models, [(x, session.run(list(models), {'x': x.numpy()})) for x in inputs]
+
+
+@pytest.mark.parametrize('name', map(name_of, SETTINGS))
+def test_layer(name, answers):
+    models, answered = answers
+    for x, outputs in answered:
+        require_agreement(models[name], x, torch.from_numpy(outputs[list(models).index(name)]))
 
 
 @pytest.mark.parametrize('channels', [(64, 64), (34, 66), (128, 40)], ids=str)

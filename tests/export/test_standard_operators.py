@@ -1,12 +1,16 @@
 """Layers exported in standard operators, beside the layer in float64, on other batches and sizes than traced at."""
 
 import copy
+import functools
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from torch import nn
 
 from helpers.runtimes import runtime
+from helpers.side_by_side import SideBySide, name_of, require_agreement
 from helpers.trained import relative, trained
 from mmscconv import SCConv
 from mmscconv.export import ncnn_file
@@ -54,47 +58,63 @@ def wanted(model, x):
         return copy.deepcopy(model).double()(x.double())
 
 
-@pytest.mark.parametrize('settings', SETTINGS, ids=str)
-@pytest.mark.parametrize('deployed', [False, True], ids=['training form', 'deploy form'])
-def test_layer_in_onnx_runtime_and_openvino(settings, deployed, tmp_path):
-    model = layer(**settings)
-    form = switch_to_deploy(copy.deepcopy(model)) if deployed else model
-    write(form, tmp_path / 'm.onnx')
-    runtimes = [open_file(tmp_path / 'm.onnx') for open_file in (open_onnx, open_openvino)]
-    for size in ((1, 16, 13, 10), (3, 16, 8, 9)):
-        x = torch.randn(size)
-        want = wanted(model, x)
-        for run in runtimes:
-            assert relative(run(x)[0], want) < 1e-5
+@functools.cache  # not a fixture, which would also be made outside of the tests' own process
+def layers(deployed):
+    """Return a layer of each setting, by name, and a network of all."""
+    torch.manual_seed(0)
+    models = {name_of(settings): layer(**settings) for settings in SETTINGS}
+    network = SideBySide(copy.deepcopy(list(models.values()))).eval()
+    return models, switch_to_deploy(network) if deployed else network
 
 
-class Tupled(nn.Module):
-    """``model`` with a tuple of outputs."""
+@functools.cache
+def answers_of_onnx_runtime_and_openvino(deployed):
+    """Return inputs, each with a dictionary of outputs by each runtime."""
+    models, network = layers(deployed)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / 'm.onnx'
+        axes = {name: {0: 'batch', 2: f'height of {name}', 3: f'width of {name}'} for name in ('x', *models)}
+        export_onnx(network, (torch.randn(2, 16, 8, 8),), file, ['x'], list(models), axes)
+        runtimes = [open_file(file) for open_file in (open_onnx, open_openvino)]
+        return asked(models, runtimes, (1, 16, 13, 10), (3, 16, 8, 9))
 
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
 
-    def forward(self, x):
-        return (self.model(x),)
+def asked(models, runtimes, *sizes):
+    inputs = [torch.randn(size) for size in sizes]
+    return [(x, [dict(zip(models, run(x), strict=True)) for run in runtimes]) for x in inputs]
 
 
-@pytest.mark.parametrize('settings', SETTINGS, ids=str)
-@pytest.mark.parametrize('deployed', [False, True], ids=['training form', 'deploy form'])
-def test_layer_in_ncnn(settings, deployed, tmp_path):
-    model = layer(**settings)
-    form = switch_to_deploy(copy.deepcopy(model)) if deployed else model
-    sizes = [torch.randn(1, 16, 8, 8), torch.randn(1, 16, 12, 10)]
-    ncnn_file.convert(Tupled(form).eval(), sizes, tmp_path / 'm.param', ['x'], ['y'])
-    run = ncnn_file.load(tmp_path / 'm.param', ['x'], ['y'])
-    for size in ((1, 16, 13, 10), (3, 16, 9, 11)):
-        x = torch.randn(size)
-        assert relative(run(x)[0], wanted(model, x)) < 1e-5
+FORMS = pytest.mark.parametrize('deployed', [False, True], ids=['training form', 'deploy form'])
+
+
+@pytest.mark.parametrize('name', map(name_of, SETTINGS))
+@FORMS
+def test_layer_in_onnx_runtime_and_openvino(name, deployed):
+    for x, runtimes in answers_of_onnx_runtime_and_openvino(deployed):
+        for got in runtimes:
+            require_agreement(layers(deployed)[0][name], x, got[name])
+
+
+@functools.cache
+def answers_of_ncnn(deployed):
+    models, network = layers(deployed)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / 'm.param'
+        sizes = [torch.randn(1, 16, 8, 8), torch.randn(1, 16, 12, 10)]
+        ncnn_file.convert(network, sizes, file, ['x'], list(models))
+        return asked(models, [ncnn_file.load(file, ['x'], list(models))], (1, 16, 13, 10), (3, 16, 9, 11))
+
+
+@pytest.mark.parametrize('name', map(name_of, SETTINGS))
+@FORMS
+def test_layer_in_ncnn(name, deployed):
+    for x, (got,) in answers_of_ncnn(deployed):
+        require_agreement(layers(deployed)[0][name], x, got[name])
 
 
 def test_ncnn_has_group_norm_as_one_layer(tmp_path):
     form = switch_to_deploy(layer())
-    ncnn_file.convert(Tupled(form).eval(), [torch.randn(1, 16, 8, 8)], tmp_path / 'm.param', ['x'], ['y'])
+    ncnn_file.convert(SideBySide([form]).eval(), [torch.randn(1, 16, 8, 8)], tmp_path / 'm.param', ['x'], ['y'])
     kinds = [line.split()[0] for line in (tmp_path / 'm.param').read_text().splitlines()[2:]]
     assert kinds.count('GroupNorm') == 1
 
