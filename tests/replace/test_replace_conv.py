@@ -1,14 +1,11 @@
 import copy
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 from helpers.configs import YOLOX
-from helpers.paths import ROOT
 from mmscconv import SCConv, replace_conv
 from mmscconv.layers.rivals import TiedConv
 
@@ -230,23 +227,6 @@ def test_another_number_of_channels_is_a_reason():
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3))
     found = replace_conv(model, lambda *args, **settings: nn.Conv2d(args[0], 4, args[2]))
     assert found.replaced == ('1',) and 'it gives 4 channels in the place of 8' in found.skipped['0']
-
-
-def test_needs_torch_alone():
-    code = """
-import sys
-for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain'):
-    sys.modules[name] = None
-from torch import nn
-from mmscconv import replace_conv
-print(replace_conv(nn.Sequential(nn.Conv2d(8, 8, 3)), dict(type='SCConv')))
-try:
-    replace_conv(nn.Sequential(nn.Conv2d(8, 8, 3)), dict(type='GhostConv'))
-except ValueError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
-    assert 'replaced by SCConv: 1' in done.stdout and 'without mmengine' in done.stdout, done.stderr
 
 
 def test_a_forward_of_the_instance_is_an_obstacle():
