@@ -1,4 +1,5 @@
 import csv
+import functools
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,7 @@ def _fast_building():
         yield
 
 
+@functools.cache
 def rows():
     return {row.name: row for row in paper_rows()}
 

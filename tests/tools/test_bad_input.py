@@ -1,6 +1,5 @@
 """Bad input, as a user sees it: one line that names the thing, and no traceback."""
 
-import json
 import shutil
 
 import pytest
@@ -55,10 +54,10 @@ BAD_RUNS = {
 
 
 @pytest.mark.parametrize('case', BAD_RUNS)
-def test_bad_runs_end_in_one_line(case, digits, tmp_path, fails):
+def test_bad_runs_end_in_one_line(case, digits, tmp_path, fails, monkeypatch):
     flags, options, message = BAD_RUNS[case]
-    if case.startswith('amp') and torch.cuda.is_available():
-        pytest.skip('there is a GPU here')
+    if case.endswith('on cpu'):
+        monkeypatch.setattr('mmscconv.engine.options.get_device', lambda: 'cpu')  # also where there is a GPU
     line = fails(
         'train', CONFIGS / 'retinanet_scconv_r18_digits.py', '--data-root', digits, '--work-dir', tmp_path, *flags,
         options=options,
@@ -70,17 +69,7 @@ BROKEN = {
     'empty image': (lambda d: (d / 'train' / '000003.png').write_bytes(b''), r'train/000003.png'),
     'missing image': (lambda d: (d / 'train' / '000005.png').unlink(), r'train/000005.png'),
     'not an image': (lambda d: (d / 'train' / '000007.png').write_text('hello'), r'train/000007.png'),
-    'not json': (lambda d: (d / 'annotations' / 'train.json').write_text('{"images": ['), 'is not JSON: '),
-    'three numbers': (lambda d: edit(d, lambda c: c['annotations'][4]['bbox'].pop()), 'annotation 5 has bbox ['),
-    'no categories': (lambda d: edit(d, lambda c: c.pop('categories')), 'it has no categories: '),
 }
-
-
-def edit(folder, change):
-    path = folder / 'annotations' / 'train.json'
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize('case', BROKEN)
