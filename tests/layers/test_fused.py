@@ -11,6 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
 from helpers.doubled import Doubled, DoubledNorm
+from helpers.plain import plain_copy
 from helpers.subclasses import Subclass
 from mmscconv import CRU, SRU, SCConv
 
@@ -21,15 +22,6 @@ CONVOLUTIONS = [name for name in INNER if name not in ('sru.gn', 'cru.pool')]
 
 def images(layout=CL):
     return torch.randn(2, 32, 7, 6).contiguous(memory_format=layout)
-
-
-def plain(layer):
-    """The same layer by the equations."""
-    layer = copy.deepcopy(layer)
-    for m in layer.modules():
-        if hasattr(m, 'backend'):
-            m.backend = 'plain'
-    return layer
 
 
 def deployed(layer):
@@ -105,7 +97,7 @@ def test_changed_modules_count(name, change, form, layout):
         before = layer(x)
         change(layer, name)
         got = layer(x)
-        torch.testing.assert_close(got, plain(layer)(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got, plain_copy(layer)(x), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(got, before, rtol=1e-3, atol=1e-4)
 
 
@@ -151,7 +143,7 @@ def test_statistics_are_kept_as_the_norm_says(channels, tracks, counts, momentum
             m.track_running_stats, m.momentum = tracks, momentum
             if not counts:
                 m.num_batches_tracked = None
-    reference, x = plain(layer), torch.randn(2, channels, 7, 6).contiguous(memory_format=CL)
+    reference, x = plain_copy(layer), torch.randn(2, channels, 7, 6).contiguous(memory_format=CL)
     torch.testing.assert_close(layer(x), reference(x), rtol=1e-4, atol=1e-5)
     for (name, got), want in zip(layer.named_buffers(), reference.buffers(), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, msg=name)
@@ -176,7 +168,7 @@ def test_maps_of_another_kind_inside_take_the_plain_form(name, change):
     setattr(layer.cru, name, Doubles(getattr(layer.cru, name), change))
     for form in (layer, FORMS['training-form'](layer).eval()):
         with torch.no_grad():
-            got, want = form(x), plain(form)(x)
+            got, want = form(x), plain_copy(form)(x)
         assert type(got) is type(want) and got.dtype is want.dtype
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
@@ -188,7 +180,7 @@ def test_random_modules_draw_the_same_numbers_again():
         layer.cru.gwc = nn.Sequential(nn.Dropout(0.5), layer.cru.gwc)
         again = copy.deepcopy(layer)
         again.recompute = True
-        reference, x = plain(layer), torch.randn(2, 16, 6, 5)
+        reference, x = plain_copy(layer), torch.randn(2, 16, 6, 5)
         found = []
         for module in (reference, again, layer):
             torch.manual_seed(0)
@@ -220,7 +212,7 @@ def test_subclasses_of_the_units():
     for name, other in (('sru', OtherSRU), ('cru', OtherCRU)):
         changed = copy.deepcopy(layer)
         getattr(changed, name).__class__ = other
-        torch.testing.assert_close(changed(x), plain(changed)(x))
+        torch.testing.assert_close(changed(x), plain_copy(changed)(x))
         assert not torch.allclose(changed(x), layer(x), atol=1e-3)
 
 
@@ -242,7 +234,7 @@ def test_settings_that_were_changed_afterwards(change, form):
             setattr(getattr(layer.cru, name), key, value)
     with torch.no_grad():
         x = images()
-        torch.testing.assert_close(layer(x), plain(layer)(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer(x), plain_copy(layer)(x), rtol=1e-4, atol=1e-5)
 
 
 def test_geometry_that_no_longer_fits_raises_as_convolutions_do():
@@ -284,7 +276,7 @@ def pruned(conv):
 @pytest.mark.parametrize('change', [spectral, old_spectral, weight_norm, pruned], ids=lambda f: f.__name__)
 def test_computed_weights_and_their_gradients(change, name, form):
     layer = FORMS[form](SCConv(32, 32, 3, padding=1))
-    other = plain(layer)
+    other = plain_copy(layer)
     for m in (layer, other):
         torch.manual_seed(0)
         change(m.get_submodule(name))
@@ -321,7 +313,7 @@ def test_deploy_form_sees_weights_that_change(name, change):
     with torch.no_grad():
         before = layer(x)
         change(layer.get_parameter(name))
-        torch.testing.assert_close(layer(x), plain(layer)(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer(x), plain_copy(layer)(x), rtol=1e-4, atol=1e-5)
         if name != 'sru.gn.weight':  # gammas that are all alike make no difference
             assert not torch.allclose(layer(x), before, rtol=1e-3)
 
@@ -334,7 +326,8 @@ def test_functional_call(form):
     with torch.no_grad():
         before = layer(x)
         got = torch.func.functional_call(layer, others, (x,))
-        torch.testing.assert_close(got, torch.func.functional_call(plain(layer), others, (x,)), rtol=1e-4, atol=1e-4)
+        want = torch.func.functional_call(plain_copy(layer), others, (x,))
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(layer(x), before)
 
 

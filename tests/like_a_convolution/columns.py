@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.plain import without_kernels
 from mmscconv import CRU, SRU, LegacySCConv, SCConv
 from mmscconv.layers.rivals import GhostConv, OctConv, PFLayer, SlimConv, SPConv, TiedConv, VersatileConv
 from mmscconv.ops import compiled
@@ -60,6 +62,7 @@ SETTINGS = {
     'odd kernel': dict(kernel_size=(3, 1), padding='same'),
 }
 LAYERS = ('Conv2d', 'SRU', 'CRU', *ARRANGEMENTS, 'deploy', 'deploy inner_norm', 'Legacy', *RIVALS)
+WITHOUT_KERNELS = ('Conv2d', 'Legacy', *RIVALS)
 # Part of the message of a refusal that says what to do instead.
 WAYS_OUT = (
     "backend='plain'",
@@ -92,13 +95,15 @@ class Column:
 
 
 def roads(layer: str) -> tuple[str, ...]:
-    if layer in ('Conv2d', 'Legacy', *RIVALS):
+    if layer in WITHOUT_KERNELS:
         return ('default',)
+    # Where plain is asked about plain, one layer of each kind is enough.
+    plain = ('plain',) if layer in ('S+C', 'SRU', 'deploy') else ()
     if layer in ('SRU', 'CRU') or layer.startswith('deploy'):
-        return 'default', 'plain', 'native'
+        return 'default', *plain, 'native'
     if layer in SETTINGS:
         return 'default', 'recompute'
-    return 'default', 'plain', 'recompute', 'native'
+    return 'default', *plain, 'recompute', 'native'
 
 
 def every(layers: Iterable[str] = (*LAYERS, *SETTINGS), **fixed: object) -> list[Column]:
@@ -119,14 +124,18 @@ def every(layers: Iterable[str] = (*LAYERS, *SETTINGS), **fixed: object) -> list
 
 def pairwise(layers: Iterable[str] = (*LAYERS, *SETTINGS), **fixed: object) -> list[Column]:
     """Return few of the columns that hold each pair of two fields' values that :func:`every` has."""
-    # Where plain is asked about plain, one layer of each kind is enough.
-    columns = [c for c in every(layers, **fixed) if c.road != 'plain' or c.layer in ('S+C', 'SRU', 'deploy')]
+    columns = every(layers, **fixed)
     pairs = {c: set(combinations(enumerate((c.layer, c.road, c.channels_last, c.training)), 2)) for c in columns}
     left, chosen = set().union(*pairs.values()), []
     while left:
         chosen.append(max(columns, key=lambda c: len(pairs[c] & left)))
         left -= pairs[chosen[-1]]
     return sorted(chosen, key=columns.index)
+
+
+def in_one_layout(chosen: Iterable[Column]) -> list[Column]:
+    """Leave out the contiguous columns of layers without kernels: torch's operators answer in both formats alike."""
+    return [c for c in chosen if c.channels_last or c.layer not in WITHOUT_KERNELS]
 
 
 def columns(chosen: Iterable[Column]) -> pytest.MarkDecorator:
@@ -148,7 +157,7 @@ def dealt(
     """
 
     def is_kernels(c: Column) -> bool:
-        known = c.layer not in ('Conv2d', 'Legacy', *RIVALS)
+        known = c.layer not in WITHOUT_KERNELS
         return known and ((c.channels_last and c.road == 'default') or (c.road == 'recompute' and c.layer in SETTINGS))
 
     pairs = [
@@ -209,9 +218,7 @@ def plain(layer: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 def made_plain(layer: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
     """Bring a layer into that form in place."""
-    for module in layer.modules():
-        if hasattr(module, 'backend'):
-            module.backend = 'plain'
+    for module in without_kernels(layer).modules():
         if hasattr(module, 'recompute'):
             module.recompute = False
     layer.to(dtype).to(memory_format=torch.contiguous_format)
@@ -231,19 +238,31 @@ class Subject(NamedTuple):
 
 
 def build(column: Column, change: Callable[[nn.Module], object] | None = None) -> Subject:
-    """Return the column's layer, changed by ``change`` before the truth is copied and before it is deployed."""
+    """Return the column's layer and its truth, both changed by ``change``, the layer before it is deployed."""
+    layer = build_layer(column, change)
+    return Subject(layer, build_truth(column, change), laid_out(inputs(), column))
+
+
+def build_layer(column: Column, change: Callable[[nn.Module], object] | None = None) -> nn.Module:
+    """Return the column's layer alone."""
     if column.road == 'native' and (reason := compiled.unavailable()):
         pytest.skip(reason)
-    # Twice from the same seed: what some changes put there cannot be copied.
-    layer, truth = made(column.layer, column.road), made(column.layer, column.road)
-    for module in (layer, truth):
-        if change:
-            change(module)
-        module.train(column.training)
-    truth = made_plain(truth)
+    layer = changed(column, change)
     if column.deployed:
         layer.switch_to_deploy()
-    return Subject(laid_out(layer, column), truth, laid_out(inputs(), column))
+    return laid_out(layer, column)
+
+
+def build_truth(column: Column, change: Callable[[nn.Module], object] | None = None) -> nn.Module:
+    """Return the column's truth alone: made again from the same seed, for some changes cannot be copied."""
+    return made_plain(changed(column, change))
+
+
+def changed(column: Column, change: Callable[[nn.Module], object] | None) -> nn.Module:
+    layer = made(column.layer, column.road)
+    if change:
+        change(layer)
+    return layer.train(column.training)
 
 
 def inputs(batch: int = 2, channels: int = CHANNELS, size: tuple[int, int] = SIZE, seed: int = 0) -> Tensor:
@@ -269,6 +288,22 @@ def answer(question: Question, layer: nn.Module, x: Tensor, names: Iterable[str]
     answered = question(layer, x, {name: weights[name] for name in names})
     state = {f'buffer {name}': b for name, b in layer.named_buffers() if 'running' in name}
     return {**answered, **state}
+
+
+# Other roads and memory formats are asked the same: questions that live on are answered by their layers' truths once.
+_truths: WeakKeyDictionary[Question, dict[tuple, Answer]] = WeakKeyDictionary()
+
+
+def truth_of(question: Question, column: Column, with_weights: bool, requires_grad: bool) -> Answer:
+    """Return the answer of the unchanged column's truth."""
+    known = _truths.setdefault(question, {})
+    key = (column.layer, column.training, with_weights, requires_grad)
+    if key not in known:
+        truth = build_truth(column)
+        names = weights_of(truth) if with_weights else ()
+        answered = answer(question, truth, inputs().double().requires_grad_(requires_grad), names)
+        known[key] = {name: t.detach() for name, t in answered.items()}
+    return known[key]
 
 
 def check(
@@ -297,8 +332,11 @@ def check(
         with_weights: Whether the question is about the weights, too.
         with_statistics: Whether the norms' running statistics are compared, too.
     """
+    # The deploy form has other weights; only its input is derived.
+    with_weights = with_weights and not column.deployed
     try:
-        layer, truth, x = build(column, change)
+        layer = build_layer(column, change)
+        truth = build_truth(column, change) if change or after else None
     except Exception as error:
         # Who cannot fold what the change has put there may say so, and what it is.
         accept(
@@ -308,6 +346,7 @@ def check(
             error,
         )
         return
+    x = laid_out(inputs(), column)
     if after:
         with torch.no_grad():
             training = layer.training
@@ -319,9 +358,12 @@ def check(
         except Exception as error:
             accept(may_refuse and names_way_out(error), error)
             return
-    # The deploy form has other weights; only its input is derived.
-    names = list(weights_of(truth)) if with_weights and not column.deployed else []
-    want = answer(question, truth, x.double().contiguous().requires_grad_(requires_grad), names)
+    if truth is None:
+        want = truth_of(question, column, with_weights, requires_grad)
+        names = list(weights_of(layer)) if with_weights else []
+    else:
+        names = list(weights_of(truth)) if with_weights else []
+        want = answer(question, truth, x.double().contiguous().requires_grad_(requires_grad), names)
     try:
         got = answer(question, layer, x.requires_grad_(requires_grad), names)
     except Exception as error:
@@ -401,6 +443,7 @@ _context.set_forkserver_preload(
     ['torch', 'torch._meta_registrations', 'torch._subclasses.fake_tensor', 'torch._refs', 'pytest']
 )
 _pipe = None
+SKIPPED = 'Skipped in the process: '
 
 
 def note(text: str) -> None:
@@ -410,7 +453,7 @@ def note(text: str) -> None:
 
 
 def apart(function: Callable[..., None], *args: object) -> None:
-    """Run ``function(*args)`` in a process of its own; fail with its traceback, or with the signal that ended it."""
+    """Run ``function(*args)`` in a process of its own: its traceback or the signal that ends it fails, a skip skips."""
     ours, theirs = _context.Pipe(duplex=False)
     process = _context.Process(target=_run, args=(theirs, function, args))
     process.start()
@@ -430,6 +473,8 @@ def apart(function: Callable[..., None], *args: object) -> None:
         pytest.fail(f'{ending} at: {said[-1] if said else "the start"}')
     if said and said[-1].startswith('Traceback'):
         pytest.fail(said[-1])
+    if said and said[-1].startswith(SKIPPED):
+        pytest.skip(said[-1].removeprefix(SKIPPED))
 
 
 def _run(pipe, function: Callable[..., None], args: tuple) -> None:
@@ -439,7 +484,7 @@ def _run(pipe, function: Callable[..., None], args: tuple) -> None:
     try:
         function(*args)
         pipe.send('done')
-    except pytest.skip.Exception:
-        pipe.send('done')
+    except pytest.skip.Exception as skip:
+        pipe.send(f'{SKIPPED}{skip}')
     except BaseException:
         pipe.send('Traceback of the process:\n' + traceback.format_exc())

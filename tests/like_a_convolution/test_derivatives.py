@@ -19,6 +19,7 @@ from like_a_convolution.columns import (
     dealt,
     every,
     first,
+    in_one_layout,
     inputs,
     loss,
     named,
@@ -31,7 +32,7 @@ from like_a_convolution.columns import (
 SOME = (*LAYERS, 'inner_norm', 'stride 2', 'alpha 1', 'bias', 'kept')
 
 
-@columns(every())
+@columns(in_one_layout(every()))
 def test_first(column):
     check(first, column)
 
@@ -56,7 +57,7 @@ def both_losses(layer, x, weights):
     return {**named(wrt, once), **{f'second {n}': g for n, g in named(wrt, twice).items()}}
 
 
-@columns([c for c in every() if c.road != 'plain'])
+@columns([c for c in in_one_layout(every()) if c.road != 'plain'])
 def test_two_backward_passes_over_one_graph(column):
     check(both_losses, column)
 
@@ -97,7 +98,7 @@ def backward_with_create_graph(layer, x, weights):
     return answer
 
 
-@columns(every())
+@columns(in_one_layout(every()))
 def test_second(column):
     check(norm_of_all_gradients, column, rtol=1e-3)
 

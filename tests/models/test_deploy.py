@@ -13,9 +13,10 @@ from torch import nn
 
 import mmscconv.models
 from helpers.paths import ROOT
+from helpers.plain import plain_copy
 from helpers.running_tools import ONE_WORKER, run_tool
 from helpers.trained import relative, trained
-from mmscconv import CRU, SRU, SCConv, ops
+from mmscconv import SCConv, ops
 from mmscconv.models import switch_to_deploy
 from mmscconv.models.deploy_hook import DeployForm
 
@@ -56,10 +57,7 @@ def layer(settings, **others):
 def test_layer_and_the_norm_behind_it(settings, backend, layout):
     conv = layer(settings, backend=backend)
     model = trained(nn.Sequential(conv, nn.BatchNorm2d(32)))
-    reference = copy.deepcopy(model).double()
-    for m in reference.modules():
-        if isinstance(m, (SRU, CRU)):
-            m.backend = 'plain'
+    reference = plain_copy(model).double()
     x = torch.randn(3, 32, 9, 7).contiguous(memory_format=layout)
     switch_to_deploy(model)
     folded = settings.get('arrangement', 'S+C') in ('S+C', 'C') and not settings.get('bias')
@@ -73,15 +71,6 @@ def test_layer_and_the_norm_behind_it(settings, backend, layout):
     assert relative(model(x), reference(x.double()).float()) < 1e-6  # gradients recorded: the other composition
 
 
-def in_double(conv):
-    """A copy with plain operations in float64."""
-    reference = copy.deepcopy(conv).double()
-    for m in reference.modules():
-        if hasattr(m, 'backend'):
-            m.backend = 'plain'
-    return reference
-
-
 @pytest.mark.parametrize('compiled', [False, True], ids=['eager', 'compiled'])
 @pytest.mark.parametrize(
     'settings', [{}, {'stride': 2, 'inner_norm': True}, {'alpha': 0.75}, {'gate': 'hard'}, {'dilation': 2}], ids=str
@@ -92,12 +81,9 @@ def test_bf16_by_one_kernel(settings, compiled, called):
     conv.switch_to_deploy(trained(nn.BatchNorm2d(32)), relu=True)
     conv = conv.bfloat16().to(memory_format=torch.channels_last)
     x = torch.randn(3, 32, 9, 7).bfloat16().contiguous(memory_format=torch.channels_last)
-    plain = copy.deepcopy(conv)
-    for m in plain.modules():
-        if hasattr(m, 'backend'):
-            m.backend = 'plain'
+    plain = plain_copy(conv)
     with torch.no_grad():
-        want = in_double(conv)(x.double())
+        want = plain_copy(conv).double()(x.double())
         got = (torch.compile(conv, fullgraph=True) if compiled else conv)(x)
         assert 'scconv' in called
         assert got.dtype is torch.bfloat16
@@ -105,7 +91,7 @@ def test_bf16_by_one_kernel(settings, compiled, called):
         error, plain_error = ((y.double() - want).square().mean().sqrt() for y in (got, plain(x)))
         assert error < plain_error
         conv.cru.gwc.weight.data.mul_(2)  # no version counter shows it
-        changed = in_double(conv)(x.double())
+        changed = plain_copy(conv).double()(x.double())
         assert (conv(x).double() - changed).square().mean().sqrt() < 2 * plain_error
 
 

@@ -1,12 +1,11 @@
 """The kernel of batch norm for maps of few channels, against its definition in float64."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 from helpers.doubled import OtherNorm
+from helpers.plain import plain_copy
 from mmscconv import CRU, ops
 
 CL = torch.channels_last
@@ -140,8 +139,7 @@ def test_norms_by_kernel(case, kernels, called):
         x = x.contiguous()
     elif case == 'fp64':
         cru, x = cru.double(), x.double()
-    plain = copy.deepcopy(cru)
-    plain.backend = 'plain'
+    plain = plain_copy(cru)
     torch.testing.assert_close(cru(x), plain(x), rtol=1e-4, atol=1e-5)
     assert called.count('batch_norm_forward') == kernels
     for (name, got), expected in zip(cru.named_buffers(), plain.buffers(), strict=True):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from helpers.doubled import OtherNorm
+from helpers.plain import plain_copy
 from mmscconv import CRU, ops
 
 CL = torch.channels_last
@@ -86,8 +87,7 @@ def test_running_statistics_are_those_of_the_modules(names, momentum):
     cru = CRU(16, inner_norm=True, backend='native')
     for name in names:
         getattr(cru, name).momentum = momentum
-    plain = copy.deepcopy(cru)
-    plain.backend = 'plain'
+    plain = plain_copy(cru)
     for _ in range(3):
         x = torch.randn(2, 16, 5, 5).contiguous(memory_format=CL)
         cru(x), plain(x)
@@ -107,8 +107,7 @@ def test_norms_that_are_called(case, called):
     else:
         cru.norm1, cru.norm2 = (nn.BatchNorm2d(16, track_running_stats=False) for _ in range(2))
     x = torch.randn(2, 16, 5, 5).contiguous(memory_format=CL)
-    plain = copy.deepcopy(cru)
-    plain.backend = 'plain'
+    plain = plain_copy(cru)
     torch.testing.assert_close(cru(x), plain(x), rtol=1e-4, atol=1e-5)
     assert ('norm_fuse_forward' in called) == (case == 'without running statistics')
     assert len(seen) == (2 if case == 'hooked' else 0)  # the copy has the hook, too
