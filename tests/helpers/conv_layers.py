@@ -3,7 +3,7 @@
 import pytest
 
 from mmscconv import LegacySCConv, SCConv
-from mmscconv.layers.rivals import GhostConv, OctConv, SlimConv, SPConv, TiedConv
+from mmscconv.layers.rivals import GhostConv, OctConv, PFLayer, SlimConv, SPConv, TiedConv, VersatileConv
 
 RIVALS = {
     'SPConv': (SPConv, {}),
@@ -13,6 +13,8 @@ RIVALS = {
     'SlimConv': (SlimConv, {}),
     'SlimConv-4/3': (SlimConv, {'k': 4 / 3}),
     'OctConv': (OctConv, {}),
+    'PFLayer': (PFLayer, {}),
+    'VersatileConv': (VersatileConv, {}),
     'LegacySCConv': (LegacySCConv, {}),
 }
 LAYERS = {

@@ -69,8 +69,9 @@ def convolutions(model):
 
 @pytest.mark.parametrize('tool', TOOLS, ids=lambda tool: tool.__name__)
 @pytest.mark.parametrize('padding', PADDINGS.values(), ids=PADDINGS)
-@pytest.mark.parametrize(('layer', 'settings'), RIVALS.values(), ids=RIVALS)
-def test_counts(layer, settings, padding, tool):
+@pytest.mark.parametrize('name', [name for name in RIVALS if name not in ('PFLayer', 'VersatileConv')])
+def test_counts(name, padding, tool):
+    layer, settings = RIVALS[name]
     model = nn.Sequential(layer(64, 64, 3, **padding, **settings)).eval()
     want = convolutions(model)
     # Norms, activations, pooling and the fuse are counted by some.

@@ -4,7 +4,6 @@ import copy
 import io
 import warnings
 
-import pytest
 import torch
 from torch import fx, nn
 
@@ -141,16 +140,6 @@ def test_jit_script(column):
         accept('torch.jit.trace' in str(error), error)
         return
     assert_same({'y': scripted(x)}, {'y': truth(x.double())})
-
-
-@pytest.mark.parametrize('name', ['S+C', 'CRU', 'SRU', 'Legacy', *RIVALS])
-def test_jit_script_of_a_network(name):
-    """The refusal comes from inside, too, in the same words."""
-    layer, _, _ = build(Column(name, training=False))
-    try:
-        torch.jit.script(nn.Sequential(nn.ReLU(), layer))
-    except Exception as error:
-        accept('torch.jit.trace' in str(error), error)
 
 
 @dealt(
