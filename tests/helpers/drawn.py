@@ -9,9 +9,10 @@ VARIABLE = 'MMSCCONV_EXAMPLES'
 
 
 def outcomes(strategy, ask, count):
-    """Count the answers of ``ask`` to ``count`` examples, the same in each run.
+    """Count the answers of ``ask`` to ``count`` examples, the same in each run of the same tests.
 
-    If MMSCCONV_EXAMPLES is set, it says how many examples there are, and they are others in each run.
+    Hypothesis also draws constants of the modules that other tests have loaded. If MMSCCONV_EXAMPLES is set, it says
+    how many examples there are, and they are others in each run.
     """
     found = Counter()
 
