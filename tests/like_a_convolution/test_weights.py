@@ -36,7 +36,8 @@ from like_a_convolution.columns import (
 
 SOME = (*(n for n in LAYERS if n not in ('GhostConv', 'SlimConv', 'OctConv')), 'inner_norm', 'stride 2', 'bias', 'kept')
 # A way to change weights has nothing to do with a rival's equations.
-COLUMNS = [*dict.fromkeys([*pairwise(SOME), *every(('S+C', 'inner_norm'), road='default')])]
+KERNELS = ('S+C', 'inner_norm', 'deploy', 'deploy inner_norm')
+COLUMNS = [*dict.fromkeys([*pairwise(SOME), *every(KERNELS, road='default')])]
 
 
 def factors(layer):
@@ -136,11 +137,13 @@ def same_after_a_change(column, way):
         check(first, column, after=way)
         return
     layer, _, x = build(column)
-    old = layer(x).detach().clone()
+    with torch.no_grad():  # as the kernel of the deploy form wants it
+        old = layer(x)
     before = {n: p.detach().clone() for n, p in layer.named_parameters()}
     try:
         way(layer)
-        got = layer(x).detach()
+        with torch.no_grad():
+            got = layer(x)
     except Exception as error:
         accept('deploy' in str(error) or names_way_out(error), error)
         return
