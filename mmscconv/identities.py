@@ -25,7 +25,7 @@ from mmscconv import equations
 from mmscconv.equations import per_channel
 
 # In place of infinite thresholds: ncnn's text files have no infinity.
-LARGEST = torch.finfo(torch.float32).max
+LARGEST_FINITE = torch.finfo(torch.float32).max
 
 
 def affine(gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def logit(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, 
     Args:
         x: (N, C, H, W).
         scale, shift: (C), of :func:`affine`.
-        num_groups, eps: Of GN.
+        num_groups, eps: GN's settings.
         one_operator: Use torch.group_norm, for graphs alone; :func:`mmscconv.equations.gn` says why.
     """
     x = x.to(scale.dtype)
@@ -79,7 +79,7 @@ def sru_halves(
 ) -> tuple[Tensor, Tensor]:
     """Return the halves of X^w, (N, C/2, H, W) each, in operators that runtimes fuse; arguments as of :func:`sru`."""
     half = int(x.shape[1]) // 2
-    threshold = min(max(threshold, -LARGEST), LARGEST)
+    threshold = min(max(threshold, -LARGEST_FINITE), LARGEST_FINITE)
     parts = x.split(half, dim=1)
     if one_operator:
         logits = logit(x, scale, shift, num_groups, eps, one_operator).split(half, dim=1)
@@ -152,23 +152,23 @@ def y1_weight(gwc: Tensor, pwc1: Tensor, groups: int, centre: int) -> Tensor:
 
 
 def fuse(
-    first: Tensor,
-    low: Tensor,
-    second: Tensor | None = None,
-    made: Tensor | None = None,
+    y1: Tensor,
+    x_low: Tensor,
+    y1_addend: Tensor | None = None,
+    pwc2_out: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> Tensor:
     """Eq. 5-9 from the convolutions' outputs, and scale * Y + shift if these are given.
 
     Args:
-        first, second: (N, C, H, W); Y1 is their sum, or ``first`` alone.
-        low: (N, l, H, W), X_low.
-        made: (N, C - l, H, W), M^P2 X_low, or None if Y2 is ``low`` alone.
+        y1, y1_addend: (N, C, H, W); Y1 is their sum, or ``y1`` alone.
+        x_low: (N, l, H, W), X_low.
+        pwc2_out: (N, C - l, H, W), M^P2 X_low, or None if Y2 is ``x_low`` alone.
         scale, shift: (C), of a norm behind the layer.
     """
-    y1 = first if second is None else equations.y1(first, second)
-    y2 = equations.y2(made, low)
+    y1 = y1 if y1_addend is None else equations.y1(y1, y1_addend)
+    y2 = equations.y2(pwc2_out, x_low)
     s1, s2 = y1.mean(dim=(2, 3)), y2.mean(dim=(2, 3))
     beta1, beta2 = (s1 - s2).sigmoid(), (s2 - s1).sigmoid()
     if scale is not None:

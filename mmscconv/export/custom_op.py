@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmscconv.errors import UserError
 from mmscconv.layers import SCConv
 from mmscconv.layers.deploy import DeployedCRU
-from mmscconv.layers.fused import op_arguments
+from mmscconv.layers.fused import OpArguments, op_arguments
 from mmscconv.layers.sru import SRU
 from mmscconv.ops.compiled import ONNXRUNTIME_OP, build
 from mmscconv.ops.native import pooled_size
@@ -72,12 +72,11 @@ class _Op(torch.autograd.Function):
     """The op in a trace; csrc/onnxruntime/scconv_op.c lists its inputs and attributes."""
 
     @staticmethod
-    def forward(_: Any, x: Tensor, arguments: tuple[Any, ...]) -> Tensor:
-        channels, window = arguments[3:5]
-        return x.new_zeros(len(x), channels[3], *pooled_size(x.shape[2:], window.stride))
+    def forward(_: Any, x: Tensor, arguments: OpArguments) -> Tensor:
+        return x.new_zeros(len(x), arguments.channels[3], *pooled_size(x.shape[2:], arguments.window.stride))
 
     @staticmethod
-    def symbolic(g: Any, x: Any, arguments: tuple[Any, ...]) -> Any:
+    def symbolic(g: Any, x: Any, arguments: OpArguments) -> Any:
         of_sru, squeezes, transform, channels, window, centre, relu = arguments
         scale, shift, num_groups, eps, threshold, hard = of_sru
         # The op reads and writes channels last. ONNX Runtime's convolutions use a blocked layout of their own;

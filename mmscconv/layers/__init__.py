@@ -1,4 +1,7 @@
-"""The layers of the paper, in plain PyTorch; nothing here knows OpenMMLab."""
+"""The layers of the paper in PyTorch, with the kernels of :mod:`mmscconv.ops` where they fit.
+
+Nothing here knows OpenMMLab.
+"""
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.cru import CRU

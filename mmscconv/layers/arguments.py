@@ -14,7 +14,7 @@ from torch import Tensor
 Size2d = int | Sequence[int]
 Device = torch.device | str | int | None
 # Kernel size, stride, padding and dilation as nn.Conv2d keeps them; they determine the output's size.
-Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int] | str, tuple[int, int]]
+ConvWindow = tuple[tuple[int, int], tuple[int, int], tuple[int, int] | str, tuple[int, int]]
 LARGEST = 2**31 - 1  # the limit of every backend's index arithmetic
 
 
@@ -48,7 +48,7 @@ def _index(value: Any) -> int | None:
         return None
 
 
-def window_of(kernel_size: Size2d, stride: Size2d, padding: Size2d | str, dilation: Size2d) -> Window:
+def conv_window(kernel_size: Size2d, stride: Size2d, padding: Size2d | str, dilation: Size2d) -> ConvWindow:
     """Return the arguments as pairs, the name of a ``padding`` unchanged; raise ValueError for values out of range."""
     return (
         pair('kernel_size', kernel_size, 1),

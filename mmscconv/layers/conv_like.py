@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from mmscconv.layers.arguments import Device, Size2d, Window, check_input, checked_integer, numeric_padding, window_of
+from mmscconv.layers.arguments import (
+    ConvWindow,
+    Device,
+    Size2d,
+    check_input,
+    checked_integer,
+    conv_window,
+    numeric_padding,
+)
 from mmscconv.layers.initialization import apply_as_to_one
 from mmscconv.layers.no_weight import NoWeight
 from mmscconv.layers.tracing import OneNode
@@ -32,7 +40,7 @@ class Conv2dLike(OneNode, NoWeight):
         groups: Must be 1: these layers replace a dense convolution.
         bias: Add one bias per output channel at the end.
         padding_mode: Must be ``'zeros'``.
-        device, dtype: Of all parameters and buffers.
+        device, dtype: Device and dtype of all parameters and buffers.
 
     Shape:
         Input (N, in_channels, H, W) or (in_channels, H, W); output as
@@ -69,19 +77,19 @@ class Conv2dLike(OneNode, NoWeight):
         check_padding_mode(type(self).__name__, padding_mode)
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size, self.stride, self.padding, self.dilation = window_of(kernel_size, stride, padding, dilation)
+        self.kernel_size, self.stride, self.padding, self.dilation = conv_window(kernel_size, stride, padding, dilation)
         self.groups = 1
         self.register_parameter(
             'bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
         )
 
     @property
-    def window(self) -> Window:
+    def window(self) -> ConvWindow:
         """Kernel size, stride, padding and dilation, which determine the output's size."""
         return self.kernel_size, self.stride, self.padding, self.dilation
 
     @property
-    def inner_window(self) -> Window:
+    def inner_window(self) -> ConvWindow:
         """:attr:`window` for inner convolutions; padding by equal zeros on both sides is given as numbers."""
         padding, pads = numeric_padding(self.padding, self.kernel_size, self.stride, self.dilation)
         return self.window if pads else (self.kernel_size, self.stride, padding, self.dilation)
@@ -142,7 +150,7 @@ def check_padding_mode(layer: str, padding_mode: str) -> None:
         pad = PAD_LAYERS.get(padding_mode, 'nn.ReflectionPad2d')
         raise ValueError(
             f'{layer} pads with zeros: padding_mode must be "zeros", got {padding_mode!r}; '
-            f'for another one pad before, as in nn.Sequential({pad}(1), {layer}(..., padding=0))'
+            f'for another mode, pad first, as in nn.Sequential({pad}(1), {layer}(..., padding=0))'
         )
 
 

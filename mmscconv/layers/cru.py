@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmscconv import equations, ops
 from mmscconv.layers import fused
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Device, Size2d, check_input, padding_amounts, pair
+from mmscconv.layers.arguments import Device, Size2d, check_input, conv_window, padding_amounts, pair
 from mmscconv.layers.channels import CRUChannels
 from mmscconv.layers.conv_like import reset
 from mmscconv.layers.intact import built, replaceable, undisturbed
@@ -132,7 +132,7 @@ class CRU(ChannelUnit):
     Args:
         in_channels: C1.
         out_channels: C2; None for C1.
-        kernel_size, stride, dilation: Of the replaced convolution.
+        kernel_size, stride, dilation: Settings of the replaced convolution.
         padding: As ``nn.Conv2d``'s; None for ``dilation * (kernel_size - 1) // 2``.
         alpha: Split ratio in [0, 1]; at 0 and at 1 the one remaining branch is
             the output.
@@ -145,7 +145,7 @@ class CRU(ChannelUnit):
             and ``norm2`` on Y1 and Y2 (BN), and biases on the squeezes and PWC2.
         backend: ``'plain'``, ``'native'`` or ``'triton'``
             (:mod:`mmscconv.ops.backend`); None for the fastest that runs.
-        device, dtype: Of the parameters, as ``nn.Conv2d``'s.
+        device, dtype: Device and dtype of the parameters, as ``nn.Conv2d``'s.
 
     Attributes:
         output_is_kept: Whether the next layer keeps its input for backward unchanged,
@@ -189,13 +189,11 @@ class CRU(ChannelUnit):
         self.output_is_kept = False
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = pair('kernel_size', kernel_size, 1)
-        self.stride = pair('stride', stride, 1)
-        self.dilation = pair('dilation', dilation, 1)
         if padding is None:
-            padding = tuple(d * (k - 1) // 2 for k, d in zip(self.kernel_size, self.dilation, strict=True))
-        self.padding = padding if isinstance(padding, str) else pair('padding', padding, 0)
-        window = (self.kernel_size, self.stride, self.padding, self.dilation)
+            sizes, dilations = pair('kernel_size', kernel_size, 1), pair('dilation', dilation, 1)
+            padding = tuple(d * (k - 1) // 2 for k, d in zip(sizes, dilations, strict=True))
+        window = conv_window(kernel_size, stride, padding, dilation)
+        self.kernel_size, self.stride, self.padding, self.dilation = window
         self.pool = AlignedAvgPool2d(*window)
 
         factory: dict[str, Any] = dict(device=device, dtype=dtype)

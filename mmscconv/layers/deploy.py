@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mmscconv.layers.sru import SRU
 
 CONVOLUTIONS = ('squeeze_up', 'squeeze_low', 'gwc', 'pwc1', 'pwc2')
+# State-dict keys of earlier deploy forms: both squeezes as one convolution.
+EARLIER_KEYS = ('merged.weight', 'merged.bias')
 
 
 @replaceable
@@ -112,8 +114,8 @@ class DeployedCRU(ChannelUnit):
         self.packed = ops.packed_transform(gwc, pwc1, pwc2, self.window.groups, self.centre)
         self.fingerprint = ops.fingerprint(weights)
 
-    def weights_as_packed(self) -> tuple[list[Tensor], int]:
-        """Return the weights, and their fingerprint from when they were packed."""
+    def weights_and_packed_fingerprint(self) -> tuple[list[Tensor], int]:
+        """Return the weights of now, and the fingerprint of those that were packed."""
         return self._weights(), self.fingerprint
 
     def _weights(self) -> list[Tensor]:
@@ -147,8 +149,7 @@ class DeployedCRU(ChannelUnit):
         return (None, pwc2_out) if self.makes_all else (pwc2_out, x_low)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Earlier deploy forms also saved both squeezes as one convolution.
-        for name in ('merged.weight', 'merged.bias'):
+        for name in EARLIER_KEYS:
             state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -21,13 +21,18 @@ T = TypeVar('T')
 def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module | None, random: bool) -> T:
     """Run ``function(x)``; backward recomputes its intermediate results.
 
-    Backward uses the weights and buffers that ``modules`` had in forward, with ``random``
-    the same random numbers, too (an adapter may drop values), and changes
-    none: forward alone updates running statistics. This is a plain call
+    Backward sees the weights and buffers of the forward pass, and changes none: forward alone updates running
+    statistics. This is a plain call
 
     * without gradients;
     * in graphs, as under torch.compile, whose own partitioner decides what to keep;
     * inside torch.func's transforms, which refuse the hooks that recomputing needs.
+
+    Args:
+        function: Function of ``x`` and of the weights of ``modules``.
+        x: (N, C, H, W).
+        modules: Modules that ``function`` calls.
+        random: Whether to draw the same random numbers again, for an adapter may drop values.
 
     Raises:
         RuntimeError: In backward, if ``x`` or a weight was changed in place since.

@@ -43,10 +43,10 @@ class SCConv(Conv2dLike):
         groups: Must be 1, SCConv is dense; the paper's g is ``gwc_groups``.
         bias: Add one bias per output channel at the end.
         padding_mode: Must be ``'zeros'``.
-        device, dtype: Of all parameters and buffers.
+        device, dtype: Device and dtype of all parameters and buffers.
         alpha, squeeze_ratio, gwc_groups, low_squeeze, inner_norm: Of
             :class:`CRU`, where ``gwc_groups`` is called ``groups``.
-        num_groups, threshold, gate: Of :class:`SRU`.
+        num_groups, threshold, gate: Arguments of :class:`SRU`.
         arrangement: One of the table's first column.
         backend: ``'plain'``, ``'native'`` or ``'triton'``
             (:mod:`mmscconv.ops.backend`); None for the fastest that runs.

@@ -23,6 +23,8 @@ from mmscconv.layers.no_weight import NoWeight
 from mmscconv.layers.tracing import OneNode
 
 GATES = ('soft', 'hard')
+# State-dict keys of earlier deploy forms: the affine, which is now computed from gn.
+EARLIER_KEYS = ('scale', 'shift')
 
 
 @replaceable
@@ -48,7 +50,7 @@ class SRU(OneNode, NoWeight):
             sum(gamma), which keeps Eq. 2 finite where gammas cancel (our choice).
         backend: ``'plain'``, ``'native'`` or ``'triton'``
             (:mod:`mmscconv.ops.backend`); None for the fastest that runs.
-        device, dtype: Of the parameters, as ``nn.Conv2d``'s.
+        device, dtype: Device and dtype of the parameters, as ``nn.Conv2d``'s.
 
     Shape:
         Input and output: (N, C, H, W) or (C, H, W), any floating dtype; the
@@ -126,8 +128,7 @@ class SRU(OneNode, NoWeight):
         check_input(type(self).__name__, x, self.channels)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Earlier deploy forms saved the affine, which is now computed from gn.
-        for name in ('scale', 'shift'):
+        for name in EARLIER_KEYS:
             state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

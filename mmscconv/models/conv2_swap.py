@@ -64,8 +64,13 @@ class Conv2Replaced(AnyResNet):
 
     def make_res_layer(self, **kwargs: Any) -> nn.Sequential:
         """Build one stage."""
+        conv2_cfg = self.conv2_cfg_of_stage(**kwargs)
         layer = super().make_res_layer(**kwargs)
-        if self.conv2_cfg is not None:
+        if conv2_cfg is not None:
             for block in layer:
-                replace_conv2(block, self.conv2_cfg)
+                replace_conv2(block, conv2_cfg)
         return layer
+
+    def conv2_cfg_of_stage(self, **kwargs: Any) -> dict[str, Any] | None:
+        """Return the layer's config for the stage that is built next with these arguments; None for a plain stage."""
+        return self.conv2_cfg

@@ -7,14 +7,13 @@ from typing import Any
 
 from mmdet.models.backbones import ResNet
 from mmengine.registry import MODELS
-from torch import nn
 
-from mmscconv.models.conv2_swap import replace_conv2
+from mmscconv.models.conv2_swap import Conv2Replaced
 from mmscconv.models.deploy import switch_to_deploy
 
 
 @MODELS.register_module()
-class ConvResNet(ResNet):
+class ConvResNet(Conv2Replaced, ResNet):
     """mmdet's ResNet-18/34/50/101/152 whose conv2 is the layer of ``conv_cfg``.
 
     Bottleneck: the 3x3. BasicBlock: the second 3x3 only, as the paper's counts
@@ -65,21 +64,16 @@ class ConvResNet(ResNet):
         self.conv2_cfg = dict(conv2_cfg) if conv2_cfg else None
         self.stage_with_conv = tuple(stages)
 
-    def make_res_layer(self, **kwargs: Any) -> nn.Sequential:
-        """Build a stage of plain blocks, then replace each conv2 by the layer."""
+    def conv2_cfg_of_stage(self, **kwargs: Any) -> dict[str, Any] | None:
+        """See :class:`Conv2Replaced`; ValueError for DCN and the layer in one stage."""
         stage = len(self.res_layers)
         conv2_cfg = self.conv2_cfg if self.stage_with_conv[stage] else None
-        if conv2_cfg is None:
-            return super().make_res_layer(**kwargs)
-        if kwargs.get('dcn') is not None:
+        if conv2_cfg is not None and kwargs.get('dcn') is not None:
             raise ValueError(
                 f'stage {stage}: DCN and {conv2_cfg["type"]} replace the same convolution; '
                 f'set stage_with_dcn or {self.stage_option} to False there'
             )
-        layer = super().make_res_layer(**kwargs)
-        for block in layer:
-            replace_conv2(block, conv2_cfg)
-        return layer
+        return conv2_cfg
 
     def switch_to_deploy(self) -> None:
         """See :func:`mmscconv.models.deploy.switch_to_deploy`; this is the name that mmpretrain's tools call."""

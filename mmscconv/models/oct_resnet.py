@@ -46,7 +46,7 @@ class OctBottleneck(nn.Module):
 
     Args:
         block: mmdet's or mmpretrain's ``Bottleneck``.
-        norm_cfg: Of the norms.
+        norm_cfg: Config of the norms.
         alpha_in, alpha_out: Share of low channels in the input, and in all other maps.
 
     Shape:

@@ -43,7 +43,7 @@ def build_with_replaced_convs(
 
     Args:
         model: Name of the model's type, or its whole config.
-        conv_cfg, match, min_kernel, min_channels: Of :func:`mmscconv.replace_conv`.
+        conv_cfg, match, min_kernel, min_channels: Arguments of :func:`mmscconv.replace_conv`.
         **settings: Of the model, if ``model`` is a name.
 
     Returns:

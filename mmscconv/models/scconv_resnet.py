@@ -50,7 +50,6 @@ class SCConvResNet(ConvResNet):
         **kwargs: Any,
     ) -> None:
         self.scconv = dict(scconv or {})
-        self.stage_with_scconv = tuple(stage_with_scconv)
         self.replace_in_stages({'type': SCCONV_TYPE, **self.scconv}, stage_with_scconv, num_stages)
         # Not ConvResNet's __init__: a conv_cfg among kwargs is mmdet's, with another meaning.
         ResNet.__init__(self, depth, num_stages=num_stages, **kwargs)

@@ -9,7 +9,6 @@ from mmscconv.ops.backend import (
     fits,
     observed,
     plain_only,
-    runs_on,
     transformed,
 )
 from mmscconv.ops.batch_norm import batch_norm
@@ -17,7 +16,7 @@ from mmscconv.ops.fuse import fuse
 from mmscconv.ops.layout import layout_of
 from mmscconv.ops.norm_fuse import norm_fuse
 from mmscconv.ops.packing import can_pack, fingerprint, packed, packed_transform
-from mmscconv.ops.scconv import scconv
+from mmscconv.ops.scconv import scconv, scconv_runs_on
 from mmscconv.ops.sru import sru
 from mmscconv.ops.sru_squeeze import sru_squeeze
 from mmscconv.ops.transform_fuse import transform_fuse
@@ -41,8 +40,8 @@ __all__ = [
     'packed',
     'packed_transform',
     'plain_only',
-    'runs_on',
     'scconv',
+    'scconv_runs_on',
     'sru',
     'sru_squeeze',
     'transform_fuse',

@@ -95,13 +95,6 @@ def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool =
     return 'plain'
 
 
-def runs_on(x: Tensor, backend: str | None, *weights: Tensor) -> bool:
-    """Return whether :func:`mmscconv.ops.scconv` takes an input like ``x``; ``backend``: explicit choice, or None."""
-    chosen = choose_backend(x, backend, beyond_fusion=True)
-    alike = all(t.dtype is torch.float32 for t in weights)
-    return chosen == 'native' and alike and not torch.is_grad_enabled() and fits(x)
-
-
 def fits(x: Tensor) -> bool:
     """Return whether the joined kernels are written for a map like ``x``, (N, C, H, W)."""
     return x.dtype in MAP_DTYPES and layout_of(x) is torch.channels_last and x.numel() > 0

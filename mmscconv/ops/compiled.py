@@ -35,7 +35,7 @@ class Library:
     """A shared library and its sources.
 
     Attributes:
-        name: Of the file.
+        name: Name of the file.
         sources: Patterns below ``csrc/``.
         flags: Compiler flags in order of preference: a compiler may lack OpenMP, or not know the machine it runs on.
         links_openmp: Whether the compiler's OpenMP runs the loops; if not, one of the sources does.
@@ -52,7 +52,7 @@ class Library:
         return sorted(file for pattern in self.sources for file in SOURCES.glob(pattern))
 
 
-# clang for Arm and GCC for some processors know no -march=native, nor do those for Arm know WIDE.
+# Clang for Arm and GCC for some processors refuse -march=native; compilers for Arm refuse WIDE as well.
 KERNELS = Library(
     'kernels',
     ('*.c',),

@@ -37,21 +37,21 @@ def check_sru_backward(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, me
 
 
 def check_fuse(
-    first: Tensor,
-    low: Tensor,
-    second: Tensor | None,
-    made: Tensor | None,
+    y1: Tensor,
+    x_low: Tensor,
+    y1_addend: Tensor | None,
+    pwc2_out: Tensor | None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> None:
     """Raise ValueError unless these are arguments of the fuse."""
-    n, c, h, w = first.shape
-    fitting = has(second, n, c, h, w) and has(low, n, c if made is None else low.shape[1], h, w)
-    fitting = fitting and has(made, n, c - low.shape[1], h, w) and has(scale, c) and has(shift, c)
-    check('fuse', fitting, first=first, low=low, second=second, made=made, scale=scale, shift=shift)
+    n, c, h, w = y1.shape
+    fitting = has(y1_addend, n, c, h, w) and has(x_low, n, c if pwc2_out is None else x_low.shape[1], h, w)
+    fitting = fitting and has(pwc2_out, n, c - x_low.shape[1], h, w) and has(scale, c) and has(shift, c)
+    check('fuse', fitting, y1=y1, x_low=x_low, y1_addend=y1_addend, pwc2_out=pwc2_out, scale=scale, shift=shift)
 
 
-def check_fuse_backward(grad: Tensor, reference: Tensor, low: Tensor, made: Tensor | None, beta1: Tensor) -> None:
+def check_fuse_backward(grad: Tensor, reference: Tensor, x_low: Tensor, pwc2_out: Tensor | None, beta1: Tensor) -> None:
     """Raise ValueError unless these are arguments of the fuse's backward."""
-    check_fuse(reference, low, grad, made)
+    check_fuse(reference, x_low, grad, pwc2_out)
     check('fuse', has(beta1, *reference.shape[:2]), reference=reference, beta1=beta1)

@@ -35,7 +35,7 @@ def differentiable_gradients(
     Args:
         function: The plain form of an op; called once, without autocast.
         inputs: Linked to their history, as ``ctx.saved_tensors`` are.
-        grads: Of each output.
+        grads: Gradient of each output.
         needs: Which inputs need a gradient; the others get None.
     """
     recorded = torch.is_grad_enabled()

@@ -28,15 +28,13 @@ from mmscconv.ops.packing import (
 )
 from mmscconv.ops.window import centre_of, pooled_size
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 
 def _is_bf16(x: Tensor) -> bool:
     """Return whether ``x`` and the other maps of a call are bfloat16, which the kernels convert in the caches."""
     return x.dtype is torch.bfloat16
 
 
-def _maps(x: Tensor) -> int:
+def _map_kind(x: Tensor) -> int:
     """Return ``bf16`` of the kernels whose products AMX does where it is there: 0, 1 or, for AMX, 2."""
     return (2 if multiplies_in_tiles() else 1) if _is_bf16(x) else 0
 
@@ -79,46 +77,48 @@ def sru_backward(
 
 
 def fuse_forward(
-    first: Tensor,
-    low: Tensor,
-    second: Tensor | None,
-    made: Tensor | None,
+    y1: Tensor,
+    x_low: Tensor,
+    y1_addend: Tensor | None,
+    pwc2_out: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
-    check_fuse(first, low, second, made, scale, shift)
-    layout = layout_of(first)
-    first_ = as_dense(first.float(), layout)
-    second_, made_ = (None if t is None else as_dense(t.float(), layout) for t in (second, made))
-    low_ = as_rows(low.float(), layout)
-    out = first_ if overwrite else torch.empty_like(first_)
-    beta1 = empty(*first.shape[:2])
+    check_fuse(y1, x_low, y1_addend, pwc2_out, scale, shift)
+    layout = layout_of(y1)
+    y1_ = as_dense(y1.float(), layout)
+    y1_addend_, pwc2_out_ = (None if t is None else as_dense(t.float(), layout) for t in (y1_addend, pwc2_out))
+    x_low_ = as_rows(x_low.float(), layout)
+    out = y1_ if overwrite else torch.empty_like(y1_)
+    beta1 = empty(*y1.shape[:2])
     call(
-        'fuse_forward', first_, second_, made_, low_, scale, shift, *_size(first), layout is torch.channels_last,
-        *_rows(low_, layout), torch.get_num_threads(), out, beta1,
+        'fuse_forward', y1_, y1_addend_, pwc2_out_, x_low_, scale, shift, *_size(y1), layout is torch.channels_last,
+        *_rows(x_low_, layout), torch.get_num_threads(), out, beta1,
     )  # fmt: skip
-    return out.to(first.dtype), beta1
+    return out.to(y1.dtype), beta1
 
 
 def fuse_backward(
-    grad: Tensor, reference: Tensor, is_output: bool, low: Tensor, made: Tensor | None, beta1: Tensor
+    grad: Tensor, reference: Tensor, is_output: bool, x_low: Tensor, pwc2_out: Tensor | None, beta1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
-    check_fuse_backward(grad, reference, low, made, beta1)
+    check_fuse_backward(grad, reference, x_low, pwc2_out, beta1)
     layout = layout_of(reference)
     grad_, reference_ = (as_dense(t.float(), layout) for t in (grad, reference))
-    made_, low_ = None if made is None else as_dense(made.float(), layout), as_rows(low.float(), layout)
+    pwc2_out_, x_low_ = None if pwc2_out is None else as_dense(pwc2_out.float(), layout), as_rows(x_low.float(), layout)
     grad1 = torch.empty_like(reference_)
     n, c, h, w = grad.shape
-    grad_made, grad_low = (empty(n, channels, h, w, layout=layout) for channels in (c - low.shape[1], low.shape[1]))
+    grad_pwc2_out, grad_x_low = (
+        empty(n, channels, h, w, layout=layout) for channels in (c - x_low.shape[1], x_low.shape[1])
+    )
     call(
-        'fuse_backward', grad_, reference_, is_output, made_, low_, beta1, *_size(grad),
-        layout is torch.channels_last, *_rows(low_, layout), torch.get_num_threads(), torch.empty_like(beta1), grad1,
-        grad_made, grad_low,
+        'fuse_backward', grad_, reference_, is_output, pwc2_out_, x_low_, beta1, *_size(grad),
+        layout is torch.channels_last, *_rows(x_low_, layout), torch.get_num_threads(), torch.empty_like(beta1), grad1,
+        grad_pwc2_out, grad_x_low,
     )  # fmt: skip
-    return grad1.to(grad.dtype), grad_made.to(grad.dtype), grad_low.to(grad.dtype)
+    return grad1.to(grad.dtype), grad_pwc2_out.to(grad.dtype), grad_x_low.to(grad.dtype)
 
 
 def _rows(low: Tensor, layout: torch.memory_format) -> tuple[int, int, int]:
@@ -153,8 +153,8 @@ def sru_squeeze(
     mean, rstd = (empty(n, num_groups) for _ in range(2))
     call(
         'sru_squeeze', values, scale, shift, packed(up), packed(low), bias_up, bias_low, n, c, h, w, num_groups, eps,
-        threshold, hard, up.shape[1], len(up), len(low), *pool, _maps(x), torch.get_num_threads(), x_up, x_low, mean,
-        rstd,
+        threshold, hard, up.shape[1], len(up), len(low), *pool, _map_kind(x), torch.get_num_threads(), x_up, x_low,
+        mean, rstd,
     )  # fmt: skip
     return x_up, x_low, mean, rstd
 
@@ -211,7 +211,7 @@ def transform_fuse(
     channels = x_up.shape[1], low.shape[1], len(gwc), len(pwc2)
     call(
         'transform_fuse', x_up, up, low, packed_transform(gwc, pwc1, pwc2, groups, centre), bias1, bias2, None, None,
-        _geometry(x_up, channels, groups, window, low.shape[2:], centre), False, _maps(low),
+        _geometry(x_up, channels, groups, window, low.shape[2:], centre), False, _map_kind(low),
         torch.get_num_threads(), out, beta1,
     )  # fmt: skip
     return out, beta1
@@ -248,7 +248,7 @@ def scconv(
     out = empty(len(x), others[2], *size, dtype=x.dtype, layout=torch.channels_last)
     call(
         'scconv', values, scale, shift, *squeezes, *transform, x.shape[1], num_groups, eps, threshold, hard, cut,
-        _geometry(x, others, groups, window, size, centre), relu, _maps(x), torch.get_num_threads(),
+        _geometry(x, others, groups, window, size, centre), relu, _map_kind(x), torch.get_num_threads(),
         out,
     )  # fmt: skip
     return out
@@ -395,22 +395,22 @@ def batch_norm_backward(
     return grad_x, grad_weight.float(), grad_bias.float()
 
 
-def norm_fuse(y1: Tensor, made: Tensor, low: Tensor, *affine: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def norm_fuse(y1: Tensor, pwc2_out: Tensor, x_low: Tensor, *affine: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.norm_fuse.norm_fuse`; also returns the means of each sample, (2, N, C)."""
-    maps, settings = _norm_fuse_arguments((y1, made, low), affine)
+    maps, settings = _norm_fuse_arguments((y1, pwc2_out, x_low), affine)
     n, c, _ = _size(y1)
     out = torch.empty_like(maps[0])
     mean, variance, sample_means = (empty(*shape, dtype=torch.float64) for shape in ((2, c), (2, c), (2, n, c)))
     call(
-        'norm_fuse_forward', *maps, *settings, *_size(y1), low.shape[1], _is_bf16(y1), torch.get_num_threads(), out,
+        'norm_fuse_forward', *maps, *settings, *_size(y1), x_low.shape[1], _is_bf16(y1), torch.get_num_threads(), out,
         mean, variance, sample_means,
     )  # fmt: skip
     return out, mean, variance, sample_means
 
 
-def norm_fuse_backward(grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, *others: Any) -> tuple[Tensor, ...]:
+def norm_fuse_backward(grad: Tensor, y1: Tensor, pwc2_out: Tensor, x_low: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """See :func:`mmscconv.ops.norm_fuse.norm_fuse`; ``others``: the norms' arguments and the statistics."""
-    (grad, *maps), affine = _norm_fuse_arguments((grad, y1, made, low), others[:6])
+    (grad, *maps), affine = _norm_fuse_arguments((grad, y1, pwc2_out, x_low), others[:6])
     n, c, _ = _size(y1)
     mean, variance, sample_means = (t.contiguous() for t in others[6:])
     fitting = has(mean, 2, c) and has(variance, 2, c) and has(sample_means, 2, n, c)
@@ -418,7 +418,7 @@ def norm_fuse_backward(grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, *oth
     grads = [torch.empty_like(t) for t in maps]
     grad_weights, grad_biases = (empty(2, c, dtype=torch.float64) for _ in range(2))
     call(
-        'norm_fuse_backward', grad, *maps, *affine, mean, variance, sample_means, *_size(y1), low.shape[1],
+        'norm_fuse_backward', grad, *maps, *affine, mean, variance, sample_means, *_size(y1), x_low.shape[1],
         _is_bf16(y1), torch.get_num_threads(), *grads, grad_weights, grad_biases,
     )  # fmt: skip
     return *grads, *(t[i].float() for i in range(2) for t in (grad_weights, grad_biases))
@@ -426,11 +426,11 @@ def norm_fuse_backward(grad: Tensor, y1: Tensor, made: Tensor, low: Tensor, *oth
 
 def _norm_fuse_arguments(maps: Sequence[Tensor], affine: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
     """Return the maps, of which the last three are Y1 and the parts of Y2, and both norms' arguments, dense."""
-    *_, y1, made, low = maps
+    *_, y1, pwc2_out, x_low = maps
     n, c, h, w = y1.shape
-    l = low.shape[1]  # noqa: E741
+    l = x_low.shape[1]  # noqa: E741
     weights = [t for t in affine if isinstance(t, Tensor)]
-    fitting = has(made, n, c - l, h, w) and has(low, n, l, h, w) and all(has(t, c) for t in weights)
-    check('norm_fuse', fitting and has(maps[0], n, c, h, w), y1=y1, made=made, low=low, weight1=weights[0])
+    fitting = has(pwc2_out, n, c - l, h, w) and has(x_low, n, l, h, w) and all(has(t, c) for t in weights)
+    check('norm_fuse', fitting and has(maps[0], n, c, h, w), y1=y1, pwc2_out=pwc2_out, x_low=x_low, weight1=weights[0])
     dense = [as_dense(t, torch.channels_last) for t in maps]
     return dense, [t.contiguous() if isinstance(t, Tensor) else t for t in affine]

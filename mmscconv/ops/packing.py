@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mmscconv.ops.compiled import call, unavailable
 from mmscconv.ops.layout import empty
+from mmscconv.ops.prototypes import MAP_DTYPES
 
 PANEL = 32  # the same as in csrc/gemm.h
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def as_fp32(t: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def can_pack(*weights: Tensor) -> bool:
 
     Tensor subclasses (FakeTensor, for example) are refused: they may own no memory.
     """
-    fitting = all(type(t) is Tensor and t.device.type == 'cpu' and t.dtype in DTYPES for t in weights)
+    fitting = all(type(t) is Tensor and t.device.type == 'cpu' and t.dtype in MAP_DTYPES for t in weights)
     return fitting and unavailable() is None
 
 

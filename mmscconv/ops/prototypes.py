@@ -30,7 +30,7 @@ class Parameter:
     Attributes:
         name: As in the header.
         ctype: For ctypes.
-        dtype: Of the values behind a pointer; None for a number and for a Map.
+        dtype: Dtype of the values behind a pointer; None for a number and for a Map.
         nullable: Whether a pointer may be NULL.
         is_map: Whether the pointer is a Map's, whose dtype each call says.
     """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops import native
+from mmscconv.ops.backend import choose_backend, fits
 from mmscconv.ops.gradients import FOR_INFERENCE, register_kernel
 from mmscconv.ops.layout import empty_channels_last
 from mmscconv.ops.window import Window, pooled_size
@@ -36,13 +37,13 @@ def scconv(
         transform: The weights from :func:`mmscconv.ops.packing.packed_transform`, the biases of Y1 and of PWC2, and
             scale and shift (C2) of a norm behind the layer.
         channels: The upper branch's part of C, u, l, C2, and PWC2's output channels.
-        window: Of the GWC; the inputs of PWC1 and of the lower squeeze are average-pooled by its stride, with windows
-            side by side.
+        window: The GWC's settings; the inputs of PWC1 and of the lower squeeze are average-pooled by its stride, with
+            windows side by side.
         centre: The tap that includes PWC1, or None.
         relu: Whether to end in a ReLU.
         weights: The weights that were packed: upper and lower squeeze, GWC, PWC1 and PWC2. If their checksum is no
             longer ``fingerprint``, this call packs them anew: a compiled graph sees changed weights, too.
-        fingerprint: Of the weights when they were packed, from :func:`mmscconv.ops.packing.fingerprint`.
+        fingerprint: Checksum of the weights when they were packed, from :func:`mmscconv.ops.packing.fingerprint`.
 
     Returns:
         (N, C2, H', W'), channels last, of the dtype of ``x``.
@@ -50,6 +51,19 @@ def scconv(
     return torch.ops.mmscconv.scconv(
         x, *arguments, squeezes, transform, channels, window.groups, window.numbers, centre, relu, weights, fingerprint
     )
+
+
+def scconv_runs_on(x: Tensor, backend: str | None, packed: Tensor) -> bool:
+    """Return whether :func:`scconv` may run now on an input like ``x``: on a CPU, and while no gradients are recorded.
+
+    Args:
+        x: (N, C, H, W).
+        backend: The explicit choice, or None.
+        packed: The packed weights of the transform, which have to be fp32.
+    """
+    if choose_backend(x, backend, beyond_fusion=True) != 'native' or torch.is_grad_enabled():
+        return False
+    return packed.dtype is torch.float32 and fits(x)
 
 
 torch.library.define(
@@ -62,8 +76,21 @@ register_kernel('scconv', 'cpu', native.scconv)
 
 
 @torch.library.register_fake('mmscconv::scconv')
-def _scconv_fake(x: Tensor, *arguments: Any) -> Tensor:
-    channels, window = arguments[8], arguments[10]
+def _scconv_fake(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    eps: float,
+    threshold: float,
+    hard: bool,
+    squeezes: Sequence[Tensor | None],
+    transform: Sequence[Tensor | None],
+    channels: Sequence[int],
+    groups: int,
+    window: Sequence[int],
+    *_: Any,
+) -> Tensor:
     size = pooled_size(x.shape[2:], window[2:4])
     return empty_channels_last((len(x), channels[3], *size), x.device, x.dtype)
 

@@ -37,8 +37,8 @@ def sru(
     Args:
         x: (N, C, H, W), C even.
         scale, shift: (C), in at least fp32: the affine of GN with Eq. 2's weights folded in.
-        num_groups, eps: Of the GN.
-        threshold: Of the logit; infinite if all or no positions are informative.
+        num_groups, eps: The GN's settings.
+        threshold: Limit of the logit; infinite if all or no positions are informative.
         hard: Whether the gate is the hard one.
         backend: See :mod:`mmscconv.ops.backend`.
 

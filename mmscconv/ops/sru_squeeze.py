@@ -40,7 +40,7 @@ def sru_squeeze(
         x: (N, C, H, W), fp32 or bf16; all weights are fp32.
         arguments: ``scale, shift, num_groups, eps, threshold, hard`` of :func:`mmscconv.ops.sru.sru`.
         up, low: The squeezes' weights, (u, C_up, 1, 1) and (l, C - C_up, 1, 1).
-        biases: Of both squeezes, (u) and (l).
+        biases: Biases of both squeezes, (u) and (l).
         pool: Height and width of the windows that average X^w for X_low, the last one of a line or column cut off
             where the image ends; for inference only.
     """
@@ -81,18 +81,42 @@ register_kernel('sru_squeeze_backward', 'cpu', native.sru_squeeze_backward)
 
 
 @torch.library.register_fake('mmscconv::sru_squeeze')
-def _sru_squeeze_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    n, _, h, w = x.shape
+def _sru_squeeze_fake(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    eps: float,
+    threshold: float,
+    hard: bool,
+    up: Tensor,
+    low: Tensor,
+    bias_up: Tensor | None,
+    bias_low: Tensor | None,
+    pool: Sequence[int],
+) -> tuple[Tensor, ...]:
+    n, size = len(x), x.shape[2:]
     branches = [
         empty_channels_last((n, len(weight), *size), x.device, x.dtype)
-        for weight, size in ((arguments[6], (h, w)), (arguments[7], pooled_size((h, w), arguments[10])))
+        for weight, size in ((up, size), (low, pooled_size(size, pool)))
     ]
-    return *branches, *(x.new_empty(n, arguments[2], dtype=torch.float32) for _ in range(2))
+    return *branches, *(x.new_empty(n, num_groups, dtype=torch.float32) for _ in range(2))
 
 
 @torch.library.register_fake('mmscconv::sru_squeeze_backward')
-def _sru_squeeze_backward_fake(_: Tensor, __: Tensor, x: Tensor, scale: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    weights = (scale, *others[:1], *others[3:5])
+def _sru_squeeze_backward_fake(
+    grad_up: Tensor,
+    grad_low: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    up: Tensor,
+    low: Tensor,
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    weights = (scale, shift, up, low)
     return empty_channels_last(x.shape, x.device, x.dtype), *(torch.empty_like(t, dtype=torch.float32) for t in weights)
 
 

@@ -42,10 +42,10 @@ def transform_fuse(
         x_up: (N, u, H, W), the GWC's input; all maps are fp32, or all bf16, and all weights fp32.
         up, low: (N, u, H', W') and (N, l, H', W'), the 1x1 convolutions' inputs; ``up`` is None if PWC1 reads
             ``x_up`` itself, which needs a window with a centre tap.
-        weights: Of GWC (C, u / groups, ...), PWC1 (C, u, 1, 1) and PWC2 (C - l, l, 1, 1), or
+        weights: Weights of GWC (C, u / groups, ...), PWC1 (C, u, 1, 1) and PWC2 (C - l, l, 1, 1), or
             (C, l, 1, 1) if PWC2 computes all of Y2.
-        window: Of the GWC; padding below and right follows from H' and W'.
-        biases: Of Y1 (C) and of PWC2.
+        window: The GWC's settings; padding below and right follows from H' and W'.
+        biases: Biases of Y1 (C) and of PWC2.
 
     Returns:
         (N, C, H', W'), channels last.
@@ -106,12 +106,23 @@ def _transform_fuse_fake(_: Tensor, __: Tensor | None, low: Tensor, gwc: Tensor,
 
 
 @torch.library.register_fake('mmscconv::transform_fuse_backward')
-def _transform_fuse_backward_fake(_: Tensor, x_up: Tensor, up: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
+def _transform_fuse_backward_fake(
+    grad: Tensor,
+    x_up: Tensor,
+    up: Tensor | None,
+    low: Tensor,
+    gwc: Tensor,
+    pwc1: Tensor,
+    pwc2: Tensor,
+    bias1: Tensor | None,
+    bias2: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, ...]:
     nothing = x_up.new_empty(0, dtype=torch.float32)
-    inputs = [nothing if t is None else empty_channels_last(t.shape, t.device, t.dtype) for t in (x_up, up, others[0])]
-    gwc, *more = others[1:6]
+    inputs = [nothing if t is None else empty_channels_last(t.shape, t.device, t.dtype) for t in (x_up, up, low)]
     grad_gwc = empty_channels_last(gwc.shape, gwc.device)
-    return *inputs, grad_gwc, *(nothing.new_empty(0 if t is None else t.shape) for t in more)
+    others = [nothing.new_empty(0 if t is None else t.shape) for t in (pwc1, pwc2, bias1, bias2)]
+    return *inputs, grad_gwc, *others
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmscconv import SCConv
-from mmscconv.layers import fused
+from mmscconv.layers.fused import transform
 
 CL = torch.channels_last
 SETTINGS = [
@@ -146,8 +146,8 @@ def test_narrow_layers_have_the_same_numbers(settings, training, autocast, monke
     x = torch.randn(3, 16, 9, 8).contiguous(memory_format=CL)
     upstream = torch.randn(3, 16, *([9, 8] if 'stride' not in settings else [5, 4]))
     answers = []
-    for limit in (fused.NARROW, 0):
-        monkeypatch.setattr(fused, 'NARROW', limit)
+    for limit in (transform.NARROW, 0):
+        monkeypatch.setattr(transform, 'NARROW', limit)
         layer = built({**settings, 'backend': 'native'}, channels=16).train(training)
         answers.append(answer(layer, x, autocast, upstream))
     for name, t in answers[0].items():

@@ -1,7 +1,7 @@
 """The convolutions that the paper compares SCConv with (Tables 2-5), behind ``nn.Conv2d``'s interface.
 
 Written from their own papers; each file names the choices that the SCConv
-paper's printed counts decide. Plain PyTorch, as all of ``mmscconv.layers``.
+paper's printed counts decide. Plain PyTorch, but for SPConv, whose last sum is a kernel of SCConv's.
 """
 
 from mmscconv.layers.rivals.ghost_conv import GhostConv

@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor, nn
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
-from mmscconv.layers.arguments import Device, Size2d, floor_product, numeric_padding, window_of
+from mmscconv.layers.arguments import Device, Size2d, conv_window, floor_product, numeric_padding
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.no_weight import NoWeight
 
@@ -39,12 +39,12 @@ class OctaveConv2d(NoWeight):
     ``ll``; ``lh`` needs no ``up``, since low already has the new high resolution.
 
     Args:
-        in_channels, out_channels: Of both resolutions together.
+        in_channels, out_channels: Channels of both resolutions together.
         kernel_size, dilation: As ``nn.Conv2d``'s.
         stride: 1 or 2.
         alpha_in, alpha_out: Share of the low channels in [0, 1); at 0 that side
             has no low map (None).
-        device, dtype: Of the weights.
+        device, dtype: Device and dtype of the weights.
 
     Shape:
         (N, C1h, H, W), (N, C1l, ceil(H/2), ceil(W/2)) to the same with C2 channels
@@ -74,7 +74,7 @@ class OctaveConv2d(NoWeight):
         self.in_low, self.out_low = low_channels(in_channels, alpha_in), low_channels(out_channels, alpha_out)
         in_high, out_high = in_channels - self.in_low, out_channels - self.out_low
 
-        size, step, same, spread = window_of(kernel_size, 1, 'same', dilation)
+        size, step, same, spread = conv_window(kernel_size, 1, 'same', dilation)
         padding, self.pads = numeric_padding(same, size, step, spread)
         window = (size, step, padding, spread)
 

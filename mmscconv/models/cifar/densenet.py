@@ -22,7 +22,7 @@ class CIFARDenseNet(DenseNet):
         arch: As mmpretrain's: ``'121'``, ..., or a dict.
         conv_cfg: ``type`` and settings of the layer for the 3x3 of each dense
             layer (128 to 32 channels, stride 1); None for the plain network.
-        in_channels: Of the images.
+        in_channels: Channels of the images.
         **kwargs: mmpretrain's other ``DenseNet`` arguments.
 
     Shape:

@@ -20,7 +20,7 @@ class WideBlock(nn.Module):
 
     Args:
         in_channels, out_channels: Channels of the block's input and output.
-        stride: Of conv2 and of the 1x1 shortcut, which exists if the shape changes.
+        stride: Stride of conv2 and of the 1x1 shortcut, which exists if the shape changes.
         dropout: Probability between the convolutions.
         conv_cfg: ``type`` and settings of the layer for conv2.
 

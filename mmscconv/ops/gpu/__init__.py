@@ -1,7 +1,8 @@
-"""The kernels for CUDA devices, written in Triton: the functions of :mod:`mmscconv.ops.native` under the same names.
+"""The kernels for CUDA devices, written in Triton: SRU and fuse, under the names that :mod:`mmscconv.ops.native` has.
 
-They read fp32, bf16 or fp16 in NCHW or channels last, without a copy, and work in
-fp32. No atomics: programs write partial sums, which are added up in a fixed
+The joined kernels of the CPU have no counterpart here. Dense maps in NCHW or channels
+last are read without a copy, in fp32, bf16 or fp16; sums are in fp32. No atomics:
+programs write partial sums, which are added up in a fixed
 order, so that the same input gives the same bits.
 """
 

@@ -1,4 +1,4 @@
-"""CRU's fuse, Eq. 7-9, in Triton: Y1 = first + second (second may be None) and Y2 = cat(made, low) (made may be None).
+"""CRU's fuse, Eq. 7-9, in Triton: Y1 = y1 + y1_addend and Y2 = cat(pwc2_out, x_low), without those that are None.
 
 Eq. 8's softmax over two values is a sigmoid of their difference, so one mean per channel is enough:
 beta1 = sigmoid(mean(Y1 - Y2)), Z = Y2 + beta1 * (Y1 - Y2).
@@ -28,48 +28,52 @@ from mmscconv.ops.gpu.tiles import (
     tiling,
     values_at,
 )
-from mmscconv.ops.layout import as_dense, as_rows, empty_like_dense, layout_of
+from mmscconv.ops.layout import as_dense, as_rows, empty_like_dense, layout_of, row_stride
 
-FREE = ['channels', 'positions', 'made_channels', 'low_sample', 'low_row', 'chunks']  # as in sru_kernels
+FREE = ['channels', 'positions', 'pwc2_channels', 'x_low_sample', 'x_low_row', 'chunks']  # as in sru_kernels
 
 
 @triton.jit
 def _lower(
-    made: tl.tensor, low: tl.tensor, sample: tl.tensor, c: tl.tensor, p: tl.tensor, inside: tl.tensor, positions: int,
-    made_channels: int, low_sample: int, low_row: int, channels_last: tl.constexpr, align: tl.constexpr,
+    pwc2_out: tl.tensor, x_low: tl.tensor, sample: tl.tensor, c: tl.tensor, p: tl.tensor, inside: tl.tensor,
+    positions: int, pwc2_channels: int, x_low_sample: int, x_low_row: int, channels_last: tl.constexpr,
+    align: tl.constexpr,
 ):  # fmt: skip
     """Y2's tile."""
-    made_channels, _ = inner_aligned(made_channels, positions, channels_last, align)
-    at = sample * aligned(low_sample, align) + distances(c - made_channels, p, aligned(low_row, align), channels_last)
-    values = values_at(low, at, inside & (c >= made_channels)[:, None])
-    if made is not None:
+    pwc2_channels, _ = inner_aligned(pwc2_channels, positions, channels_last, align)
+    at = sample * aligned(x_low_sample, align)
+    at += distances(c - pwc2_channels, p, aligned(x_low_row, align), channels_last)
+    values = values_at(x_low, at, inside & (c >= pwc2_channels)[:, None])
+    if pwc2_out is not None:
         # Each value comes from one of the two and is 0 in the other.
-        at = places(sample, c, p, made_channels, positions, channels_last)
-        values += values_at(made, at, inside & (c < made_channels)[:, None])
+        at = places(sample, c, p, pwc2_channels, positions, channels_last)
+        values += values_at(pwc2_out, at, inside & (c < pwc2_channels)[:, None])
     return values
 
 
 @triton.jit
-def _upper(first: tl.tensor, second: tl.tensor, at: tl.tensor, inside: tl.tensor):
+def _upper(y1: tl.tensor, y1_addend: tl.tensor, at: tl.tensor, inside: tl.tensor):
     """Y1's tile."""
-    values = values_at(first, at, inside)
-    if second is not None:
-        values += values_at(second, at, inside)
+    values = values_at(y1, at, inside)
+    if y1_addend is not None:
+        values += values_at(y1_addend, at, inside)
     return values
 
 
 @triton.jit(do_not_specialize=FREE)
 def _sums(
-    first: tl.tensor, second: tl.tensor, factor: tl.tensor, made: tl.tensor, low: tl.tensor, out: tl.tensor,
-    channels: int, positions: int, made_channels: int, low_sample: tl.int64, low_row: tl.int64,
+    y1: tl.tensor, y1_addend: tl.tensor, factor: tl.tensor, pwc2_out: tl.tensor, x_low: tl.tensor, out: tl.tensor,
+    channels: int, positions: int, pwc2_channels: int, x_low_sample: tl.int64, x_low_row: tl.int64,
     channels_last: tl.constexpr, align: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
 ):  # fmt: skip
-    """Each tile's sums of [factor *] (first [+ second] - Y2) per channel, into (N, chunks, C)."""
+    """Each tile's sums of [factor *] (y1 [+ y1_addend] - Y2) per channel, into (N, chunks, C)."""
     channels, positions = inner_aligned(channels, positions, channels_last, align)
     sample, chunk, c, p, inside = tile_of(channels, positions, block_c, block_p, False)
     at = places(sample, c, p, channels, positions, channels_last)
-    y2 = _lower(made, low, sample, c, p, inside, positions, made_channels, low_sample, low_row, channels_last, align)
-    difference = _upper(first, second, at, inside) - y2
+    y2 = _lower(
+        pwc2_out, x_low, sample, c, p, inside, positions, pwc2_channels, x_low_sample, x_low_row, channels_last, align
+    )
+    difference = _upper(y1, y1_addend, at, inside) - y2
     if factor is not None:
         difference *= values_at(factor, at, inside)
     tl.store(out + chunk * channels + c, tl.sum(difference, 1), mask=c < channels)
@@ -95,16 +99,18 @@ def _finish_sums(
 
 @triton.jit(do_not_specialize=FREE)
 def _lerp(
-    first: tl.tensor, second: tl.tensor, made: tl.tensor, low: tl.tensor, scale: tl.tensor, shift: tl.tensor,
-    beta1: tl.tensor, out: tl.tensor, channels: int, positions: int, made_channels: int, low_sample: tl.int64,
-    low_row: tl.int64, channels_last: tl.constexpr, align: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
+    y1: tl.tensor, y1_addend: tl.tensor, pwc2_out: tl.tensor, x_low: tl.tensor, scale: tl.tensor, shift: tl.tensor,
+    beta1: tl.tensor, out: tl.tensor, channels: int, positions: int, pwc2_channels: int, x_low_sample: tl.int64,
+    x_low_row: tl.int64, channels_last: tl.constexpr, align: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
 ):  # fmt: skip
     channels, positions = inner_aligned(channels, positions, channels_last, align)
     sample, _, c, p, inside = tile_of(channels, positions, block_c, block_p, True)
     at = places(sample, c, p, channels, positions, channels_last)
-    y2 = _lower(made, low, sample, c, p, inside, positions, made_channels, low_sample, low_row, channels_last, align)
+    y2 = _lower(
+        pwc2_out, x_low, sample, c, p, inside, positions, pwc2_channels, x_low_sample, x_low_row, channels_last, align
+    )
     beta = tl.load(beta1 + sample * channels + c, mask=c < channels, other=0.0)[:, None]
-    z = y2 + beta * (_upper(first, second, at, inside) - y2)
+    z = y2 + beta * (_upper(y1, y1_addend, at, inside) - y2)
     if scale is not None:
         z *= tl.load(scale + c, mask=c < channels, other=0.0)[:, None]
         z += tl.load(shift + c, mask=c < channels, other=0.0)[:, None]
@@ -113,13 +119,13 @@ def _lerp(
 
 @triton.jit(do_not_specialize=FREE)
 def _input_grads(
-    grad: tl.tensor, products: tl.tensor, beta1: tl.tensor, grad1: tl.tensor, grad_made: tl.tensor, grad_low: tl.tensor,
-    channels: int, positions: int, made_channels: int, is_output: tl.constexpr, channels_last: tl.constexpr,
-    align: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
+    grad: tl.tensor, products: tl.tensor, beta1: tl.tensor, grad1: tl.tensor, grad_pwc2_out: tl.tensor,
+    grad_x_low: tl.tensor, channels: int, positions: int, pwc2_channels: int, is_output: tl.constexpr,
+    channels_last: tl.constexpr, align: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
 ):  # fmt: skip
     """grad1 = beta1 * grad + pull, grad2 = beta2 * grad - pull, where pull is Y1's gradient through its mean."""
     channels, positions = inner_aligned(channels, positions, channels_last, align)
-    made_channels, _ = inner_aligned(made_channels, positions, channels_last, align)
+    pwc2_channels, _ = inner_aligned(pwc2_channels, positions, channels_last, align)
     sample, _, c, p, inside = tile_of(channels, positions, block_c, block_p, True)
     at = places(sample, c, p, channels, positions, channels_last)
     upstream = values_at(grad, at, inside)
@@ -129,20 +135,20 @@ def _input_grads(
         pull *= beta
     part = beta * upstream + pull
     tl.store(grad1 + at, part, mask=inside)
-    at = places(sample, c, p, made_channels, positions, channels_last)
-    tl.store(grad_made + at, upstream - part, mask=inside & (c < made_channels)[:, None])
-    at = places(sample, c - made_channels, p, channels - made_channels, positions, channels_last)
-    tl.store(grad_low + at, upstream - part, mask=inside & (c >= made_channels)[:, None])
+    at = places(sample, c, p, pwc2_channels, positions, channels_last)
+    tl.store(grad_pwc2_out + at, upstream - part, mask=inside & (c < pwc2_channels)[:, None])
+    at = places(sample, c - pwc2_channels, p, channels - pwc2_channels, positions, channels_last)
+    tl.store(grad_x_low + at, upstream - part, mask=inside & (c >= pwc2_channels)[:, None])
 
 
 class _Y2(NamedTuple):
     """The parts of Y2 as the kernels read them."""
 
-    made: Tensor | None
-    low: Tensor
-    made_channels: int
-    low_sample: int
-    low_row: int
+    pwc2_out: Tensor | None
+    x_low: Tensor
+    pwc2_channels: int
+    x_low_sample: int
+    x_low_row: int
 
     @property
     def extents(self) -> tuple[int, int, int]:
@@ -150,79 +156,76 @@ class _Y2(NamedTuple):
         return self[2:]
 
 
-def _y2_of(low: Tensor, made: Tensor | None, channels: int, layout: torch.memory_format) -> _Y2:
-    low, made = as_rows(low, layout), None if made is None else as_dense(made, layout)
-    # The stride of an axis of size 1 means nothing.
-    along_width = 3 if low.shape[3] > 1 else 2
-    row = low.stride(along_width if layout is torch.channels_last else 1)
-    return _Y2(made, low, channels - low.shape[1], low.stride(0), row)
+def _y2_of(x_low: Tensor, pwc2_out: Tensor | None, channels: int, layout: torch.memory_format) -> _Y2:
+    x_low, pwc2_out = as_rows(x_low, layout), None if pwc2_out is None else as_dense(pwc2_out, layout)
+    return _Y2(pwc2_out, x_low, channels - x_low.shape[1], x_low.stride(0), row_stride(x_low, layout))
 
 
 def fuse_forward(
-    first: Tensor,
-    low: Tensor,
-    second: Tensor | None,
-    made: Tensor | None,
+    y1: Tensor,
+    x_low: Tensor,
+    y1_addend: Tensor | None,
+    pwc2_out: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
-    check_fuse(first, low, second, made, scale, shift)
-    layout = layout_of(first)
-    n, c, p = sizes(first)
-    first_, second_ = as_dense(first, layout), None if second is None else as_dense(second, layout)
+    check_fuse(y1, x_low, y1_addend, pwc2_out, scale, shift)
+    layout = layout_of(y1)
+    n, c, p = sizes(y1)
+    y1_, y1_addend_ = as_dense(y1, layout), None if y1_addend is None else as_dense(y1_addend, layout)
     scale, shift = (None if t is None else t.contiguous() for t in (scale, shift))
-    y2 = _y2_of(low, made, c, layout)
-    with torch.cuda.device_of(first):
-        beta1 = _means(first_, second_, None, y2, layout, REDUCED, sigmoid=True)
+    y2 = _y2_of(x_low, pwc2_out, c, layout)
+    with torch.cuda.device_of(y1):
+        beta1 = _means(y1_, y1_addend_, None, y2, layout, REDUCED, sigmoid=True)
         tiles = tiling(n, c, p, layout, MAPPED)
-        out = first_ if overwrite else empty_like_dense(first)  # a program reads its tile before it writes
+        out = y1_ if overwrite else empty_like_dense(y1)  # a program reads its tile before it writes
         _lerp[tiles.grid](
-            first_, second_, y2.made, y2.low, scale, shift, beta1, out, c, p, *y2.extents,
+            y1_, y1_addend_, y2.pwc2_out, y2.x_low, scale, shift, beta1, out, c, p, *y2.extents,
             **tiles.constants(layout, *y2.extents),
         )  # fmt: skip
     return out, beta1
 
 
 def fuse_backward(
-    grad: Tensor, reference: Tensor, is_output: bool, low: Tensor, made: Tensor | None, beta1: Tensor
+    grad: Tensor, reference: Tensor, is_output: bool, x_low: Tensor, pwc2_out: Tensor | None, beta1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.fuse.fuse`."""
-    check_fuse_backward(grad, reference, low, made, beta1)
+    check_fuse_backward(grad, reference, x_low, pwc2_out, beta1)
     layout = layout_of(reference)
     n, c, p = sizes(reference)
     upstream, reference_ = as_dense(grad, layout), as_dense(reference, layout)
-    y2 = _y2_of(low, made, c, layout)
+    y2 = _y2_of(x_low, pwc2_out, c, layout)
     grad1 = empty_like_dense(reference)
-    grad_made, grad_low = (
+    grad_pwc2_out, grad_x_low = (
         torch.empty(
             n, channels, *grad.shape[2:], dtype=grad.dtype, device=grad.device, memory_format=layout
-        ) for channels in (y2.made_channels, c - y2.made_channels)
+        ) for channels in (y2.pwc2_channels, c - y2.pwc2_channels)
     )  # fmt: skip
     with torch.cuda.device_of(grad):
         # Tiles half as large as elsewhere: there is one more operand.
         products = _means(reference_, None, upstream, y2, layout, REDUCED // 2, sigmoid=False)
         tiles = tiling(n, c, p, layout, MAPPED)
         _input_grads[tiles.grid](
-            upstream, products, beta1, grad1, grad_made, grad_low, c, p, y2.made_channels, is_output,
-            **tiles.constants(layout, y2.made_channels),
+            upstream, products, beta1, grad1, grad_pwc2_out, grad_x_low, c, p, y2.pwc2_channels, is_output,
+            **tiles.constants(layout, y2.pwc2_channels),
         )  # fmt: skip
-    return grad1, grad_made, grad_low
+    return grad1, grad_pwc2_out, grad_x_low
 
 
 def _means(
-    first: Tensor, second: Tensor | None, factor: Tensor | None, y2: _Y2, layout: torch.memory_format, values: int,
+    y1: Tensor, y1_addend: Tensor | None, factor: Tensor | None, y2: _Y2, layout: torch.memory_format, values: int,
     sigmoid: bool,
 ) -> Tensor:  # fmt: skip
-    """Return (N, C), fp32: the means of [factor *] (first [+ second] - Y2) over the positions, or their sigmoids."""
-    n, c, p = sizes(first)
+    """Return (N, C), fp32: the means of [factor *] (y1 [+ y1_addend] - Y2) over the positions, or their sigmoids."""
+    n, c, p = sizes(y1)
     tiles = tiling(n, c, p, layout, values)
-    sums = empty(first, n, tiles.chunks, c)
+    sums = empty(y1, n, tiles.chunks, c)
     _sums[tiles.grid](
-        first, second, factor, y2.made, y2.low, sums, c, p, *y2.extents, **tiles.constants(layout, *y2.extents)
+        y1, y1_addend, factor, y2.pwc2_out, y2.x_low, sums, c, p, *y2.extents, **tiles.constants(layout, *y2.extents)
     )
-    out = empty(first, n, c)
+    out = empty(y1, n, c)
     block_c, block_chunks = min(32, triton.next_power_of_2(c)), min(128, triton.next_power_of_2(tiles.chunks))
     _finish_sums[(n * triton.cdiv(c, block_c),)](
         sums, out, c, tiles.chunks, float(p), sigmoid, block_c=block_c, block_chunks=block_chunks
