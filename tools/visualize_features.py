@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from mmscconv.checks.environment import check_environment
 from mmscconv.checks.image_files import truncation
-from mmscconv.errors import UserError, run
+from mmscconv.errors import UserError, run, warn
 from mmscconv.storage.disk import replacing
 
 RANDOM = 'random'
@@ -129,6 +129,7 @@ def build(cfg: Any, checkpoint: str, seed: int, trusted: bool) -> Any:
 
     from mmscconv.configuration import model_of
     from mmscconv.foreign_errors import explained
+    from mmscconv.storage.checkpoint_match import differing_settings
     from mmscconv.storage.checkpoints import load_checkpoint, unwrapped, weights_of
 
     torch.manual_seed(seed)
@@ -143,6 +144,9 @@ def build(cfg: Any, checkpoint: str, seed: int, trusted: bool) -> Any:
     if checkpoint != RANDOM:
         content = load_checkpoint(checkpoint, trusted)
         fill(model.backbone, unwrapped(weights_of(content, checkpoint)), checkpoint)
+        differing = differing_settings(content, cfg)
+        if differing:
+            warn(f'{checkpoint} was trained with other settings of the model: {differing}')
     return model
 
 
@@ -155,14 +159,21 @@ def import_scope(scope: str) -> None:
 
 def fill(backbone: Any, state: dict[str, Any], checkpoint: str) -> None:
     """Load the backbone's part of a model's checkpoint, or a checkpoint of a backbone alone."""
+    from mmscconv.storage.checkpoint_match import DROPPED
+
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     try:
-        missing = backbone.load_state_dict(state, strict=False).missing_keys
+        keys = backbone.load_state_dict(state, strict=False)
     except RuntimeError as error:  # weights of another shape
         raise UserError(f'{checkpoint} does not fit the backbone: {str(error).splitlines()[1].strip()}') from error
+    missing = keys.missing_keys
     if missing:
         raise UserError(f'{checkpoint} does not fill the backbone: {len(missing)} keys missing, first {missing[0]}')
+    parts = {key.partition('.')[0] for key in backbone.state_dict()}  # a backbone's own file may hold a head besides
+    further = [key for key in keys.unexpected_keys if key.partition('.')[0] in parts and not key.endswith(DROPPED)]
+    if further:
+        raise UserError(f'{checkpoint} is of another backbone: {len(further)} further weights, first {further[0]}')
 
 
 def stages_of(backbone: Any, config: str) -> dict[str, Any]:

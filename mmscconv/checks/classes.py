@@ -10,6 +10,7 @@ from torch import nn
 
 from mmscconv.checks.files import datasets, join
 from mmscconv.errors import UserError, warn
+from mmscconv.storage.checkpoints import classes_in
 
 # Heads that tell objects from background, or label pixels: their classes are not the data set's.
 OTHER_HEADS = ('rpn_head', 'semantic_head')
@@ -89,8 +90,8 @@ def check_heads(model: nn.Module, metainfo: Mapping[str, Any], source: str, clas
 
     Args:
         model: The detector or classifier, with or without a wrapper around it.
-        metainfo: Of the data set.
-        source: What to call the data set.
+        metainfo: The data set's metainfo.
+        source: Name of the data set in messages.
         classifies: The model labels images; more outputs than classes do no harm there.
 
     Raises:
@@ -135,15 +136,14 @@ def check_checkpoint_classes(checkpoint: Mapping[str, Any], classes: Sequence[st
     Args:
         checkpoint: Its content.
         classes: The data set's.
-        path: Of the checkpoint.
+        path: Path of the checkpoint.
         must_fit: Its head is used as it is; otherwise the training goes on and adapts it.
 
     Raises:
         UserError: The same names stand in another order: the results would be of other classes.
     """
-    meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-    theirs = meta.get('classes', meta.get('CLASSES'))
-    if theirs is None or isinstance(theirs, str) or [*theirs] == [*classes]:
+    theirs = classes_in(checkpoint)
+    if theirs is None or theirs == [*classes]:
         return
     if len(theirs) != len(classes):  # fewer outputs than classes are told with the weights
         if must_fit and len(theirs) > len(classes) and [*theirs][: len(classes)] != [*classes]:

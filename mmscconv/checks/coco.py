@@ -35,7 +35,7 @@ def read_coco(path: str, test: bool = False) -> tuple[Entry, list[str]]:
     """Read a COCO file.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         test: The file is for validation or testing, where an image may stand only once.
 
     Returns:
@@ -69,9 +69,9 @@ def classes_read_by_name(content: Mapping[str, Any], classes: Sequence[str], pat
     """Return the category id of each class, in the order of ``classes``, and lines about the file's categories.
 
     Args:
-        content: Of :func:`read_coco`.
+        content: Content of the file from :func:`read_coco`.
         classes: The data set's class names.
-        path: Of the file.
+        path: Path of the file.
 
     Raises:
         UserError: A class is no category of the file.
@@ -80,7 +80,7 @@ def classes_read_by_name(content: Mapping[str, Any], classes: Sequence[str], pat
     missing = [name for name in classes if name not in ids]
     if missing:
         raise UserError(
-            f'{len(missing)} of {len(classes)} classes of the data set are no categories of {path}, first '
+            f'{len(missing)} of {len(classes)} classes of the data set are not categories of {path}, first '
             f'{missing[0]!r}: set metainfo.classes in the config; the file has '
             f'{", ".join(map(repr, list(ids)[:5]))}{", ..." if len(ids) > 5 else ""}'
         )
@@ -133,7 +133,7 @@ def _read_sizes(images: Sequence[Entry], path: str) -> Iterator[str]:
             raise UserError(f'image {image.get("id")} lacks id, file_name, width or height: {path}')
         if not isinstance(image['file_name'], str) or not image['file_name']:
             raise UserError(
-                f'image {_shown(image["id"])} has file_name {_shown(image["file_name"])}, which is no name: {path}'
+                f'image {_shown(image["id"])} has file_name {_shown(image["file_name"])}, which is not a name: {path}'
             )
         for key in ('width', 'height'):
             value = image[key]
@@ -142,7 +142,7 @@ def _read_sizes(images: Sequence[Entry], path: str) -> Iterator[str]:
                 mended += 1
             if not 0 < image[key] <= MAX_PIXELS:
                 place = f'image {_shown(image["id"])} ({image["file_name"]}) has {key} {_shown(value)}'
-                raise UserError(f'{place}, which is no number of pixels: {path}')
+                raise UserError(f'{place}, which is not a number of pixels: {path}')
     _require_ids(images, 'image', path)
     if mended:
         yield f'{mended} widths and heights of images are not whole numbers, but texts or fractions; read as numbers'
@@ -250,7 +250,7 @@ def _format_problem(annotations: Sequence[Entry], path: str) -> str:
             advice = ' (width times height of its box, if there are no masks)' if lacking == ['area'] else ''
             return f'{name} has no {", ".join(lacking)}: {path}{advice}'
         if not _is_number(annotation['area']):
-            return f'{name} has area {_shown(annotation["area"])}, which is no number: {path}'
+            return f'{name} has area {_shown(annotation["area"])}, which is not a number: {path}'
         for key in ('image_id', 'category_id'):
             if not (_is_number(annotation[key]) or isinstance(annotation[key], str)):
                 return f'{name} has {key} {_shown(annotation[key])}, which is neither number nor text: {path}'

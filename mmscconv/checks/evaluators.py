@@ -31,8 +31,8 @@ def check_evaluators(cfg: Mapping[str, Any], stages: Sequence[str]) -> None:
             if all(_is_local(path) for path in (*paths, truth)):
                 _require_same_images(paths, truth, f'{name}.ann_file', f'{stage}_dataloader')
             if any(dataset.get('indices') is not None for dataset in datasets(loader)):
-                warn(f'{stage}_dataloader takes a part of its images (indices): to {name} all objects of the others '
-                     'are missed')  # fmt: skip
+                left_out = f'{name} counts all objects of the others as missed'
+                warn(f'{stage}_dataloader takes a part of its images (indices): {left_out}')
 
 
 def _is_local(path: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import flat_message
 
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')  # that OpenCV reads, in lower case
 # First and last bytes of a file of each format. Within the data of a JPEG, FF is never followed by D9.
 ENDS = {b'\xff\xd8\xff': b'\xff\xd9', b'\x89PNG': b'IEND\xaeB`\x82'}
 
@@ -49,7 +50,7 @@ def _pillow_complaint(path: str | Path) -> str | None:
         with Image.open(path) as image:
             image.load()
     except UnidentifiedImageError:
-        return 'the file is no image'
+        return 'the file is not an image'
     except Image.DecompressionBombError as error:
         return f'the file does not end as its format does, and has too many pixels to be checked ({error})'
     except (OSError, SyntaxError) as error:  # Pillow's own for a broken PNG

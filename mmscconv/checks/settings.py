@@ -33,8 +33,8 @@ def check_keys(config: Mapping[str, Any], set_keys: Iterable[str], name: str) ->
 
     Args:
         config: As read from its file.
-        set_keys: Of ``--cfg-options``, in dotted form.
-        name: Of the config's file.
+        set_keys: Keys of ``--cfg-options``, in dotted form.
+        name: Name of the config's file.
 
     Raises:
         UserError: An option resembles a known key.
@@ -61,7 +61,7 @@ def check_keys(config: Mapping[str, Any], set_keys: Iterable[str], name: str) ->
 
 def _meant(key: str, known: set[str]) -> str | None:
     """Return the known key that ``key`` is like, None for a known key."""
-    if key in known or key[-1].isdigit():  # a numbered name is no misspelling
+    if key in known or key[-1].isdigit():  # a numbered name is not misspelt
         return None
     likely = [name for name in known if not name.startswith('tta_')]  # test_pipeline is almost tta_pipeline
     return next(iter(difflib.get_close_matches(key, likely, 1, LIKE)), None)

@@ -16,7 +16,7 @@ MARKS = {
 }
 
 
-def decode(data: bytes, path: str) -> tuple[str, list[str]]:
+def decode(data: bytes, path: str, kind: str = 'annotation file') -> tuple[str, list[str]]:
     """Return the text of a file's bytes, and a line about them where mmdet alone could not read them.
 
     Raises:
@@ -27,8 +27,7 @@ def decode(data: bytes, path: str) -> tuple[str, list[str]]:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(
-            f'annotation file is not {error.encoding.upper()}: {path} ({error.reason} at byte {error.start}; '
-            'save it as UTF-8)'
+            f'{kind} is not {error.encoding.upper()}: {path} ({error.reason} at byte {error.start}; save it as UTF-8)'
         ) from error
     marked = f'the file begins with a byte order mark; it is read as {encoding.upper()}'
     return text, [] if encoding == 'utf-8' else [marked]

@@ -105,7 +105,7 @@ def check_voc_list(folder: VOCFolder, classes: Sequence[str], test: bool = False
                 unknown.add(label, file)
     for label, count in unknown.counts.items():
         warn(
-            f'{path}: {count} objects are named {label!r}, which is no class, and are left out, '
+            f'{path}: {count} objects are named {label!r}, which is not a class, and are left out, '
             f'first in {unknown.first[label]}'
         )
     for what, count in found.counts.items():

@@ -18,13 +18,11 @@ import mmscconv.models  # noqa: F401, registers the layers also for configs that
 from mmscconv.checks.classes import check_heads, classes_of
 from mmscconv.checks.device import device_of
 from mmscconv.checks.files import datasets
-from mmscconv.checks.image_files import truncation
+from mmscconv.checks.image_files import SUFFIXES, truncation
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import explained, flat_message
 from mmscconv.storage.checkpoint_match import require_filled
-from mmscconv.storage.checkpoints import load_checkpoint
-
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+from mmscconv.storage.checkpoints import classes_in, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     for file in files:
         if names.setdefault(file.name, file) != file:
             raise UserError(f'two images have one name, {names[file.name]} and {file}: detect in them one by one')
-        complaint = truncation(file) or (None if cv2.haveImageReader(str(file)) else 'it is no image that OpenCV reads')
+        complaint = truncation(file) or (None if cv2.haveImageReader(str(file)) else 'OpenCV does not know its format')
         if complaint:
             raise UserError(f'image cannot be read: {file}: {complaint}')
     return list(dict.fromkeys(files))
@@ -75,9 +73,9 @@ def make_folder(folder: Path, files: Sequence[Path]) -> None:
     """Make the folder that drawings of ``files`` go to.
 
     Raises:
-        UserError: It is the folder of an image, or cannot be made.
+        UserError: It is the folder of an image, by a link, too, or cannot be made.
     """
-    if any(folder.resolve() == file.resolve().parent for file in files):
+    if any(folder.resolve() in (file.parent.resolve(), file.resolve().parent) for file in files):
         raise UserError(f'the drawings would replace the images in {folder}: give another --out')
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,25 +109,28 @@ def load_detector(cfg: Config, checkpoint: Path, trusted: bool, device: str) -> 
 
 def _names(content: Mapping[str, Any], cfg: Config, checkpoint: Path) -> dict[str, Any]:
     """Return the names that the checkpoint (of mmdet 2, too), the config or its data sets give the classes."""
-    meta = content.get('meta') or {}
-    known = meta.get('dataset_meta') or ({'classes': meta['CLASSES']} if meta.get('CLASSES') else cfg.get('metainfo'))
-    if not known:
+    classes = classes_in(content)
+    known = (content.get('meta') or {}).get('dataset_meta') or {} if classes else cfg.get('metainfo') or {}
+    found = {key.lower(): value for key, value in known.items()}
+    if classes:
+        return {**found, 'classes': classes}
+    if not found.get('classes'):
         loaders = (cfg.get(f'{stage}_dataloader') for stage in ('test', 'val', 'train'))
-        classes = next(filter(None, (classes_of(dataset) for loader in loaders for dataset in datasets(loader))), None)
-        if classes is None:
+        theirs = next(filter(None, (classes_of(dataset) for loader in loaders for dataset in datasets(loader))), None)
+        if theirs is None:
             raise UserError(f'neither {checkpoint} nor {cfg.filename} names the classes: set metainfo.classes there')
-        known = {'classes': classes}
-    return {key.lower(): value for key, value in known.items()}
+        found['classes'] = theirs
+    return found
 
 
 def detect(model: Any, files: Sequence[Path], least_score: float, folder: Path | None) -> Iterator[Detection]:
     """Give the objects in each image, the surest first, and draw them into files of the same names in ``folder``.
 
     Args:
-        model: Of :func:`load_detector`.
-        files: Of :func:`image_files`.
-        least_score: Of the objects.
-        folder: Of :func:`make_folder`; None to draw nothing.
+        model: Detector from :func:`load_detector`.
+        files: Images, as from :func:`image_files`.
+        least_score: Least score of an object, in [0, 1].
+        folder: Folder of the drawings (:func:`make_folder`); None to draw nothing.
 
     Raises:
         UserError: An image cannot be decoded or resized.

@@ -1,1 +1,1 @@
-"""Files that run without this package: ONNX and torch.export, compared with PyTorch on real images."""
+"""Files that run without this package, compared with PyTorch on real images: ONNX, torch.export, OpenVINO, ncnn."""

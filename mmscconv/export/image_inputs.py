@@ -15,13 +15,12 @@ from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
 from mmscconv.checks.files import check_data
-from mmscconv.checks.image_files import name_broken_files
+from mmscconv.checks.image_files import SUFFIXES, name_broken_files
 from mmscconv.configuration import innermost_dataset
 from mmscconv.engine.launch import run_errors_named
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import explained, flat_message
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 # An image with its data sample, as a pipeline packs them.
 Item = dict[str, Any]
 

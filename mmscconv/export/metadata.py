@@ -13,6 +13,7 @@ import mmscconv
 from mmscconv.configuration import holds_rgb
 from mmscconv.export.custom_op import OP
 from mmscconv.export.graphs import Graph, is_classifier
+from mmscconv.storage.checkpoints import classes_in
 
 
 def describe(
@@ -30,11 +31,11 @@ def describe(
         mmscconv=mmscconv.__version__,
         task='classification' if is_classifier(model) else 'detection',
         form='deploy' if deployed else 'training',
-        channel_order='RGB' if converts or holds_rgb(cfg) else 'BGR',
+        channel_order='RGB' if bool(converts) != holds_rgb(cfg) else 'BGR',
         mean=mean,
         std=std,
         size_divisor=graph.divisor,
-        classes=classes_of(cfg, checkpoint),
+        classes=classes_in(checkpoint) or _classes_of(cfg),
         custom_ops=[OP] if custom_op else [],
     )
     return {key: json.dumps(value) for key, value in content.items()}
@@ -45,10 +46,7 @@ def numbers(preprocessor: nn.Module, name: str) -> Any:
     return getattr(preprocessor, name, None) if getattr(preprocessor, '_enable_normalize', True) else None
 
 
-def classes_of(cfg: Config, checkpoint: Mapping[str, Any]) -> list[str]:
-    """Return the class names of the checkpoint, else of the config; empty if both have none."""
-    for meta in (checkpoint.get('meta', {}).get('dataset_meta') or {}, cfg.get('metainfo') or {}):
-        names = meta.get('classes', meta.get('CLASSES'))
-        if names:
-            return list(names)
-    return []
+def _classes_of(cfg: Config) -> list[str]:
+    """Return the class names of the config; empty if it has none."""
+    meta = cfg.get('metainfo') or {}
+    return list(meta.get('classes', meta.get('CLASSES')) or [])

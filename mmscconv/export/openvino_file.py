@@ -76,7 +76,7 @@ def runs(program: Any, shared: bool = False) -> Callable[..., Sequence[Tensor]]:
     """Return a function from tensors to tensors that runs a compiled model.
 
     Args:
-        program: Of :func:`compile_file`.
+        program: Compiled model from :func:`compile_file`.
         shared: Let the function return its own buffers, which the next call overwrites.
     """
     request = program.create_infer_request()

@@ -6,11 +6,10 @@ from contextlib import ExitStack
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
 
+from mmscconv.hooks.unwrapped import model_of
 from mmscconv.paper.measures import record_gate_shares
 
 
@@ -41,7 +40,7 @@ class GateShares(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if self.every_n_train_iters(runner, self.interval):
-            self._shares = self._recording.enter_context(record_gate_shares(_model(runner)))
+            self._shares = self._recording.enter_context(record_gate_shares(model_of(runner)))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if not self.every_n_train_iters(runner, self.interval):
@@ -55,13 +54,9 @@ class GateShares(Hook):
 
     def _warn(self, runner: Runner) -> None:
         """Warn in one line, and only once while a gate stays collapsed."""
-        modules = dict(_model(runner).named_modules())
+        modules = dict(model_of(runner).named_modules())
         collapsed = [n for n, share in self._shares.items() if share in (0, 1) and 0 < modules[n].threshold < 1]
         if set(collapsed) - self._collapsed:
             names = ', '.join(f'{name} ({self._shares[name]:.0%} informative)' for name in collapsed)
             runner.logger.warning(f'SRU gates have collapsed at iteration {runner.iter + 1}: {names}')
         self._collapsed = set(collapsed)
-
-
-def _model(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmscconv.checks.classes import check_checkpoint_classes
 from mmscconv.errors import UserError, warn
+from mmscconv.hooks.unwrapped import model_of
 from mmscconv.storage.checkpoint_match import differences, optimizer_problem, require_filled, schedule_without_effect
 
 
@@ -27,7 +27,7 @@ class RequireMatchingCheckpoint(Hook):
         self.purpose = purpose
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         path = runner.cfg.get('load_from') or f'the latest in {runner.work_dir}'
         unfilled, found = differences(model, checkpoint)
         if self.purpose != 'start' or unfilled == len(model.state_dict()):

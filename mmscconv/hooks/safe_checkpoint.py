@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mmscconv.errors import warn
+from mmscconv.storage.checkpoints import LAST
 from mmscconv.storage.disk import full_disk_named, write_atomically
 
 BACKEND = 'mmscconv_atomic'
@@ -74,7 +75,7 @@ class SafeCheckpointHook(CheckpointHook):
                 warn(f'{key} is {metrics[key]}: the validation data have nothing to find; no best checkpoint is saved')
         with full_disk_named(self.out_dir):
             super()._save_best_checkpoint(runner, measured)
-            self._delete_outdated()
+            self._delete_outdated(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         """Save and then delete; mmengine deletes, saves, and writes ``last_checkpoint`` in place."""
@@ -98,13 +99,16 @@ class SafeCheckpointHook(CheckpointHook):
                 **self.args,
             )
             if is_main_process():
-                write_atomically(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
-        self._delete_outdated()
+                write_atomically(Path(runner.work_dir) / LAST, self.last_ckpt.encode())
+        self._delete_outdated(runner)
 
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
 
-    def _delete_outdated(self) -> None:
+    def _delete_outdated(self, runner: Runner) -> None:
+        """Delete the files that newer ones replace, unless the weights just saved are of no use."""
+        if not all(t.isfinite().all() for t in runner.model.state_dict().values() if t.is_floating_point()):
+            return  # what is outdated may be the last good checkpoint
         best = getattr(self, 'best_ckpt_path_dict', None) or {'': getattr(self, 'best_ckpt_path', None)}
         self.file_backend.delete({self.last_ckpt, *best.values()})
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmscconv.errors import UserError
+from mmscconv.hooks.unwrapped import model_of
 from mmscconv.storage.checkpoints import last_good_checkpoint
 
 
@@ -41,7 +42,7 @@ class StopOnNonFinite(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._handles = [w.optimizer.register_step_pre_hook(lambda *_: self._check(runner)) for w in _wrappers(runner)]
-        self._handles.append(_model(runner).register_forward_hook(self._keep_losses))
+        self._handles.append(model_of(runner).register_forward_hook(self._keep_losses))
 
     def after_train(self, runner: Runner) -> None:
         for handle in self._handles:
@@ -74,7 +75,7 @@ class StopOnNonFinite(Hook):
 
     def _origin(self, runner: Runner) -> str:
         """Run the batch again and say where the first number that is not finite comes from."""
-        model = _model(runner)
+        model = model_of(runner)
         distributed = is_model_wrapper(runner.model)
         if distributed and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
             return 'the layer is unknown, as SyncBN cannot run again on one process alone'
@@ -132,10 +133,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
-
-
-def _model(runner: Runner) -> BaseModel:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _wrappers(runner: Runner) -> list[OptimWrapper]:

@@ -21,10 +21,10 @@ def read_box(
     try:
         found = parse()
     except (AssertionError, OverflowError, ParsingError, TypeError, ValueError):
-        account.add('boxes that are no four finite numbers in order: left out', where)
+        account.add('boxes without four finite numbers in order: left out', where)
         return None
     if not all(map(isfinite, found.ltrb)):
-        account.add('boxes that are no four finite numbers in order: left out', where)
+        account.add('boxes without four finite numbers in order: left out', where)
         return None
     label = found.label.strip()
     if not label:

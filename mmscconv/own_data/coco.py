@@ -140,7 +140,7 @@ def _images(
     for entry in content['annotations']:
         where = f'annotation {entry.get("id") if isinstance(entry, dict) else entry!r:.80} of {file}'
         if not isinstance(entry, dict):
-            account.add('annotations that are no objects: left out', where)
+            account.add('annotations that are not objects: left out', where)
             continue
         number = _key(entry.get('image_id'))
         if number not in images:
@@ -162,7 +162,7 @@ def _images(
 
 def _box(label: str, values: Any) -> BoundingBox:
     if not isinstance(values, list) or len(values) != CORNERS:
-        raise ValueError(f'{values!r} is no list of four numbers')
+        raise ValueError(f'{values!r} is not a list of four numbers')
     x, y, width, height = map(as_number, values)
     return BoundingBox.create(label=label, coords=(x, y, width, height), box_format=BoxFormat.LTWH)
 

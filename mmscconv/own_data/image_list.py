@@ -9,11 +9,10 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
-from mmscconv.checks.image_files import loaded_size, truncation
+from mmscconv.checks.image_files import SUFFIXES, loaded_size, truncation
 from mmscconv.errors import UserError
 from mmscconv.own_data.records import Account, Size
 
-EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 SAME_FOLDER = 100  # outweighs any number of words that two paths have in common
 SYNONYMS = {'valid': 'val', 'validation': 'val', 'training': 'train', 'testing': 'test'}
 
@@ -44,7 +43,7 @@ class ImageIndex:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.paths = list(walk(folder, EXTENSIONS))
+        self.paths = list(walk(folder, SUFFIXES))
         self._by_stem: dict[str, list[Path]] = {}
         for path in self.paths:
             self._by_stem.setdefault(path.stem, []).append(path)

@@ -33,14 +33,14 @@ class OwnDatasetJob:
     Args:
         source: Folder or file of the data set.
         out: Folder to write; None for one named after the data set and the network.
-        form: Of the data set; None to recognise it.
+        form: Form of the data set; None to recognise it.
         images: Folder of the images; None for ``source``.
         classes: To train on, in this order; None for all.
         backbone: r18, r50 or r101.
         baseline: Take the plain twin of the network.
         size: (width, height) to fit images into; None to choose it.
         init: Checkpoint to start from.
-        seed: Of the split, where the data set has none.
+        seed: Seed of the split, where the data set has none.
     """
 
     source: Path

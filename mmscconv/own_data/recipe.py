@@ -48,7 +48,7 @@ class Recipe:
         lr: Learning rate, of AdamW for the small network and of SGD for the others.
         epochs: Passes over the training images.
         val_every: Epochs between two validations.
-        iterations: Of all epochs.
+        iterations: Number of iterations of all epochs.
         warmup: Iterations.
         workers: Processes that load images.
         levels: Levels of the feature pyramid of the small network.
@@ -86,7 +86,7 @@ def choose_recipe(
     """Choose the settings for the training ``images`` and for this machine.
 
     Args:
-        images: With one box at least.
+        images: Number of images with one box at least.
         backbone: One of ``BACKBONES``.
         baseline: Choose the plain twin of the network.
         size: (width, height) to fit images into; None to choose it from the data.

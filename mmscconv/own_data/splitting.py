@@ -28,7 +28,7 @@ def train_and_val(splits: Splits, seed: int, account: Account) -> tuple[Splits, 
 
     Args:
         splits: As the data set has them.
-        seed: Of the draw, where it has none.
+        seed: Seed of the draw, where it has none.
         account: Counts images of several splits, and of none.
 
     Returns:
@@ -62,7 +62,7 @@ def draw(images: Sequence[AnnotatedImage], seed: int) -> Splits:
 
     Args:
         images: In any order: the same images and seed give the same split.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Raises:
         UserError: Fewer than two images.

@@ -29,8 +29,8 @@ class StepTimes:
     """Measured seconds.
 
     Args:
-        step: Of a training iteration, its batch loaded.
-        val_image: Of an image in validation.
+        step: Seconds of a training iteration, its batch loaded.
+        val_image: Seconds of an image in validation.
         device: Where.
     """
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import codecs
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from mmscconv.checks.text import decode
 from mmscconv.errors import UserError
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8 or UTF-16, with or without a byte order mark.
+    """Return the text of a file in an encoding of :func:`mmscconv.checks.text.decode`.
 
     Raises:
-        UserError: The file cannot be read, or is no text.
+        UserError: The file cannot be read, or its bytes are not text.
     """
     try:
-        content = path.read_bytes()
-        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return content.decode('utf-16' if utf16 else 'utf-8-sig')
+        return decode(path.read_bytes(), str(path), 'text file')[0]
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from error
-    except UnicodeDecodeError as error:
-        raise UserError(f'not a text in UTF-8 or UTF-16: {path} ({error.reason} at byte {error.start})') from error
 
 
 def as_integer(value: Any) -> int | None:
@@ -45,5 +41,5 @@ def as_number(value: Any) -> float:
         ValueError: A text that is no number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError(f'{value!r} is no number')
+        raise TypeError(f'{value!r} is not a number')
     return float(value)

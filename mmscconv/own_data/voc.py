@@ -108,7 +108,7 @@ def _read_file(file: Path, index: ImageIndex, account: Account) -> AnnotatedImag
     try:
         tree = ElementTree.parse(file)
     except (ElementTree.ParseError, LookupError, OSError, ValueError):
-        account.add('annotation files that are no XML: left out', file)
+        account.add('annotation files that are not XML: left out', file)
         return None
     path = index.by_stem(file, tree.findtext('filename'))
     if path is None:

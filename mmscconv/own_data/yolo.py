@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 from globox import BoundingBox
 
+from mmscconv.checks.image_files import SUFFIXES
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import flat_message
 from mmscconv.own_data.boxes import read_box
-from mmscconv.own_data.image_list import EXTENSIONS, ImageIndex, measured, walk
+from mmscconv.own_data.image_list import ImageIndex, measured, walk
 from mmscconv.own_data.records import Account, AnnotatedImage, Box, DataSet, Size
 from mmscconv.own_data.splitting import NAMES, split_of
 from mmscconv.own_data.values import as_integer, read_text
@@ -91,7 +92,7 @@ def _class_names(settings: Mapping[str, Any], file: Path) -> list[str]:
             raise UserError(f'the numbers of names do not run from 0 to {len(names) - 1}: {file}')
         names = [name for _, name in sorted(zip(numbers, names.values(), strict=True), key=lambda pair: pair[0] or 0)]
     if not isinstance(names, list) or not names:
-        raise UserError(f'names is no list of classes: {file}')
+        raise UserError(f'names is not a list of classes: {file}')
     return _checked_classes(names, file, as_integer(settings.get('nc')))
 
 
@@ -138,14 +139,14 @@ def _listed(
     roots = [file.parent / root, file.parent] if isinstance(root, str) else [file.parent]
     for value in values:
         if not isinstance(value, str):
-            raise UserError(f'{name} is no path: {file} ({value!r:.80})')
+            raise UserError(f'{name} is not a path: {file} ({value!r:.80})')
         place = _place(value, roots)
         if place is None:
             if name == 'test':  # Roboflow names a test split even if it has exported none
                 continue
             raise UserError(f'{name} is not there: {value!r} (correct the path in {file})')
         if place.is_dir():
-            yield from walk(place, EXTENSIONS)
+            yield from walk(place, SUFFIXES)
             continue
         for line in read_text(place).splitlines():
             if line.strip():
@@ -195,7 +196,7 @@ def _read_image(path: Path, classes: list[str] | None, account: Account) -> Anno
     try:
         lines = read_text(file).splitlines()
     except UserError:
-        account.add('label files that are no text: left out with their images', file)
+        account.add('label files that are not text: left out with their images', file)
         return None
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -218,7 +219,7 @@ def _read_line(line: str, size: Size, classes: list[str] | None, account: Accoun
     elif len(values) >= POLYGON_VALUES and all(map(_is_finite, values[1:])):  # min and max pass over a NaN
         parse = partial(BoundingBox.from_yolo_seg, text, image_size=size)
     else:
-        account.add('lines that are no class with four numbers or a polygon: left out', where)
+        account.add('lines without a class and four numbers or a polygon: left out', where)
         return None
     box = read_box(parse, size, account, where)
     if box and len(values) != BOX_VALUES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -46,11 +47,19 @@ def record_gate_shares(model: nn.Module) -> Iterator[dict[str, float]]:
     """Record, while in the context, each SRU's share of informative positions (W > threshold).
 
     Yields:
-        Each SRU's name and share, in [0, 1] of all channels and positions of its last
-        input; filled by the model's forward, empty if the model has no SRU.
+        Each SRU's name and share, in [0, 1] of all channels and positions of all its inputs so far, such as the levels
+        of a pyramid; filled by the model's forward, empty if the model has no SRU.
     """
     srus = {name: module for name, module in model.named_modules() if isinstance(module, SRU)}
-    with _recorded(srus, lambda sru, x, _: sru.informative(sru.logit(x)).double().mean().item()) as shares:
+    informative: Counter[nn.Module] = Counter()
+    positions: Counter[nn.Module] = Counter()
+
+    def share(sru: SRU, x: Tensor, _: Tensor) -> float:
+        informative[sru] += int(sru.informative(sru.logit(x)).sum().item())
+        positions[sru] += x.numel()
+        return informative[sru] / positions[sru] if positions[sru] else float('nan')
+
+    with _recorded(srus, share) as shares:
         yield shares
 
 

@@ -23,9 +23,9 @@ def draw(path: str, verdicts: Verdicts, names: Mapping[int, str], shape: tuple[i
     """Return the image at ``path`` as a data URI, with hits thin and mistakes bold and named.
 
     Args:
-        path: Of the image.
-        verdicts: With boxes in pixels of the image as it was loaded.
-        names: Of the classes, by category id.
+        path: Path of the image.
+        verdicts: Verdicts with boxes in pixels of the image as it was loaded.
+        names: Names of the classes, by category id.
         shape: (H, W) of the image as it was loaded.
         turned: Whether it was loaded as its EXIF data say, as far as its format is loaded so.
 

@@ -37,8 +37,8 @@ class ReportJob:
     """A page to write.
 
     Args:
-        cfg: Of the training.
-        work_dir: Of the training.
+        cfg: Config of the training.
+        work_dir: Folder of the training.
         checkpoint: To judge.
         out: File of the page.
         worst: How many images to draw.

@@ -20,7 +20,7 @@ class Verdicts:
     """Matches of an image's predictions with its objects; each entry is an annotation in COCO's form.
 
     Args:
-        image_id: Of the image.
+        image_id: Id of the image.
         hits: (prediction, object) of one class.
         confused: (prediction, object) of two classes.
         false: Predictions that overlap no free object.

@@ -35,8 +35,7 @@ class Predictions:
         shapes: (H, W) of each image as it was loaded, by id.
         turned: Whether images are loaded as their EXIF data say.
         gates: Share of informative positions of each SRU, by its name; empty without SRU.
-        metrics: As the evaluator has computed them.
-        runner: With the model and the data set.
+        runner: Runner with the model and the data set.
     """
 
     truth: Any
@@ -48,7 +47,6 @@ class Predictions:
     shapes: dict[int, tuple[int, int]]
     turned: bool
     gates: dict[str, float]
-    metrics: Mapping[str, float]
     runner: Runner
 
 
@@ -69,7 +67,7 @@ def predict(cfg: Config, checkpoint: Path, folder: Path, trusted: bool) -> Predi
     recorder = _Recorder()
     runner.register_hook(recorder)
     with run_errors_named():
-        metrics = runner.test()
+        runner.test()
     (evaluator,) = runner.test_evaluator.metrics
     return Predictions(
         # The evaluator's copy, so that the page counts the mended annotations in the same way.
@@ -81,8 +79,7 @@ def predict(cfg: Config, checkpoint: Path, folder: Path, trusted: bool) -> Predi
         paths=recorder.paths,
         shapes=recorder.shapes,
         turned=_turned(cfg.val_dataloader),
-        gates=recorder.gates(),
-        metrics=metrics,
+        gates=dict(recorder.gates),
         runner=runner,
     )
 
@@ -109,32 +106,24 @@ def _turned(loader: Mapping[str, Any]) -> bool:
 
 
 class _Recorder(Hook):
-    """Keeps the file of each image, and each SRU's share of informative positions."""
+    """Keeps the file of each image, and each SRU's share of informative positions in the first batches."""
 
     def __init__(self) -> None:
         self.paths: dict[int, str] = {}
         self.shapes: dict[int, tuple[int, int]] = {}
         self._recording = ExitStack()
-        self._shares: Mapping[str, float] = {}
-        self._measured: list[dict[str, float]] = []
+        self.gates: Mapping[str, float] = {}
 
     def before_test(self, runner: Runner) -> None:
-        self._shares = self._recording.enter_context(record_gate_shares(runner.model))
+        self.gates = self._recording.enter_context(record_gate_shares(runner.model))
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
     ) -> None:
         self.paths |= {sample.img_id: sample.img_path for sample in outputs or ()}
         self.shapes |= {sample.img_id: tuple(sample.ori_shape[:2]) for sample in outputs or ()}
-        if batch_idx < GATE_BATCHES:
-            self._measured.append(dict(self._shares))
         if batch_idx + 1 == GATE_BATCHES:
             self._recording.close()
 
     def after_test(self, runner: Runner) -> None:
         self._recording.close()
-
-    def gates(self) -> dict[str, float]:
-        """Return the mean share of each SRU over the batches that were measured."""
-        names = self._measured[0] if self._measured else ()
-        return {name: sum(shares[name] for shares in self._measured) / len(self._measured) for name in names}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmscconv.errors import UserError
-
-LAST = 'last_checkpoint'  # mmengine writes the path of the newest checkpoint into this file
+from mmscconv.storage.checkpoints import named_last
 
 
 def find_config(work_dir: Path) -> Path:
@@ -24,17 +23,15 @@ def find_config(work_dir: Path) -> Path:
 
 
 def find_checkpoint(work_dir: Path) -> Path:
-    """Return the last checkpoint of ``work_dir``, also where the folder has been moved.
+    """Return the last checkpoint of ``work_dir``, also where the folder has been moved or CheckpointHook has another.
 
     Raises:
-        UserError: The folder has no checkpoint.
+        UserError: There is no checkpoint.
     """
-    try:
-        named = work_dir / Path((work_dir / LAST).read_text().strip()).name
-    except (OSError, UnicodeDecodeError):
-        named = work_dir / ''
-    if named.is_file():
-        return named
+    written = named_last(work_dir)
+    for path in () if written is None else (work_dir / written.name, written):
+        if path.is_file():
+            return path
     checkpoints = sorted(work_dir.glob('*.pth'), key=lambda path: path.stat().st_mtime_ns)
     if not checkpoints:
         raise UserError(f'no checkpoint (*.pth) is in {work_dir}: train first, or pass --checkpoint')

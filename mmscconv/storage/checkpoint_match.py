@@ -10,15 +10,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mmscconv.errors import UserError, warn
+from mmscconv.layers import deploy, sru
 from mmscconv.storage.checkpoints import lacking_to_resume, shape_of, unwrapped, weights_of
 
-# Of earlier deploy forms, which a model takes and drops.
-DROPPED = ('sru.scale', 'sru.shift', 'merged.weight', 'merged.bias')
+# Ends of the keys of earlier deploy forms, which a model takes and drops.
+DROPPED = (*(f'sru.{key}' for key in sru.EARLIER_KEYS), *deploy.EARLIER_KEYS)
 # Settings of a model that change no result of a trained one.
 NOT_OF_THE_MODEL = (
     'init_cfg', 'train_cfg', 'test_cfg', 'data_preprocessor', 'pretrained', 'frozen_stages', 'norm_eval', 'with_cp',
     'backend', 'recompute', 'requires_grad',
 )  # fmt: skip
+# Settings of a data preprocessor on which its numbers depend; their buffers are in no checkpoint.
+OF_PIXELS = ('mean', 'std', 'bgr_to_rgb', 'rgb_to_bgr', 'to_rgb')
 # Settings that tell optimizers apart: the state of one is useless to another.
 METHODS = ('momentum', 'betas', 'alpha', 'rho', 'lr_decay')
 
@@ -49,7 +52,7 @@ def require_filled(model: nn.Module, checkpoint: Mapping[str, Any], cfg: Mapping
     unfilled, text = differences(model, checkpoint)
     if unfilled or _left_over(model, checkpoint):
         raise UserError(f'the checkpoint is not of this model: {path}: {text} [{likely_cause(checkpoint, cfg)}]')
-    differing = _differing_settings(checkpoint, cfg)
+    differing = differing_settings(checkpoint, cfg)
     if differing:
         warn(f'{path} was trained with other settings of the model, which its weights do not show: {differing}')
 
@@ -85,16 +88,32 @@ def optimizer_problem(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> st
 
 def likely_cause(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:
     """Return the model settings, up to three, in which the checkpoint's own config differs from ``cfg``."""
-    return _differing_settings(checkpoint, cfg) or 'other depth, alpha or config?'
+    return differing_settings(checkpoint, cfg) or 'other depth, alpha or config?'
 
 
-def _differing_settings(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:
+def differing_settings(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:
     """Return the first three differing settings in words; nothing where the checkpoint has no config."""
     theirs = value_in(checkpoint, 'model')
     if not theirs:
         return ''
+    theirs = theirs.get('module', theirs)
     ours = cfg['model'].get('module', cfg['model'])
-    return _in_words(dict(_settings(theirs.get('module', theirs))), dict(_settings(ours)))
+    there = dict(_settings(theirs)) | _of_pixels(theirs, value_in(checkpoint, 'data_preprocessor'))
+    here = dict(_settings(ours)) | _of_pixels(ours, cfg.get('data_preprocessor'))
+    return _in_words(there, here)
+
+
+def _of_pixels(model: Mapping[str, Any], at_the_top: Any) -> dict[str, Any]:
+    """Return how images are normalized, by the data preprocessor of the model's config or at the config's top level."""
+    preprocessor = model.get('data_preprocessor') or at_the_top or {}
+    return {f'data_preprocessor.{key}': value for key, value in _leaves_of_pixels(preprocessor)}
+
+
+def _leaves_of_pixels(preprocessor: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key in OF_PIXELS:
+        value = preprocessor.get(key)
+        if value:  # False, None and a key that is not there mean the same
+            yield key, list(value) if isinstance(value, list | tuple) else value
 
 
 def schedule_without_effect(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:

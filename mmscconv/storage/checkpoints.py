@@ -17,6 +17,7 @@ from mmscconv.storage.disk import replacing
 
 ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 ANYTHING = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+LAST = 'last_checkpoint'  # mmengine writes the path of the newest checkpoint into this file
 
 
 def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any = 'cpu') -> dict[str, Any]:
@@ -36,7 +37,9 @@ def load_checkpoint(path: str | Path, trusted: bool = False, map_location: Any =
     except pickle.UnpicklingError as error:
         name = forbidden_object(error)
         if name is None or trusted:
-            raise UserError(f'checkpoint cannot be read, it is no file of torch.save or is damaged: {path}') from error
+            raise UserError(
+                f'checkpoint cannot be read, it is not a file of torch.save or is damaged: {path}'
+            ) from error
         raise UserError(
             f'checkpoint holds a {name}, which may run code when loaded: {path} (pass --trusted if you made it)'
         ) from error
@@ -63,6 +66,14 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any
             f'checkpoint holds a {type(weights).__name__} where its weights should be: {path} (save its state_dict())'
         )
     return weights
+
+
+def classes_in(content: Mapping[str, Any]) -> list[str] | None:
+    """Return the class names in a checkpoint of mmengine, in any case of the key, or of mmdet 2; None without them."""
+    meta = content.get('meta') or {}
+    data = meta.get('dataset_meta') or {}
+    names = data.get('classes', data.get('CLASSES')) or meta.get('CLASSES')
+    return [str(name) for name in names] if isinstance(names, list | tuple) else None
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -193,12 +204,9 @@ def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], truste
     """
     folder = Path(folder)
     paths = [path for path in _newest_first(folder) if not path.name.startswith('best_')]
-    try:
-        written = Path((folder / 'last_checkpoint').read_text().strip())
-        named = folder / written.name if written.name else None
-    except (OSError, UnicodeDecodeError):
-        named = None
-    if named is not None and not paths:  # CheckpointHook's out_dir
+    written = named_last(folder)
+    named = None if written is None else folder / written.name
+    if written is not None and not paths:  # CheckpointHook's out_dir
         named, folder = written, written.parent
         paths = [path for path in _newest_first(folder) if not path.name.startswith('best_')]
         if not paths:
@@ -216,6 +224,15 @@ def checkpoint_to_resume(folder: str | Path, warn: Callable[[str], None], truste
     if paths:
         raise UserError(f'none of the {len(paths)} checkpoints in {folder} is good (train anew, without --resume)')
     return None
+
+
+def named_last(folder: str | Path) -> Path | None:
+    """Return the path that mmengine's ``last_checkpoint`` in ``folder`` names, whether it is there or not, or None."""
+    try:
+        name = (Path(folder) / LAST).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return Path(name) if Path(name).name else None
 
 
 def require_resumable(path: str | Path, trusted: bool = False) -> None:

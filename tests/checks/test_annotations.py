@@ -180,7 +180,7 @@ def test_voc_classes_and_flat_boxes(voc, warnings):
     (root / 'Annotations' / '2.xml').write_text(XML.format(objects))
     check_voc(cfg, ['train'])
     assert len(warnings) == 2
-    assert "1 objects are named 'unicorn', which is no class, and are left out, first in" in warnings[0]
+    assert "1 objects are named 'unicorn', which is not a class, and are left out, first in" in warnings[0]
     assert '1 boxes have no width or height, first [8.0, 2.0, 3.0, 9.0] in ' in warnings[1]
     for name in '12':
         (root / 'Annotations' / f'{name}.xml').write_text(XML.format(OBJECT.format('unicorn', 3, 8)))

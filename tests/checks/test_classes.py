@@ -122,10 +122,10 @@ def test_heads_of_classifiers_and_panoptic_models(warnings):
         check_heads(nn.Conv2d(1, 1, 1), dict(classes='cat'), 'D')
 
 
-@pytest.mark.parametrize('key', ['classes', 'CLASSES'])
+@pytest.mark.parametrize('key', ['classes', 'CLASSES', 'mmdet 2'])
 def test_a_checkpoint_of_other_classes(key, warnings):
     def check(theirs, must_fit=True):
-        checkpoint = dict(meta=dict(dataset_meta={key: theirs}))
+        checkpoint = dict(meta=dict(CLASSES=theirs) if key == 'mmdet 2' else dict(dataset_meta={key: theirs}))
         check_checkpoint_classes(checkpoint, PETS, 'a.pth', must_fit)
 
     check(list(PETS))

@@ -84,7 +84,7 @@ def test_nothing_to_find_is_never_the_best(tmp_path, monkeypatch):
     hook.last_ckpt, hook.best_ckpt_path_dict = None, {'coco/bbox_mAP': None, 'loss': None}
     hook.file_backend = SimpleNamespace(delete=lambda kept: None, join_path=lambda *parts: '/'.join(parts))
     runner = SimpleNamespace(
-        epoch=1, iter=1, message_hub=hub, logger=logging.getLogger('test'),
+        epoch=1, iter=1, message_hub=hub, logger=logging.getLogger('test'), model=torch.nn.Conv2d(1, 1, 1),
         save_checkpoint=lambda folder, filename, **_: saved.append(filename),
     )  # fmt: skip
     hook._save_best_checkpoint(runner, {'coco/bbox_mAP': -1.0, 'loss': -1.0})

@@ -19,6 +19,7 @@ from mmscconv.paper.measures import record_gate_shares
 from mmscconv.storage.checkpoints import last_good_checkpoint
 
 STOP = dict(type='StopOnNonFinite')
+SAVING = dict(type='CheckpointHook', interval=1, by_epoch=False)
 
 
 class Ramp(Dataset):
@@ -58,7 +59,7 @@ class Net(BaseModel):
 
 @pytest.fixture
 def make_runner(tmp_path):
-    def make(model, hooks, dataset=None, lr=0.01, **wrapper):
+    def make(model, hooks, dataset=None, lr=0.01, saving=SAVING, **wrapper):
         return Runner(
             model=model,
             work_dir=str(tmp_path),
@@ -67,7 +68,7 @@ def make_runner(tmp_path):
             ),
             train_cfg=dict(by_epoch=False, max_iters=6),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=lr), **wrapper),
-            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False)),
+            default_hooks=dict(checkpoint=saving),
             custom_hooks=hooks,
             experiment_name=tmp_path.name,
         )
@@ -139,6 +140,19 @@ def test_broken_gradient(make_runner, tmp_path):
     message = stopped(make_runner(model, [STOP]))
     assert 'iteration 4' in message and 'conv (Conv2d), whose weights are not finite' in message
     assert 'iter_2.pth' in message  # iter_3.pth holds the spoilt weights
+
+
+def test_spoilt_weights_do_not_replace_the_last_good_checkpoint(make_runner, tmp_path):
+    model, calls = Net(), []
+
+    def spoil(gradient):
+        calls.append(1)
+        return gradient * math.nan if len(calls) == 3 else gradient
+
+    model.conv.weight.register_hook(spoil)
+    saving = dict(type='SafeCheckpointHook', interval=1, by_epoch=False, max_keep_ckpts=1)
+    message = stopped(make_runner(model, [STOP], saving=saving))
+    assert 'iter_2.pth' in message and all(w.isfinite().all() for w in weights(tmp_path / 'iter_2.pth').values())
 
 
 def test_loss_computation(make_runner):

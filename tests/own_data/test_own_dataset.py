@@ -217,7 +217,7 @@ def test_what_is_left_out_is_counted(voc, objects):
     assert {line.split(' (first')[0] for line in lines[1:]} == {
         '1 boxes of no size, a pixel wide or high at most: left out',
         '1 boxes that reach out of their image: clipped',
-        '1 boxes that are no four finite numbers in order: left out',
+        '1 boxes without four finite numbers in order: left out',
         '1 class names with blanks around them: taken without',
         '1 objects marked as crowd, ignored or difficult: not trained on, neither hit nor miss',
         '1 images of another size than their annotations say: left out',
@@ -329,7 +329,7 @@ def test_yolo_lines_that_are_no_boxes(yolo):
     assert (box.label, *(round(v, 3) for v in box.corners)) == ('cat', 12.8, 9.6, 38.4, 28.8)
     assert {line.split(' (first')[0] for line in lines[1:]} == {
         '1 polygons: the boxes around them are taken',
-        '2 lines that are no class with four numbers or a polygon: left out',
+        '2 lines without a class and four numbers or a polygon: left out',
         '2 objects of a class that is not listed: left out',
         '1 boxes outside of their image: left out',
         '1 images without a label file: taken as images without objects',

@@ -49,6 +49,24 @@ def test_gate_shares():
     assert y.requires_grad and shares['2'] == 1.0 and not model[2]._forward_hooks
 
 
+def test_gate_shares_of_a_layer_that_runs_on_several_maps():
+    """The towers of a detector's head run on each level of the pyramid."""
+    torch.manual_seed(0)
+    sru = SRU(8)
+    with torch.no_grad():
+        sru.gn.weight.normal_()
+        sru.gn.bias.normal_()
+    maps = [torch.randn(2, 8, size, size) for size in (8, 2)]
+    found = []
+    for x in maps:
+        with record_gate_shares(sru) as shares:
+            sru(x)
+        found.append(shares[''])
+    with record_gate_shares(sru) as shares:
+        [sru(x) for x in maps]
+    assert shares[''] == pytest.approx((64 * found[0] + 4 * found[1]) / 68) and found[0] != found[1]
+
+
 def test_outputs():
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU())
     x = torch.randn(2, 3, 6, 6)

@@ -22,7 +22,7 @@ from helpers.running_tools import DIGITS
 from mmscconv.engine.detecting import load_detector
 from mmscconv.errors import UserError
 from mmscconv.hooks.matching_checkpoint import RequireMatchingCheckpoint
-from mmscconv.storage.checkpoint_match import value_in
+from mmscconv.storage.checkpoint_match import differing_settings, value_in
 from mmscconv.storage.checkpoints import ONLY_WEIGHTS, checkpoint_to_resume, load_checkpoint, load_safely
 
 CONFIG = ROOT / 'configs' / 'retinanet_scconv_r18_digits.py'
@@ -267,6 +267,28 @@ def test_settings_on_which_no_weight_depends_are_a_warning(checkpoint, monkeypat
         'a.pth was trained with other settings of the model, which its weights do not show: '
         'model.backbone.scconv.gate: unset there, hard here'
     ]
+
+
+def test_other_pixels_than_the_training_s_are_a_warning(checkpoint, monkeypatch):
+    """Mean and deviation are in no checkpoint's weights."""
+    lines = []
+    monkeypatch.setattr('mmscconv.storage.checkpoint_match.warn', lines.append)
+    load_into('test', checkpoint, same, {'model.data_preprocessor.mean': [0, 0, 0]})
+    load_into('test', checkpoint, same, {'model.data_preprocessor.bgr_to_rgb': False})
+    assert 'data_preprocessor.mean: [123.675, 116.28, 103.53] there, [0, 0, 0] here' in lines[0]
+    assert 'data_preprocessor.bgr_to_rgb: True there, unset here' in lines[1]
+
+
+@pytest.mark.parametrize('place', ['model', 'top'])
+def test_pixels_of_mmpretrain_stand_at_the_top_of_a_config(place):
+    pixels = dict(mean=[1.0, 2.0, 3.0], to_rgb=True)
+    model = dict(type='ImageClassifier')
+    theirs = f"model = dict(type='ImageClassifier')\ndata_preprocessor = {pixels}\n"
+    ours = dict(model=dict(**model, data_preprocessor=pixels)) if place == 'model' else dict(
+        model=model, data_preprocessor=pixels
+    )  # fmt: skip
+    assert differing_settings({'meta': {'cfg': theirs}}, ours) == ''
+    assert differing_settings({'meta': {'cfg': theirs}}, dict(model=model)).startswith('data_preprocessor.mean: [1.0')
 
 
 def test_weights_beside_the_model_are_left_alone(checkpoint):

@@ -110,7 +110,7 @@ def test_user_errors(arguments, message, bad, tool):
     ],
 )
 def test_classes_are_the_checkpoint_s_or_the_config_s(meta, config, want):
-    assert detecting._names({'meta': meta}, Config(config), 'a.pth')['classes'] == want
+    assert [*detecting._names({'meta': meta}, Config(config), 'a.pth')['classes']] == [*want]
 
 
 def test_classes_that_nothing_names_are_refused():
@@ -126,6 +126,18 @@ def test_grey_and_turned_images(tool, checkpoint, tmp_path, digits):
     status, out, error = tool('detect', tmp_path, '--checkpoint', checkpoint, '--score', 0, '--out', tmp_path / 'drawn')
     assert status == 0, error[-2000:]
     assert 'in 2 images' in out and len(list((tmp_path / 'drawn').iterdir())) == 2
+
+
+def test_links_to_images_are_not_drawn_over(tool, checkpoint, digits, tmp_path):
+    image = next((digits / 'val').glob('*.png'))
+    before = image.read_bytes()
+    (tmp_path / 'links').mkdir()
+    (tmp_path / 'links' / image.name).symlink_to(image)
+    for out in ('links', 'links/../links'):
+        arguments = (tmp_path / 'links', '--checkpoint', checkpoint, '--score', 0, '--out', tmp_path / out)
+        status, _, error = tool('detect', *arguments)
+        assert status == 2 and 'would replace the images' in error
+    assert image.read_bytes() == before
 
 
 def test_an_image_that_fails_late_loses_no_rows(tool, bad):

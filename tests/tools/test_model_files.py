@@ -110,7 +110,7 @@ class Stranger:
 @pytest.mark.parametrize(
     ('write', 'message'),
     [
-        (lambda path: path.write_bytes(b'PK'), 'is cut short or damaged|is no file of torch.save'),
+        (lambda path: path.write_bytes(b'PK'), 'is cut short or damaged|is not a file of torch.save'),
         (
             lambda path: torch.save({'state_dict': {}, 'x': Stranger()}, path),
             r'Stranger, which may run code .*--trusted',

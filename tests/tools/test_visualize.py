@@ -69,6 +69,20 @@ def test_classifiers_with_checkpoints(tool, tmp_path, image, classifiers):
     assert is_drawn(tmp_path / 'out' / 'features.png')
 
 
+def test_a_deeper_network_s_weights_are_refused(tool, tmp_path, image, classifiers):
+    """All keys of the shallower one are there, with the same shapes."""
+    import torch
+    from mmdet.models.backbones import ResNet
+
+    state = ResNet(34, base_channels=8).state_dict()
+    torch.save({'state_dict': {f'backbone.{k}': v for k, v in state.items()}}, tmp_path / 'deep.pth')
+    status, _, error = tool(
+        'visualize_features', image, classifiers[0], classifiers[0], '--size', 64, '--out-dir', tmp_path / 'out',
+        '--checkpoints', tmp_path / 'deep.pth', 'random',
+    )  # fmt: skip
+    assert status == 2 and 'is of another backbone' in error and 'first layer1.2.conv1.weight' in error
+
+
 def test_images_are_normalized_as_in_a_run(tool, tmp_path, image, classifiers):
     """mmpretrain's configs have the data preprocessor at their top; CIFAR's arrays are RGB, where files are BGR."""
     inside = classifiers[0].read_text()
