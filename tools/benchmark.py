@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,10 @@ def parse_args() -> argparse.Namespace:
     config.add_argument('config', help='with SCConv, such as configs/retinanet_scconv_r50_coco.py')
     config.add_argument('twin', help='with plain convolutions, such as configs/retinanet_r50_coco.py')
     config.add_argument(
-        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='settings to override in both'
+        '--beside', nargs='+', default=[], metavar='CONFIG', help='further configs that take turns, with any layers'
+    )
+    config.add_argument(
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='settings to override in all'
     )
     sru = subjects.add_parser('sru', help="SRU alone: bytes moved, and their share of a copy's bandwidth")
     matrix = subjects.add_parser('matrix', help='one table for a machine: backbones, narrow networks, detectors')
@@ -134,25 +138,25 @@ def main() -> None:
         torch.set_num_threads(threads)
 
 
-def plan_of(args: argparse.Namespace) -> Plan:
+def plan_of(args: argparse.Namespace, further: Sequence[str] = ()) -> Plan:
     from mmscconv.benchmark.session import Plan
     from mmscconv.checks.device import device_of
 
     candidates = getattr(args, 'candidates', [])
     if len(set(candidates)) < len(candidates):
         raise UserError(f'--candidates names one twice: {" ".join(candidates)}')
-    return Plan(candidates, args.rounds, args.warmup, args.repeats, device_of(args.device))
+    return Plan([*candidates, *further], args.rounds, args.warmup, args.repeats, device_of(args.device))
 
 
 def measure_candidates(args: argparse.Namespace) -> None:
     """Measure layer, backbone or config, one setting after the other."""
-    from mmscconv.benchmark.candidates import CANDIDATES
     from mmscconv.benchmark.machine import environment
     from mmscconv.benchmark.reporting import Report
     from mmscconv.benchmark.runners import check_packages, runtime_of
     from mmscconv.benchmark.session import measure, settings_of
 
-    plan = plan_of(args)
+    subject = subject_of(args)
+    plan = plan_of(args, list(subject.further))
     settings, left_out = settings_of(
         runner=args.runners, dtype=args.dtypes, memory_format=args.memory_formats, mode=args.modes,
         batch=args.batches, size=args.sizes,
@@ -163,8 +167,7 @@ def measure_candidates(args: argparse.Namespace) -> None:
         raise UserError(f"--profile sees PyTorch's operators, not those of the runner {unseen[0]}: leave one out")
     for line in left_out:
         print(f'left out: {line}')
-    subject = subject_of(args)
-    notes = [f'{name}: {CANDIDATES[name].description}.' for name in plan.candidates]
+    notes = [f'{name}: {subject.candidate(name).description}.' for name in plan.candidates]
     notes += [f'Left out: {line}.' for line in left_out]
     report = Report(args.out, subject.name, subject.title, environment(plan.device), notes)
     for setting in settings:
@@ -185,7 +188,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
         return LayerSubject(args.channels, args.stride, args.norm, args.scconv)
     if args.subject == 'backbone':
         return BackboneSubject(args.depth, args.scconv)
-    return ConfigSubject(args.config, args.twin, args.cfg_options)
+    return ConfigSubject(args.config, args.twin, args.cfg_options, args.beside)
 
 
 def measure_sru(args: argparse.Namespace) -> None:

@@ -15,18 +15,20 @@ from mmscconv.layers.deploy import DeployedCRU
 
 @dataclass(frozen=True)
 class Candidate:
-    """A replacement for the convolutions of a network.
+    """A replacement for the convolutions of a network, or a network of its own.
 
     Args:
         name: Name on the command line and in the tables.
         description: Text for the report.
         edit: Returns the candidate's replacement for an SCConv; None for the
             network with plain convolutions.
+        network: Builds the network; None for the subject's own.
     """
 
     name: str
     description: str
     edit: Callable[[SCConv], nn.Module] | None
+    network: Callable[[], nn.Module] | None = None
 
 
 def _unchanged(layer: SCConv) -> nn.Module:

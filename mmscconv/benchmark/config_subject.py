@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from mmscconv.benchmark.candidates import CANDIDATES, Candidate
 from mmscconv.benchmark.subjects import Size, Subject
 from mmscconv.configuration import read_config
 from mmscconv.errors import UserError
@@ -28,29 +31,47 @@ class ConfigSubject(Subject):
     Args:
         config: Config file with SCConv in its model.
         twin: The same config with plain convolutions.
-        overrides: Settings for both configs, as ``--cfg-options`` takes them.
+        overrides: Settings for all configs, as ``--cfg-options`` takes them.
+        beside: Further configs, with any layers; each is a candidate, named as its file is.
 
     Raises:
-        UserError: A config is missing or wrong, or has no model.
+        UserError: A config is missing or wrong, or has no model, or two of ``beside`` have one name.
     """
 
     name = 'config'
     graph_is_whole = False
 
-    def __init__(self, config: str, twin: str, overrides: dict[str, Any] | None = None) -> None:
-        self.title = f'{config} beside {twin}'
-        self.configs = {True: read_config(config), False: read_config(twin)}
-        for cfg in self.configs.values():
-            with explained(f'config {cfg.filename}'):
-                cfg.merge_from_dict(overrides or {})
-            if 'model' not in cfg:
-                raise UserError(f'config has no model: {cfg.filename}')
+    def __init__(
+        self, config: str, twin: str, overrides: dict[str, Any] | None = None, beside: Sequence[str] = ()
+    ) -> None:
+        self.title = f'{config} beside {", ".join((twin, *beside))}'
+        self.configs = {True: _config(config, overrides), False: _config(twin, overrides)}
+        further: dict[str, Candidate] = {}
+        for path in beside:
+            name = Path(path).stem
+            if name in further or name in CANDIDATES:
+                raise UserError(f'--beside has two candidates named {name}: rename one of the files')
+            network = partial(_model, _config(path, overrides))
+            further[name] = Candidate(name, f'the network of {path}', None, network)
+        self.further = further
 
     def network(self, scconv: bool) -> nn.Module:
-        cfg = self.configs[scconv]
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
-        with explained(f'cannot build the model of {cfg.filename}'):
-            return WholeModel(MODELS.build(cfg.model), cfg)
+        return _model(self.configs[scconv])
+
+
+def _config(path: str, overrides: dict[str, Any] | None) -> Config:
+    cfg = read_config(path)
+    with explained(f'config {path}'):
+        cfg.merge_from_dict(overrides or {})
+    if 'model' not in cfg:
+        raise UserError(f'config has no model: {path}')
+    return cfg
+
+
+def _model(cfg: Config) -> nn.Module:
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    with explained(f'cannot build the model of {cfg.filename}'):
+        return WholeModel(MODELS.build(cfg.model), cfg)
 
 
 class WholeModel(nn.Module):

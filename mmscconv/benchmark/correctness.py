@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mmscconv.benchmark.candidates import plain_copy
 from mmscconv.benchmark.jobs import Job, random_upstream
 from mmscconv.errors import UserError
+from mmscconv.export.agreement import distance
 from mmscconv.layers import SRU, SCConv
 
 # Relative L2 norms, in fp32 and under autocast or TF32.
@@ -85,8 +86,8 @@ def check_layers(job: Job, reference: Job, what: str, kind: type[nn.Module] = SC
         x = inputs.pop(name)
         ours, theirs = _layer_results(layer, x, job), _layer_results(plain[name], x, job)
         place = f'{what}, {name}'
-        _judge(_distance(ours.pop('output'), theirs.pop('output')), LAYER['output'], job, place, 'output')
-        errors = {key: _distance(ours[key], gradient) for key, gradient in theirs.items()}
+        _judge(distance(ours.pop('output'), theirs.pop('output')), LAYER['output'], job, place, 'output')
+        errors = {key: distance(ours[key], gradient) for key, gradient in theirs.items()}
         if any(not error <= _limit(LAYER['gradient'], job) for error in errors.values()):
             exact = _layer_results(copy.deepcopy(plain[name]).double(), x.double(), job)
             errors = {key: e for key, e in errors.items() if not _is_rounding(ours[key], theirs[key], exact[key])}
@@ -171,13 +172,7 @@ def _compare_all(
     pairs: Iterable[tuple[Tensor, Tensor]], tolerances: tuple[float, float], job: Job, what: str, part: str
 ) -> None:
     for number, (got, wanted) in enumerate(pairs):
-        _judge(_distance(got, wanted), tolerances, job, what, f'{part} {number}')
-
-
-def _distance(got: Tensor, wanted: Tensor) -> float:
-    got, wanted = got.detach().float(), wanted.detach().float()
-    size, difference = wanted.norm().item(), (got - wanted).norm().item()
-    return difference / size if size else difference
+        _judge(distance(got.detach().float(), wanted.detach().float()), tolerances, job, what, f'{part} {number}')
 
 
 def _limit(tolerances: tuple[float, float], job: Job) -> float:

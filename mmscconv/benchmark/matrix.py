@@ -17,6 +17,7 @@ import torch
 
 from mmscconv.benchmark.config_subject import ConfigSubject
 from mmscconv.benchmark.jobs import BEST, Setting
+from mmscconv.benchmark.reporting import milliseconds
 from mmscconv.benchmark.runners import DEPLOY, RUNTIMES, refusal
 from mmscconv.benchmark.session import Competitor, Plan, measure
 from mmscconv.benchmark.subjects import BackboneSubject, Subject
@@ -31,7 +32,7 @@ PAPER = dict(low_squeeze='output', inner_norm=True)
 COLUMNS = (
     'row', 'conv, ms', 'conv folded, ms', 'SCConv, ms', 'times faster than conv', 'than conv folded', 'nothing',
 )  # fmt: skip
-FEATURES = ('avx512_f', 'avx512_bf16', 'amx_bf16', 'avx512_vnni')
+FEATURES = ('avx2', 'avx512_f', 'avx512_bf16', 'amx_bf16', 'avx512_vnni')
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Row:
     Args:
         name: To choose it by.
         subject: Makes the subject.
-        setting: In which it is measured.
+        setting: Setting in which it is measured.
         bound: Whether a network without the layers can be measured, ``nothing``.
     """
 
@@ -68,9 +69,9 @@ class Result:
         """Text for ``COLUMNS``."""
         return (
             self.name,
-            _ms(self.conv),
-            _ms(self.folded),
-            _ms(self.scconv),
+            milliseconds(self.conv),
+            milliseconds(self.folded),
+            milliseconds(self.scconv),
             _times(self.faster),
             _times(self.faster_than_folded),
             _times(self.bound),
@@ -166,7 +167,8 @@ def best_against_best(results: Iterable[Result], dtype: str) -> tuple[str, ...] 
         return None
     plain = min(min(r.conv, r.folded or r.conv) for r in found)
     ours = min(r.scconv for r in found)
-    return f'R50, {dtype}, best against best', _ms(plain), '', _ms(ours), f'{plain / ours:.2f}', '', ''
+    name = f'R50, {dtype}, best against best'
+    return name, milliseconds(plain), '', milliseconds(ours), f'{plain / ours:.2f}', '', ''
 
 
 def features() -> str:
@@ -179,7 +181,7 @@ def write(folder: Path, facts: Mapping[str, str], results: Sequence[Result], fai
     """Write ``matrix.md`` and ``matrix.csv`` into ``folder``; return the table.
 
     Args:
-        folder: That is there.
+        folder: Existing folder.
         facts: Label -> text, the environment.
         results: So far.
         failures: Row -> why it could not be measured.
@@ -194,10 +196,6 @@ def write(folder: Path, facts: Mapping[str, str], results: Sequence[Result], fai
         file.writelines(f'# {k}: {v}\n' for k, v in facts.items())
         csv.writer(file, lineterminator='\n').writerows([table.columns, *table.rows])
     return text
-
-
-def _ms(seconds: float | None) -> str:
-    return '' if seconds is None else f'{seconds * 1e3:.4g}'
 
 
 def _times(quartiles: Quartiles | None) -> str:

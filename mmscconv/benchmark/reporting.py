@@ -187,9 +187,9 @@ def plot(results: Sequence[tuple[Setting, Sequence[Summary]]]) -> Any:
     return figure
 
 
-def milliseconds(seconds: float) -> str:
-    """Return seconds as text in ms."""
-    return f'{seconds * 1e3:.4g}'
+def milliseconds(seconds: float | None) -> str:
+    """Return seconds as text in ms, '' for None."""
+    return '' if seconds is None else f'{seconds * 1e3:.4g}'
 
 
 def spread(quartiles: Quartiles | None) -> str:

@@ -27,7 +27,7 @@ class Runtime:
     Args:
         title: Name in messages.
         extra: Extra of this package that installs it.
-        dtypes: That it computes in.
+        dtypes: Dtypes that it computes in.
     """
 
     title: str

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmscconv.benchmark.candidates import CANDIDATES
 from mmscconv.benchmark.correctness import (
     DiffersError,
     check_flips,
@@ -57,11 +56,12 @@ class Plan:
     """Settings of a measurement.
 
     Args:
-        candidates: Names in :data:`mmscconv.benchmark.candidates.CANDIDATES`; the first is the baseline.
+        candidates: Names that the subject knows, most in :data:`mmscconv.benchmark.candidates.CANDIDATES`; the first
+            is the baseline.
         rounds: Number of measured rounds.
         warmup: Number of unmeasured rounds before them.
         repeats: Calls in a row, timed together, of each candidate in each round.
-        device: Of the models and their input.
+        device: Device of the models and their input.
     """
 
     candidates: Sequence[str]
@@ -128,7 +128,7 @@ def measure(
 def _prepared(subject: Subject, setting: Setting, plan: Plan, name: str, deployed: bool) -> list[Competitor]:
     """Return the candidate in each layout that is to be tried, checked, its memory measured."""
     label = name + (DEPLOY if deployed else '')
-    model = subject.build(CANDIDATES[name], plan.device)
+    model = subject.build(subject.candidate(name), plan.device)
     x = subject.input(setting.batch, setting.size, plan.device).requires_grad_(subject.input_requires_grad)
     competitors = []
     for layout in layouts(setting):

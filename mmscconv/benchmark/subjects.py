@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmscconv.benchmark.candidates import Candidate, edit_scconvs
+from mmscconv.benchmark.candidates import CANDIDATES, Candidate, edit_scconvs
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import explained
 from mmscconv.layers import SCConv
@@ -30,13 +33,19 @@ class Subject(ABC):
         input_requires_grad: True if a training step also computes the input's gradient.
         graph_is_whole: True if torch.compile must capture the network in one graph.
         settling_size: (H, W) of the input from which BN's statistics are taken.
+        further: Candidates that this subject alone has, by name.
     """
 
     name: str
     title: str
+    further: Mapping[str, Candidate] = MappingProxyType({})
     input_requires_grad = False
     graph_is_whole = True
     settling_size: Size = (128, 128)
+
+    def candidate(self, name: str) -> Candidate:
+        """Return the candidate of a name on the command line."""
+        return self.further.get(name) or CANDIDATES[name]
 
     @abstractmethod
     def network(self, scconv: bool) -> nn.Module:
@@ -49,7 +58,7 @@ class Subject(ABC):
     def build(self, candidate: Candidate, device: torch.device) -> nn.Module:
         """Return the candidate's network; weights come from the same seed for all candidates."""
         torch.manual_seed(SEED)
-        model = self.network(scconv=candidate.edit is not None).to(device)
+        model = (candidate.network or partial(self.network, candidate.edit is not None))().to(device)
         if candidate.edit is not None:
             with explained(f'candidate {candidate.name}'):
                 if not edit_scconvs(model, candidate.edit):

@@ -232,6 +232,23 @@ def test_config_of_a_classifier_and_one_without_scconv(tool, root, tmp_path):
     assert 'has no SCConv' in err
 
 
+def test_further_configs_take_turns(tool, root, tmp_path):
+    """A thinner plain network and a rival have no SCConv."""
+    folder = root / 'configs' / 'cifar_short'
+    pair = [folder / f'{name}_cifar10.py' for name in ('scconv_resnet20', 'resnet20')]
+    beside = [folder / f'{name}_cifar10.py' for name in ('thin12-resnet20', 'spconv_resnet20')]
+    sizes = ['--sizes', 32, *QUICK, '--memory-formats', 'nchw', '--modes', 'train', '--out', tmp_path]
+    status, out, err = tool('benchmark', 'config', *pair, '--beside', *beside, *sizes)
+    assert status == 0, err
+    names = ['conv', 'scconv', 'thin12-resnet20_cifar10', 'spconv_resnet20_cifar10']
+    rows = rows_of(tmp_path / 'config.csv')
+    assert [row['candidate'] for row in rows[:4]] == names and all(f'| {name} | nchw |' in out for name in names)
+    kept = {row['candidate']: int(row['saved_bytes']) for row in rows}
+    assert kept['thin12-resnet20_cifar10'] < kept['conv']  # 12 channels in the place of 16
+    status, _, err = tool('benchmark', 'config', *pair, '--beside', *beside, beside[0], *sizes)
+    assert status == 2 and 'two candidates named thin12-resnet20_cifar10' in err
+
+
 def test_sru_beside_a_copy(tool, tmp_path):
     status, out, err = tool(
         'benchmark', 'sru', '--channels', 16, '--sizes', 9, *QUICK, '--dtypes', 'fp32', 'bf16', '--out', tmp_path
