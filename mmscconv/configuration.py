@@ -26,7 +26,8 @@ def read_config(
 
     Args:
         path: Path of the config file.
-        options: Dotted keys and values of ``--cfg-options``; keys that the config cannot have are refused.
+        options: Dotted keys and values of ``--cfg-options``; keys that the config cannot have are refused, and the
+            config's own keys are checked with them. None: neither is looked at, for tools that only count or draw.
         data_root: Folder of the data that replaces the config's (:func:`move_data_root`).
         download: Download missing files of data sets that support it (CIFAR).
 

@@ -34,6 +34,7 @@ DATA = {
     'VOCdevkit': ('VOC2007/ImageSets/Main/trainval.txt', 'VOC2012/ImageSets/Main/trainval.txt'),
     'imagenet': ('train', 'val'),
     'digits': ('annotations/train.json', 'annotations/val.json'),
+    'cells': ('train.json', 'val.json', 'JPEGImages'),
     'cifar10': (),
     'cifar100': (),
     'cifar10_folder': ('train', 'test'),

@@ -19,7 +19,7 @@ def explained(what: str, errors: tuple[type[Exception], ...] = REFUSALS) -> Iter
     """Turn an error from a registry, a layer or a config into one line that begins with ``what``.
 
     Args:
-        what: Was done.
+        what: Beginning of the message, such as 'config x.py'.
         errors: Types to turn; UserErrors stay as they are.
 
     Raises:

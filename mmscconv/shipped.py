@@ -79,7 +79,7 @@ def get_weights(name: str) -> Path:
     """Return the file of shipped weights, for ``load_from``, ``init_cfg`` or ``torch.load(weights_only=True)``.
 
     Args:
-        name: Of the config, as in :func:`list_weights`.
+        name: Name of the config, as in :func:`list_weights`.
 
     Raises:
         UserError: No such weights (the message names the nearest ones).

@@ -4,9 +4,8 @@
 No data set is needed. Classifiers are counted at their training crop, detectors at
 768 x 1024 with backbone, neck and head apart. The paper's Tables 4 and 5 are explained
 by the backbone alone (``--backbone``; ``--paper`` counts so).
-"Paper's rule" is the counting that reproduces the printed FLOPs:
-multiply-adds of convolutions and linear layers, plus 2 per element of BN, 1 per
-output of a biased convolution or a pooling. It leaves out GN's parameters.
+"Paper's rule" is the counting that reproduces the printed FLOPs, with BN, biases and
+average pooling and without GN; mmscconv/complexity/counting.py states it.
 """
 
 import argparse

@@ -284,7 +284,7 @@ def read_csv(path: str, columns: dict[str, type], optional: dict[str, type] | No
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'{path} is no CSV file in UTF-8: {error}') from error
+        raise UserError(f'{path} is not a CSV file in UTF-8: {error}') from error
     rows = []
     for number, row in enumerate(content, 2):
         try:

@@ -82,7 +82,7 @@ def main() -> None:
     from mmscconv.configuration import read_config
     from mmscconv.engine.sweep_runs import check_known, claimed, known_results, train, write_results
 
-    configs = {name: read_config(name, args.cfg_options, args.data_root) for name in args.configs}
+    configs = {name: read_config(name, args.cfg_options or {}, args.data_root) for name in args.configs}
     runs = plan(args)
     known = known_results(args.known, args.metric)
     for line in check_known(runs, known, args.metric):

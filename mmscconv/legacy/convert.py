@@ -157,7 +157,7 @@ def _layer(state_dict: Mapping[str, Any], prefix: str) -> FoundLayer:
 
     for name in ('CRU.squeeze1.weight', 'CRU.squeeze2.weight', 'CRU.GWC.weight'):
         if weights[name].dim() != 4 or 0 in weights[name].shape:
-            raise ValueError(f'{prefix}{name} has shape {tuple(weights[name].shape)}, which is no convolution')
+            raise ValueError(f'{prefix}{name} has shape {tuple(weights[name].shape)}, which no convolution has')
     u, up = weights['CRU.squeeze1.weight'].shape[:2]
     low_squeezed, low = weights['CRU.squeeze2.weight'].shape[:2]
     channels = up + low
@@ -167,7 +167,7 @@ def _layer(state_dict: Mapping[str, Any], prefix: str) -> FoundLayer:
     if not ratios:
         raise ValueError(
             f'{prefix}CRU.squeeze1.weight and squeeze2.weight bring {up} and {low} channels to {u} and '
-            f'{low_squeezed}, which is no common squeeze ratio'
+            f'{low_squeezed}, which is not one squeeze ratio'
         )
     if height != width or height % 2 == 0:
         raise ValueError(f'{prefix}CRU.GWC.weight has a {height}x{width} kernel: only square, odd ones can be run')

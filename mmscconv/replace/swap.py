@@ -144,9 +144,9 @@ def _like(conv: nn.Conv2d, make: Callable[..., nn.Module], name: str) -> nn.Modu
         raise TypeError(f'{name} cannot be made with these settings: {error}') from error
     if not isinstance(new, nn.Module):
         raise TypeError(f'conv_cfg must make an nn.Module, {name} made a {type(new).__name__}')
-    made = getattr(new, 'out_channels', conv.out_channels)
-    if made != conv.out_channels:
-        raise ValueError(f'it gives {made} channels in the place of {conv.out_channels}')
+    channels = getattr(new, 'out_channels', conv.out_channels)
+    if channels != conv.out_channels:
+        raise ValueError(f'it returns {channels} channels instead of {conv.out_channels}')
     return new.to(device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)
 
 

@@ -156,8 +156,8 @@ BROKEN = {
         breakage('CRU.GWC.weight', lambda w: torch.zeros(16, 3, 3, 3)), r'GWC\.weight .* instead of \(16, 4, 3, 3\)',
     ),
     'even kernel': (breakage('CRU.GWC.weight', lambda w: w[..., :2, :2]), 'GWC.weight has a 2x2 kernel'),
-    'no convolution': (breakage('CRU.squeeze1.weight', lambda w: w[0, 0]), r'squeeze1\.weight .* is no convolution'),
-    'squeezes': (breakage('CRU.squeeze2.weight', lambda w: w[:1]), 'no common squeeze ratio'),
+    'no convolution': (breakage('CRU.squeeze1.weight', lambda w: w[0, 0]), 'which no convolution has'),
+    'squeezes': (breakage('CRU.squeeze2.weight', lambda w: w[:1]), 'not one squeeze ratio'),
     'no tensor': (breakage('CRU.GWC.bias', lambda w: w.tolist()), r'CRU\.GWC\.bias is a list, not a tensor'),
     'taken': (
         lambda s: s.update({'sru.gn.weight': torch.ones(16)}), r'SRU\.gn\.weight would become sru\.gn\.weight, which',

@@ -226,7 +226,7 @@ def test_root_and_empty_model():
 def test_another_number_of_channels_is_a_reason():
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3))
     found = replace_conv(model, lambda *args, **settings: nn.Conv2d(args[0], 4, args[2]))
-    assert found.replaced == ('1',) and 'it gives 4 channels in the place of 8' in found.skipped['0']
+    assert found.replaced == ('1',) and 'it returns 4 channels instead of 8' in found.skipped['0']
 
 
 def test_a_forward_of_the_instance_is_an_obstacle():

@@ -233,7 +233,7 @@ def test_figure4_counts_our_configs(tool, tmp_path, monkeypatch):
         (['curves', 'run', '--out', 'figure'], '--out figure needs a suffix that says the format'),
         (['curves', 'run', 'detector'], 'the runs have accuracy/top1 and coco/bbox_mAP: plot them apart'),
         (['cost', 'sweep.csv'], 'has results of accuracy/top1 and coco/bbox_mAP: no axis fits them all'),
-        (['figure4', 'latin.csv'], 'latin.csv is no CSV file in UTF-8'),
+        (['figure4', 'latin.csv'], 'latin.csv is not a CSV file in UTF-8'),
         (['curves', 'broken'], 'line 1 of the log is not JSON'),
         (['figure4', 'nowhere.csv'], 'cannot read nowhere.csv'),
         (['figure4', 'own.csv'], 'own.csv has no column alpha, params_M'),
