@@ -212,6 +212,7 @@ def figure6(args: argparse.Namespace) -> Any:
 def cost(args: argparse.Namespace) -> Any:
     """Draw each config's mean last result over seeds, with its standard deviation, against its multiply-adds."""
     from matplotlib import pyplot
+    from matplotlib.colors import to_rgb
 
     optional = {'last': float, 'std': float, 'multiply_adds': float}
     rows = [row for row in read_csv(args.csv, {'config': str, 'metric': str}, optional) if row['last'] is not None]
@@ -231,9 +232,10 @@ def cost(args: argparse.Namespace) -> Any:
     curve = sorted((measured[name] for name in args.curve), key=lambda row: row['multiply_adds'])
     axes.plot([row['multiply_adds'] / 1e6 for row in curve], [row['last'] for row in curve], color=PAPER, zorder=1)
     markers = cycle('osD^vP*X')
+    colours = cycle(c for c in pyplot.get_cmap('tab10').colors if c != to_rgb(PAPER))
     for row in rows:
         x, style = row['multiply_adds'] / 1e6, {'marker': next(markers), 'capsize': 3, 'ms': 7}
-        style |= {'color': PAPER} if row['config'] in args.curve else {}
+        style['color'] = PAPER if row['config'] in args.curve else next(colours)
         axes.errorbar(x, row['last'], yerr=row['std'], label=row['config'], **style)
     axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))
     axes.set(xlabel='multiply-adds (M)', ylabel=f'{metrics[0]} (%), mean and standard deviation over seeds')
