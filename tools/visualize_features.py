@@ -159,19 +159,17 @@ def import_scope(scope: str) -> None:
 
 def fill(backbone: Any, state: dict[str, Any], checkpoint: str) -> None:
     """Load the backbone's part of a model's checkpoint, or a checkpoint of a backbone alone."""
-    from mmscconv.storage.checkpoint_match import DROPPED
+    from mmscconv.storage.checkpoint_match import left_over
 
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     try:
-        keys = backbone.load_state_dict(state, strict=False)
+        missing = backbone.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:  # weights of another shape
         raise UserError(f'{checkpoint} does not fit the backbone: {str(error).splitlines()[1].strip()}') from error
-    missing = keys.missing_keys
     if missing:
         raise UserError(f'{checkpoint} does not fill the backbone: {len(missing)} keys missing, first {missing[0]}')
-    parts = {key.partition('.')[0] for key in backbone.state_dict()}  # a backbone's own file may hold a head besides
-    further = [key for key in keys.unexpected_keys if key.partition('.')[0] in parts and not key.endswith(DROPPED)]
+    further = left_over(backbone, {'state_dict': state})  # a head beside a backbone's own weights is none of them
     if further:
         raise UserError(f'{checkpoint} is of another backbone: {len(further)} further weights, first {further[0]}')
 

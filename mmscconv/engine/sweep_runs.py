@@ -17,6 +17,7 @@ from mmscconv.complexity import Complexity
 from mmscconv.configuration import read_config
 from mmscconv.engine.sweep_table import FINISHED, Result, SweepRow, read_runs, result_of, write_tables
 from mmscconv.errors import UserError
+from mmscconv.storage.checkpoints import LAST
 from mmscconv.storage.disk import write_atomically
 
 STATE = 'sweep.json'
@@ -100,7 +101,7 @@ class SweepRun:
         command += ['--amp'] if settings['amp'] else []
         command += ['--download'] if self.download else []
         # Without a checkpoint, --resume would make train.py ignore the config's load_from.
-        return [*command, '--resume'] if (self.folder / 'last_checkpoint').is_file() else command
+        return [*command, '--resume'] if (self.folder / LAST).is_file() else command
 
 
 def fingerprint(config: str) -> str:

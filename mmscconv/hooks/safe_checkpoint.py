@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mmscconv.errors import warn
-from mmscconv.storage.checkpoints import LAST
+from mmscconv.storage.checkpoints import LAST, all_finite
 from mmscconv.storage.disk import full_disk_named, write_atomically
 
 BACKEND = 'mmscconv_atomic'
@@ -107,7 +107,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _delete_outdated(self, runner: Runner) -> None:
         """Delete the files that newer ones replace, unless the weights just saved are of no use."""
-        if not all(t.isfinite().all() for t in runner.model.state_dict().values() if t.is_floating_point()):
+        if not all_finite(runner.model.state_dict().values()):
             return  # what is outdated may be the last good checkpoint
         best = getattr(self, 'best_ckpt_path_dict', None) or {'': getattr(self, 'best_ckpt_path', None)}
         self.file_backend.delete({self.last_ckpt, *best.values()})

@@ -50,14 +50,14 @@ def require_filled(model: nn.Module, checkpoint: Mapping[str, Any], cfg: Mapping
             of a deeper backbone; with the likely cause.
     """
     unfilled, text = differences(model, checkpoint)
-    if unfilled or _left_over(model, checkpoint):
+    if unfilled or left_over(model, checkpoint):
         raise UserError(f'the checkpoint is not of this model: {path}: {text} [{likely_cause(checkpoint, cfg)}]')
     differing = differing_settings(checkpoint, cfg)
     if differing:
         warn(f'{path} was trained with other settings of the model, which its weights do not show: {differing}')
 
 
-def _left_over(model: nn.Module, checkpoint: Mapping[str, Any]) -> list[str]:
+def left_over(model: nn.Module, checkpoint: Mapping[str, Any]) -> list[str]:
     """Return the checkpoint's weights that a part of the model, such as its backbone, has no place for."""
     want = {k.removeprefix('module.') for k in model.state_dict()}
     parts = {k.partition('.')[0] for k in want}
@@ -105,15 +105,9 @@ def differing_settings(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) ->
 
 def _of_pixels(model: Mapping[str, Any], at_the_top: Any) -> dict[str, Any]:
     """Return how images are normalized, by the data preprocessor of the model's config or at the config's top level."""
-    preprocessor = model.get('data_preprocessor') or at_the_top or {}
-    return {f'data_preprocessor.{key}': value for key, value in _leaves_of_pixels(preprocessor)}
-
-
-def _leaves_of_pixels(preprocessor: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key in OF_PIXELS:
-        value = preprocessor.get(key)
-        if value:  # False, None and a key that is not there mean the same
-            yield key, list(value) if isinstance(value, list | tuple) else value
+    settings = _leaves(model.get('data_preprocessor') or at_the_top or {}, 'data_preprocessor')
+    # False, None and a key that is not there mean the same.
+    return {name: value for name, value in settings if value and name.partition('.')[2] in OF_PIXELS}
 
 
 def schedule_without_effect(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:

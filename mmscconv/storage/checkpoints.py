@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -255,8 +255,14 @@ def lacking_to_resume(content: Mapping[str, Any]) -> str | None:
 def _require_finite(path: str | Path, content: dict[str, Any]) -> None:
     weights = content.get('state_dict')
     tensors = [w for w in weights.values() if isinstance(w, torch.Tensor)] if isinstance(weights, Mapping) else []
-    if not tensors or not all(w.isfinite().all() for w in tensors if w.is_floating_point()):
+    if not tensors or not all_finite(tensors):
         raise UserError(f'checkpoint has no weights, or some that are not finite: {path}')
+
+
+def all_finite(values: Iterable[Any]) -> bool:
+    """Return whether the floating-point tensors among a state dict's values are finite; other kinds may be there."""
+    tensors = (value for value in values if isinstance(value, torch.Tensor) and value.is_floating_point())
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _newest_first(folder: str | Path) -> list[Path]:

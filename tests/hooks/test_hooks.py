@@ -155,6 +155,15 @@ def test_spoilt_weights_do_not_replace_the_last_good_checkpoint(make_runner, tmp
     assert 'iter_2.pth' in message and all(w.isfinite().all() for w in weights(tmp_path / 'iter_2.pth').values())
 
 
+def test_a_model_may_keep_other_things_than_tensors(make_runner, tmp_path, monkeypatch):
+    """torch's get_extra_state puts them into the state dict."""
+    monkeypatch.setattr(Net, 'get_extra_state', lambda self: {'calls': 3}, raising=False)
+    monkeypatch.setattr(Net, 'set_extra_state', lambda self, state: None, raising=False)
+    saving = dict(type='SafeCheckpointHook', interval=1, by_epoch=False, max_keep_ckpts=1)
+    make_runner(Net(), [STOP], saving=saving).train()
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['iter_6.pth']
+
+
 def test_loss_computation(make_runner):
     message = stopped(make_runner(Net(loss=lambda y: (y - y).log()), [STOP]))
     assert "(loss_a): every layer's output is finite, so it comes from the computation of the loss" in message
