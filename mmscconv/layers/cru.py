@@ -68,7 +68,7 @@ class ChannelUnit(NormsFirst, OneNode, NoWeight):
     def squeeze(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the squeezed branches of X^w, (N, C1, H, W), before their norms."""
         c = self.channels
-        return self.squeeze_halves(*(x.split((c.up, c.low), dim=1) if c.up and c.low else (x, x)))
+        return self.squeeze_halves(*(ops.split_channels(x, (c.up, c.low)) if c.up and c.low else (x, x)))
 
     def squeeze_halves(self, up: Tensor, low: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the squeezed branches of the parts of X^w, (N, alpha*C1, H, W) and the rest, before their norms."""

@@ -17,6 +17,7 @@ from mmscconv.ops.layout import layout_of
 from mmscconv.ops.norm_fuse import norm_fuse
 from mmscconv.ops.packing import can_pack, fingerprint, packed, packed_transform
 from mmscconv.ops.scconv import scconv, scconv_runs_on
+from mmscconv.ops.split import split_channels
 from mmscconv.ops.sru import sru
 from mmscconv.ops.sru_squeeze import sru_squeeze
 from mmscconv.ops.transform_fuse import transform_fuse
@@ -42,6 +43,7 @@ __all__ = [
     'plain_only',
     'scconv',
     'scconv_runs_on',
+    'split_channels',
     'sru',
     'sru_squeeze',
     'transform_fuse',

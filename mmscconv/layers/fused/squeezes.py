@@ -34,7 +34,8 @@ def squeezed(layer: ChannelUnit, x: Tensor) -> Branches:
 def side_by_side(up: nn.Conv2d, low: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``up`` of the first and ``low`` of the second half of ``x`` by one convolution in two groups."""
     bias = None if up.bias is None or low.bias is None else torch.cat((up.bias, low.bias))
-    x_up, x_low = F.conv2d(x, torch.cat((up.weight, low.weight)), bias, groups=2).split(len(up.weight), dim=1)
+    y = F.conv2d(x, torch.cat((up.weight, low.weight)), bias, groups=2)
+    x_up, x_low = ops.split_channels(y, (len(up.weight), len(low.weight)))
     return x_up, x_low
 
 

@@ -17,7 +17,7 @@ from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.arguments import Device, Size2d, floor_product
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.norms_first import NormsFirst
-from mmscconv.ops import fuse
+from mmscconv.ops import fuse, split_channels
 
 
 class SPConv(NormsFirst, Conv2dLike):
@@ -87,7 +87,7 @@ class SPConv(NormsFirst, Conv2dLike):
         self.norm1, self.norm2 = nn.BatchNorm2d(out_channels, **factory), nn.BatchNorm2d(out_channels, **factory)
 
     def transform(self, x: Tensor) -> Tensor:
-        x_r, x_c = x.tensor_split((self.representative,), dim=1)
+        x_r, x_c = split_channels(x, (self.representative, self.in_channels - self.representative))
         y1 = self.norm1(self.gwc(x_r) + self.pwc(self.pool(x_r)))
         y2 = self.norm2(self.cheap(self.pool(x_c)))
         return fuse(y1, y2)  # CRU's fusion is SPConv's

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmscconv.layers.arguments import Device, Size2d
 from mmscconv.layers.conv_like import Conv2dLike, check_dense
+from mmscconv.ops import split_channels
 
 CONV = 'conv.'  # prefix of the inner convolution's keys; state dicts omit it
 
@@ -89,7 +90,8 @@ class TiedConv(Conv2dLike):
 
     def _biased(self, x: Tensor) -> Tensor:
         # The inner convolution gets the blocks of channels as one batch, in any memory format.
-        y = self.conv(torch.cat(x.chunk(self.blocks, dim=1)))
+        block = (self.in_channels // self.blocks,)
+        y = self.conv(torch.cat(split_channels(x, block * self.blocks)))
         return torch.cat(y.unflatten(0, (self.blocks, x.shape[0])).unbind(), dim=1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
