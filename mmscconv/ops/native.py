@@ -14,15 +14,24 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops.compiled import call, multiplies_in_tiles
-from mmscconv.ops.fitting import check, check_fuse, check_fuse_backward, check_sru, check_sru_backward, has
+from mmscconv.ops.fitting import (
+    check,
+    check_fuse,
+    check_fuse_backward,
+    check_scconv,
+    check_sru,
+    check_sru_backward,
+    check_sru_squeeze,
+    check_sru_squeeze_backward,
+    check_transform_fuse,
+    has,
+)
 from mmscconv.ops.layout import as_dense, as_rows, empty, layout_of, row_stride
 from mmscconv.ops.packing import (
-    PANEL,
     as_fp32,
     fingerprint,
     packed,
     packed_transform,
-    panels_of,
     transform_rows,
     weights_of_rows,
 )
@@ -141,11 +150,9 @@ def sru_squeeze(
     pool: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.sru_squeeze.sru_squeeze`; also returns means and inverse deviations, (N, groups)."""
+    check_sru_squeeze(x, scale, shift, num_groups, up, low, bias_up, bias_low)
     values = as_dense(x, torch.channels_last)
     n, c, h, w = x.shape
-    fitting = has(scale, c) and has(shift, c) and c % 2 == c % num_groups == 0 and up.shape[1] + low.shape[1] == c
-    fitting = fitting and has(bias_up, len(up)) and has(bias_low, len(low))
-    check('sru_squeeze', fitting, x=x, scale=scale, shift=shift, up=up, low=low, bias_up=bias_up, bias_low=bias_low)
     x_up, x_low = (
         empty(n, len(weight), *size, dtype=x.dtype, layout=torch.channels_last)
         for weight, size in ((up, (h, w)), (low, pooled_size((h, w), pool)))
@@ -173,11 +180,7 @@ def sru_squeeze_backward(
     hard: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`mmscconv.ops.sru_squeeze.sru_squeeze`."""
-    check_sru(x, scale, shift, mean.shape[-1])
-    n, c, h, w = x.shape
-    fitting = has(grad_up, n, len(up), h, w) and has(grad_low, n, len(low), h, w) and up.shape[1] + low.shape[1] == c
-    fitting = fitting and has(mean, n, mean.shape[-1]) and has(rstd, n, mean.shape[-1])
-    check('sru_squeeze', fitting, grad_up=grad_up, grad_low=grad_low, x=x, mean=mean, rstd=rstd, up=up, low=low)
+    check_sru_squeeze_backward(grad_up, grad_low, x, scale, shift, mean, rstd, up, low)
     grad_up, grad_low, values = (as_dense(t, torch.channels_last) for t in (grad_up, grad_low, x))
     grad_x = torch.empty_like(values)
     grad_scale, grad_shift = empty(2, x.shape[1], dtype=torch.float64)
@@ -203,7 +206,7 @@ def transform_fuse(
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; also returns beta1, (N, C)."""
-    _check_transform(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups, window)
+    check_transform_fuse(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups, window)
     centre = _centre(up, low, window)
     x_up, up, low = _inputs(x_up, up, low)
     out = empty(len(low), len(gwc), *low.shape[2:], dtype=low.dtype, layout=torch.channels_last)
@@ -243,7 +246,7 @@ def scconv(
     values = as_dense(x, torch.channels_last)
     cut, *others = channels
     squeezes, transform = ([t if t is None else as_fp32(t) for t in part] for part in (squeezes, transform))
-    _check_deployed(x, scale, shift, num_groups, squeezes, transform, channels, groups, window, centre)
+    check_scconv(x, scale, shift, num_groups, squeezes, transform, channels, groups, window, centre)
     size = pooled_size(x.shape[2:], window[2:4])
     out = empty(len(x), others[2], *size, dtype=x.dtype, layout=torch.channels_last)
     call(
@@ -252,30 +255,6 @@ def scconv(
         out,
     )  # fmt: skip
     return out
-
-
-def _check_deployed(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    num_groups: int,
-    squeezes: Sequence[Tensor | None],
-    transform: Sequence[Tensor | None],
-    channels: Sequence[int],
-    groups: int,
-    window: Sequence[int],
-    centre: int | None,
-) -> None:
-    c, (cut, u, l, c2, made) = x.shape[1], channels  # noqa: E741
-    up, low, bias_up, bias_low = squeezes
-    packed_, bias1, bias2, norm_scale, norm_shift = transform
-    depth = l + u + (window[0] * window[1] - (centre is not None)) * (u // groups)
-    fitting = c % 2 == c % num_groups == u % groups == c2 % groups == 0 and made in (c2, c2 - l)
-    fitting = fitting and has(scale, c) and has(shift, c) and has(bias_up, u) and has(bias_low, l)
-    fitting = fitting and has(up, panels_of(u), cut, PANEL) and has(low, panels_of(l), c - cut, PANEL)
-    fitting = fitting and has(packed_, groups * panels_of(c2 // groups), depth, PANEL)
-    fitting = fitting and has(bias1, c2) and has(bias2, made) and has(norm_scale, c2) and has(norm_shift, c2)
-    check('scconv', fitting, x=x, scale=scale, up=up, low=low, transform=packed_, bias1=bias1, bias2=bias2)
 
 
 def transform_fuse_backward(
@@ -293,7 +272,7 @@ def transform_fuse_backward(
     window: Sequence[int],
 ) -> tuple[Tensor, ...]:
     """See :func:`mmscconv.ops.transform_fuse.transform_fuse`; the gradient of a None is an empty tensor."""
-    _check_transform(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups, window)
+    check_transform_fuse(x_up, up, low, gwc, pwc1, pwc2, bias1, bias2, groups, window)
     fitting = has(grad, len(low), len(gwc), *low.shape[2:]) and has(beta1, len(low), len(gwc))
     check('transform_fuse', fitting, grad=grad, low=low, gwc=gwc, beta1=beta1)
     centre = _centre(up, low, window)
@@ -313,27 +292,6 @@ def transform_fuse_backward(
     grads = weights_of_rows(grad_weights, gwc, pwc1, pwc2, groups, centre)
     optional = [empty(0) if t is None else t for t in (grad_up, *grad_biases)]
     return grad_x_up, optional[0], grad_low, *grads, *optional[1:]
-
-
-def _check_transform(
-    x_up: Tensor,
-    up: Tensor | None,
-    low: Tensor,
-    gwc: Tensor,
-    pwc1: Tensor,
-    pwc2: Tensor,
-    bias1: Tensor | None,
-    bias2: Tensor | None,
-    groups: int,
-    window: Sequence[int],
-) -> None:
-    n, u, c, l = len(x_up), x_up.shape[1], len(gwc), low.shape[1]  # noqa: E741, l as in the error messages
-    fitting = u == groups * gwc.shape[1] and c % groups == 0 and has(pwc1, c, u, 1, 1)
-    fitting = fitting and has(pwc2, len(pwc2), l, 1, 1) and len(pwc2) in (c, c - l)
-    fitting = fitting and len(low) == n and (up is None or up.shape[:2] == (n, u))
-    fitting = fitting and has(bias1, c) and has(bias2, len(pwc2)) and gwc.shape[2:] == tuple(window[:2])
-    given = dict(x_up=x_up, up=up, low=low, gwc=gwc, pwc1=pwc1, pwc2=pwc2, bias1=bias1, bias2=bias2)
-    check('transform_fuse', fitting, **given)
 
 
 def _centre(up: Tensor | None, low: Tensor, window: Sequence[int]) -> int | None:

@@ -118,11 +118,11 @@ def _depth(gwc: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> int:
 
 
 def _numbers(gwc: Tensor, pwc2: Tensor, groups: int, centre: int | None) -> ctypes.Array[ctypes.c_int64]:
-    """Return the GWC's strides by output channel, tap and input channel, and C, u, l, made, groups, taps, centre."""
+    """Return the GWC's strides by output channel, tap and input channel; C, u, l, PWC2's, groups, taps, centre."""
     c, per_group, height, width = gwc.shape
     row, channel, tap = *gwc.stride()[:2], _tap_stride(gwc)
     assert tap is not None, 'the weight is not one of _inputs'
-    made, low = pwc2.shape[:2]
+    pwc2_channels, low = pwc2.shape[:2]
     taps, u = height * width, groups * per_group
-    numbers = (row, tap, channel, c, u, low, made, groups, taps, -1 if centre is None else centre)
+    numbers = (row, tap, channel, c, u, low, pwc2_channels, groups, taps, -1 if centre is None else centre)
     return (ctypes.c_int64 * len(numbers))(*numbers)

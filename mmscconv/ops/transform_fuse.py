@@ -78,8 +78,8 @@ def transform_fuse_plain(
         zeros += [before, end - before - size[axis]]
     padded = F.pad(x_up, zeros)
     y1 = F.conv2d(padded, gwc, biases[0], window.stride, 0, window.dilation, window.groups) + F.conv2d(up, pwc1)
-    made = F.conv2d(low, pwc2, biases[1])
-    y = fuse_plain(y1, made) if len(pwc2) == len(gwc) else fuse_plain(y1, low, None, made)
+    pwc2_out = F.conv2d(low, pwc2, biases[1])
+    y = fuse_plain(y1, pwc2_out) if len(pwc2) == len(gwc) else fuse_plain(y1, low, None, pwc2_out)
     return y.to(dtype)
 
 

@@ -24,14 +24,14 @@ int sru_backward(const float *grad, const float *x, const float *scale, const fl
                  double *grad_shift);
 
 /* fuse.c */
-int fuse_forward(const float *first, const float *NULLABLE second, const float *NULLABLE made, const float *low,
+int fuse_forward(const float *y1, const float *NULLABLE y1_addend, const float *NULLABLE pwc2_out, const float *x_low,
                  const float *NULLABLE scale, const float *NULLABLE shift, int64_t samples, int64_t channels,
                  int64_t positions, int channels_last, int64_t low_channels, int64_t low_sample, int64_t low_row,
                  int threads, float *out, float *beta1);
-int fuse_backward(const float *grad, const float *reference, int is_output, const float *NULLABLE made, const float *low,
-                  const float *beta1, int64_t samples, int64_t channels, int64_t positions, int channels_last,
-                  int64_t low_channels, int64_t low_sample, int64_t low_row, int threads, float *pull, float *grad1,
-                  float *grad_made, float *grad_low);
+int fuse_backward(const float *grad, const float *reference, int is_output, const float *NULLABLE pwc2_out,
+                  const float *x_low, const float *beta1, int64_t samples, int64_t channels, int64_t positions,
+                  int channels_last, int64_t low_channels, int64_t low_sample, int64_t low_row, int threads, float *pull,
+                  float *grad1, float *grad_pwc2_out, float *grad_x_low);
 
 /* batch_norm.c */
 int batch_norm_forward(const Map *x, const float *weight, const float *bias, int64_t rows, int64_t channels, double eps,
@@ -41,15 +41,15 @@ int batch_norm_backward(const Map *grad, const Map *x, const float *weight, cons
                         double *grad_weight, double *grad_bias);
 
 /* norm_fuse.c */
-int norm_fuse_forward(const Map *y1, const Map *made, const Map *low, const float *weight1, const float *bias1, double eps1,
-                      const float *weight2, const float *bias2, double eps2, int64_t samples, int64_t channels,
-                      int64_t positions, int64_t low_channels, int bf16, int threads, Map *out, double *mean,
-                      double *variance, double *sample_means);
-int norm_fuse_backward(const Map *grad, const Map *y1, const Map *made, const Map *low, const float *weight1,
+int norm_fuse_forward(const Map *y1, const Map *pwc2_out, const Map *x_low, const float *weight1, const float *bias1,
+                      double eps1, const float *weight2, const float *bias2, double eps2, int64_t samples,
+                      int64_t channels, int64_t positions, int64_t low_channels, int bf16, int threads, Map *out,
+                      double *mean, double *variance, double *sample_means);
+int norm_fuse_backward(const Map *grad, const Map *y1, const Map *pwc2_out, const Map *x_low, const float *weight1,
                        const float *bias1, double eps1, const float *weight2, const float *bias2, double eps2,
                        const double *mean, const double *variance, const double *sample_means, int64_t samples,
                        int64_t channels, int64_t positions, int64_t low_channels, int bf16, int threads, Map *grad_y1,
-                       Map *grad_made, Map *grad_low, double *grad_weights, double *grad_biases);
+                       Map *grad_pwc2_out, Map *grad_x_low, double *grad_weights, double *grad_biases);
 
 /* squeeze.c */
 int sru_squeeze(const Map *x, const float *scale, const float *shift, const float *up, const float *low,

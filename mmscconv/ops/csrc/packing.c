@@ -7,8 +7,8 @@
 typedef struct {
     const float *gwc;                      /* (C, taps, u / groups), with the strides below */
     int64_t gwc_row, gwc_tap, gwc_channel;
-    const float *pwc1, *pwc2;              /* (C, u), (made, l) */
-    int64_t channels, u, l, made, groups, taps, centre;
+    const float *pwc1, *pwc2;              /* (C, u), (pwc2_channels, l) */
+    int64_t channels, u, l, pwc2_channels, groups, taps, centre;
 } Weights;
 
 /* A row of the transform: the weights of PWC2, of GWC's taps before the centre, of PWC1 with the tap at the centre, and
@@ -16,11 +16,11 @@ typedef struct {
 static void fill_row(const Weights *w, int64_t c, float *row) {
     int64_t each = w->u / w->groups, group = c / (w->channels / w->groups);
     const float *gwc = w->gwc + c * w->gwc_row;
-    if (c < w->made) {
+    if (c < w->pwc2_channels) {
         memcpy(row, w->pwc2 + c * w->l, w->l * sizeof(float));
     } else { /* X_low itself is the rest of Y2 */
         memset(row, 0, w->l * sizeof(float));
-        row[c - w->made] = 1.f;
+        row[c - w->pwc2_channels] = 1.f;
     }
     row += w->l;
     for (int64_t tap = 0; tap < w->centre; tap++)
@@ -102,7 +102,7 @@ int weights_of_rows(const float *rows, int64_t pitch, const int64_t *numbers, in
     for (int64_t c = 0; c < w.channels; c++) {
         const float *row = rows + c * pitch, *both = row + w.l + before;
         float *taps = gwc + c * w.taps * each;
-        if (c < w.made) memcpy(pwc2 + c * w.l, row, w.l * sizeof(float));
+        if (c < w.pwc2_channels) memcpy(pwc2 + c * w.l, row, w.l * sizeof(float));
         memcpy(taps, row + w.l, before * sizeof(float));
         memcpy(pwc1 + c * w.u, both, w.u * sizeof(float));
         if (w.centre >= 0) memcpy(taps + before, both + c / (w.channels / w.groups) * each, each * sizeof(float));

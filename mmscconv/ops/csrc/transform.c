@@ -106,7 +106,7 @@ static void finish_panel(Geometry g, Plan p, const float *packed, int64_t index,
     for (int64_t k = 0; k < samples; k++)
         for (int64_t j = 0; j < min_of(PANEL, each - in_group); j++) {
             int64_t c = group * each + in_group + j, at = k * length + index * PANEL + j;
-            float b1 = bias1 ? bias1[c] : 0.f, b2 = bias2 && c < g.made ? bias2[c] : 0.f;
+            float b1 = bias1 ? bias1[c] : 0.f, b2 = bias2 && c < g.pwc2_channels ? bias2[c] : 0.f;
             float d = differences[k][j] + b1 - b2;
             d = d > LARGEST_DIFFERENCE ? LARGEST_DIFFERENCE : d;
             d = d < -LARGEST_DIFFERENCE ? -LARGEST_DIFFERENCE : d;
@@ -148,7 +148,7 @@ static void output_band(Geometry g, Plan p, const float *padded, const float *up
                              padded + corner * g.up_channels + before, g.low_channels, g.up_channels,
                              g.stride[1] * g.up_channels, g.dilation[0] * p.padded[1] * g.up_channels,
                              g.dilation[1] * g.up_channels, before};
-                const float *copied = columns == STEP && c >= g.made ? in.low + c - g.made : NULL;
+                const float *copied = columns == STEP && c >= g.pwc2_channels ? in.low + c - g.pwc2_channels : NULL;
                 output_rows(g, p, in, panel, copied, ends, relu, columns, bf16,
                             to_value(out, bf16, position * g.channels + c), rows);
             }
@@ -221,7 +221,7 @@ static int fuse_in_tiles(Geometry g, Plan p, Call call, uint16_t *out, float *be
 
 /* x: (N, H, W, u), GWC's input; up: (N, H', W', u) and low: (N, H', W', l), the inputs of PWC1 and PWC2, all dense, and
  * up NULL if there is a centre; packed: [panels][depth][PANEL], separate panels for each group of GWC, where the last
- * C - made columns of PWC2 copy X_low; bias1, bias2, scale, shift: (C), (made), (C), (C), or NULL;
+ * C - pwc2_channels columns of PWC2 copy X_low; bias1, bias2, scale, shift: (C), (pwc2_channels), (C), (C), or NULL;
  * geometry: 8 + 5 * 2 + 1 numbers in Geometry's order; out: (N, H', W', C); beta1: (N, C). Returns 0, or 1 without memory. */
 int transform_fuse(const Map *x, const Map *up, const Map *low, const float *packed, const float *bias1,
                    const float *bias2, const float *scale, const float *shift, const int64_t *geometry, int relu, int bf16,

@@ -6,7 +6,7 @@
 #include "maps.h"
 
 typedef struct {
-    int64_t samples, height, width, up_channels, low_channels, channels, made, groups;
+    int64_t samples, height, width, up_channels, low_channels, channels, pwc2_channels, groups;
     int64_t kernel[2], stride[2], padding[2], dilation[2], out[2]; /* vertical, horizontal */
     int64_t centre; /* the tap that includes PWC1, or -1 if PWC1 has an input of its own */
 } Geometry;

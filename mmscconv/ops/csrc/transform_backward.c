@@ -122,7 +122,7 @@ static void products_of_panel(Geometry g, Plan p, const float *grad, const float
 
 /* The weights that one sample's grad is multiplied with, in panels, and each position's initial values. */
 typedef struct {
-    float *taps, *low;                /* [groups][panels][C / groups][PANEL], columns PWC1 and taps; [panels][made][PANEL] */
+    float *taps, *low; /* [groups][panels][C / groups][PANEL], columns PWC1 and taps; [panels][pwc2_channels][PANEL] */
     float *taps_start, *low_start;    /* [groups][panels * PANEL]; [panels * PANEL] */
     int64_t tap_columns, low_columns; /* whole panels */
 } Scaled;
@@ -154,8 +154,8 @@ static void scale_weights(Geometry g, Plan p, const float *weights, const float 
     for (int64_t i = 0; i < g.groups; i++)
         scale_rows(weights + i * each * p.pitch + l, p.pitch, each, p.depth - l, beta1 + i * each, e + i * each, 1.f,
                    s.taps + i * each * s.tap_columns, s.taps_start + i * s.tap_columns);
-    scale_rows(weights, p.pitch, g.made, l, beta1, e, -1.f, s.low, s.low_start);
-    for (int64_t c = g.made; c < g.channels; c++) s.low_start[c - g.made] -= e[c];
+    scale_rows(weights, p.pitch, g.pwc2_channels, l, beta1, e, -1.f, s.low, s.low_start);
+    for (int64_t c = g.pwc2_channels; c < g.channels; c++) s.low_start[c - g.pwc2_channels] -= e[c];
 }
 
 static inline __attribute__((always_inline)) void add_run(const float *from, int64_t stride, int64_t count, float *to,
@@ -195,12 +195,12 @@ static void input_gradients(Geometry g, Plan p, const float *grad, const float *
     int64_t to = min_of(g.out[0], max_of(own_end, (last - 1 + g.padding[0]) / g.stride[0] + 1));
     memset(grad_x + first * g.width * u, 0, (last - first) * g.width * u * sizeof(float));
     /* Y2 is PWC2's output and X_low itself. */
-    gemm(s.low_start, grad + own * width * g.channels, g.channels, (own_end - own) * width, s.low, g.made, l,
+    gemm(s.low_start, grad + own * width * g.channels, g.channels, (own_end - own) * width, s.low, g.pwc2_channels, l,
          grad_low + own * width * l, l);
     for (int64_t i = own * width; i < own_end * width; i++)
 #pragma omp simd
-        for (int64_t c = g.made; c < g.channels; c++)
-            grad_low[i * l + c - g.made] += (1.f - beta1[c]) * grad[i * g.channels + c];
+        for (int64_t c = g.pwc2_channels; c < g.channels; c++)
+            grad_low[i * l + c - g.pwc2_channels] += (1.f - beta1[c]) * grad[i * g.channels + c];
     /* Blocks of lines do not depend on the bands: the order of a sum must not, either. */
     for (int64_t block = from / lines * lines; block < to; block += lines) {
         int64_t end = min_of(block + lines, g.out[0]);
@@ -255,7 +255,7 @@ int transform_fuse_backward(const Map *grad_map, const Map *x, const Map *up_map
     int64_t weight_count = g.channels * p.pitch, image = p.padded[0] * p.padded[1] * g.up_channels;
     int64_t seen_room = max_of(1, SEEN_POSITIONS / g.out[1]) * g.out[1] * PANEL + each * PANEL;
     Scaled room = {.tap_columns = panels_of(p.depth - l) * PANEL, .low_columns = panels_of(l) * PANEL};
-    int64_t taps_room = (g.channels + g.groups) * room.tap_columns, low_room = (g.made + 1) * room.low_columns;
+    int64_t taps_room = (g.channels + g.groups) * room.tap_columns, low_room = (g.pwc2_channels + 1) * room.low_columns;
     int64_t spread_room = max_of(1, SPREAD_POSITIONS / g.out[1]) * g.out[1] * room.tap_columns;
     int64_t scratch_room = max_of(seen_room, taps_room + low_room + spread_room) + STEP;
     float *padded = calloc(samples * image, sizeof(float)), *mean = malloc(samples * p.means * sizeof(float));
@@ -293,7 +293,7 @@ int transform_fuse_backward(const Map *grad_map, const Map *x, const Map *up_map
         if (bias1 || bias2) add_up(g, grad, bands, threads, grad_parts, grad_total);
         for (int64_t i = 0; i < samples * g.channels; i++) {
             int64_t n = i / g.channels, c = i % g.channels;
-            double total = ((bias1 ? bias1[c] : 0.f) - (bias2 && c < g.made ? bias2[c] : 0.f)) * grad_total[i];
+            double total = ((bias1 ? bias1[c] : 0.f) - (bias2 && c < g.pwc2_channels ? bias2[c] : 0.f)) * grad_total[i];
             for (int64_t panel = 0; panel < panels; panel++)
                 total += sums[((c / each * panels + panel) * samples + n) * each + c % each];
             e[i] = (float)(total / (double)positions * beta1[i] * (1.f - beta1[i]));
@@ -321,7 +321,7 @@ int transform_fuse_backward(const Map *grad_map, const Map *x, const Map *up_map
                 }
             }
             if (bias1) grad_bias1[c] = (float)of_bias1;
-            if (bias2 && c < g.made) grad_bias2[c] = (float)of_bias2;
+            if (bias2 && c < g.pwc2_channels) grad_bias2[c] = (float)of_bias2;
         }
         int64_t cuts = (threads + samples - 1) / samples; /* no more than threads need: each scales the weights */
         cuts = max_of(1, min_of(cuts, min_of(g.height, g.out[0])));
@@ -333,7 +333,7 @@ int transform_fuse_backward(const Map *grad_map, const Map *x, const Map *up_map
             s.taps = own;
             s.taps_start = s.taps + g.channels * s.tap_columns;
             s.low = s.taps_start + g.groups * s.tap_columns;
-            s.low_start = s.low + g.made * s.low_columns;
+            s.low_start = s.low + g.pwc2_channels * s.low_columns;
             scale_weights(g, p, weights, beta1 + n * g.channels, e + n * g.channels, s);
             input_gradients(g, p, grad + n * positions * g.channels, beta1 + n * g.channels, s, i % cuts, cuts,
                             own + taps_room + low_room, grad_x + n * g.height * g.width * g.up_channels,
