@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
+from mmscconv.engine.metrics import kind_of
 from mmscconv.engine.results import METRICS, pick_metric, read_log
 from mmscconv.errors import UserError, run
 from mmscconv.paper.tables import PaperRow, paper_rows, printed
@@ -238,7 +239,8 @@ def cost(args: argparse.Namespace) -> Any:
         style['color'] = PAPER if row['config'] in args.curve else next(colours)
         axes.errorbar(x, row['last'], yerr=row['std'], label=row['config'], **style)
     axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))
-    axes.set(xlabel='multiply-adds (M)', ylabel=f'{metrics[0]} (%), mean and standard deviation over seeds')
+    unit = ' (%)' if kind_of(metrics[0]) else ''  # values of unknown metrics are in the table as they are
+    axes.set(xlabel='multiply-adds (M)', ylabel=f'{metrics[0]}{unit}, mean and standard deviation over seeds')
     axes.grid(alpha=0.3)
     axes.margins(0.15)
     return figure

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
-import re
 import statistics
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmscconv.complexity import Complexity
+from mmscconv.engine.metrics import in_percent, kind_of
 from mmscconv.engine.results import Record, pick_metric, read_log
 from mmscconv.errors import UserError
 from mmscconv.storage.disk import replacing
@@ -20,30 +20,6 @@ from mmscconv.table import Table
 
 CONFIDENCE = 0.95
 FINISHED = 'finished'  # state of a run in runs.csv
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of metric.
-
-    Args:
-        factor: By which its values are percentages.
-        best: The better of values.
-    """
-
-    factor: int
-    best: Callable[[Iterable[float]], float]
-
-
-# The first pattern that a metric's name matches; of an unknown metric nobody can say what is better.
-KINDS = {
-    r'(\w+_)?(accuracy|single-label|multi-label|retrieval)/(?!.*support)[^/]+': Kind(1, max),  # of mmpretrain
-    r'(.*/)?([^/]*_)?m?(AP|AR)(?![A-Z])[^/]*': Kind(100, max),  # of mmdet
-    r'(.*/)?recall@[^/]*': Kind(100, max),
-    r'(.*/)?(aAcc|cIoU|m(IoU|Acc|Dice|Fscore|Precision|Recall)|[PSR]Q(_th|_st)?)': Kind(1, max),  # of segmentation
-    r'(.*/)?mMR': Kind(100, min),  # the miss rate of CrowdHumanMetric
-    r'(.*/)?JI': Kind(100, max),  # its Jaccard index
-}
 
 
 @dataclass(frozen=True)
@@ -157,17 +133,6 @@ def read_runs(file: Path) -> dict[tuple[str, int], Result]:
         raise UserError(f'cannot read {file}: {error.strerror}') from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f'{file} is no runs.csv of tools/sweep.py: {error}') from error
-
-
-def kind_of(metric: str) -> Kind | None:
-    """Return the kind of a metric, None if it is unknown."""
-    return next((kind for pattern, kind in KINDS.items() if re.fullmatch(pattern, metric)), None)
-
-
-def in_percent(metric: str, value: float) -> float:
-    """Return the value in percent; that of an unknown metric as it is."""
-    kind = kind_of(metric)
-    return round(value * kind.factor, 10) if kind and kind.factor != 1 else value
 
 
 def difference(row: SweepRow, other: SweepRow) -> Difference | None:

@@ -51,6 +51,7 @@ def test_cost(tool, tmp_path, monkeypatch):
     (axes,) = figures[0].axes
     assert lines_of(axes)['_child0'] == [(187, 78), (246, 79.5)]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ['plain', 'thin', 'ours']
+    assert axes.get_ylabel() == 'coco/bbox_mAP (%), mean and standard deviation over seeds'
     for curve, text, message in (
         ('later', SWEEP, 'has no result of later'),
         ('plain', SWEEP.replace('246000000', ''), 'has no multiply-adds of plain'),
@@ -58,6 +59,13 @@ def test_cost(tool, tmp_path, monkeypatch):
         table.write_text(text)
         status, _, error = tool('plot', 'cost', table, '--curve', curve, '--out', tmp_path / 'x.png')
         assert status == 2 and message in error and error.count('\n') == 1
+
+
+def test_cost_of_an_unknown_metric_has_no_unit(tool, tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    (tmp_path / 'table.csv').write_text(SWEEP.replace('coco/bbox_mAP', 'epe'))
+    assert tool('plot', 'cost', tmp_path / 'table.csv', '--curve', 'plain', '--out', tmp_path / 'x.png')[0] == 0
+    assert figures[0].axes[0].get_ylabel() == 'epe, mean and standard deviation over seeds'
 
 
 def lines_of(axes):

@@ -12,6 +12,7 @@ import pytest
 
 from helpers.running_tools import run_tool
 from mmscconv.complexity import Complexity
+from mmscconv.engine.metrics import in_percent
 from mmscconv.engine.results import read_log
 from mmscconv.engine.sweep_runs import SweepRun, claimed, fingerprint, train
 from mmscconv.engine.sweep_table import (
@@ -19,7 +20,6 @@ from mmscconv.engine.sweep_table import (
     Result,
     SweepRow,
     difference,
-    in_percent,
     read_runs,
     result_of,
     write_tables,
