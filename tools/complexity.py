@@ -20,7 +20,9 @@ from mmscconv.storage.disk import replacing
 
 PAPER_NOTE = (
     "Tables 4 and 5 print an ImageNet classifier's parameters beside a backbone's FLOPs; "
-    'the errors compare each with its like.'
+    'the errors compare each with its like. Rows of Tables 1 and 2 are counted with 10 or 100 classes, whichever gives '
+    'the printed number (`classes` in mmscconv/paper/tables.yaml), not always the number of the config: `--classes` '
+    'repeats such a row.'
 )
 
 

@@ -23,7 +23,7 @@ model = dict(
 
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-# The paper's lr of 0.1 does not train: README, 'Deviations from the paper'. 0.01 is for a batch of 16.
+# The paper's lr of 0.1 did not train in a short trial: README, 'Deviations from the paper'. 0.01 is for a batch of 16.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0001),
