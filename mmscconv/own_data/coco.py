@@ -13,8 +13,8 @@ from globox import BoundingBox, BoxFormat
 from mmscconv.errors import UserError
 from mmscconv.own_data.boxes import read_box
 from mmscconv.own_data.image_list import ImageIndex, measured, walk
+from mmscconv.own_data.path_words import split_of
 from mmscconv.own_data.records import Account, AnnotatedImage, DataSet
-from mmscconv.own_data.splitting import split_of
 from mmscconv.own_data.values import as_integer, as_number
 
 PARTS = ('images', 'annotations', 'categories')
@@ -121,6 +121,10 @@ def _images(
     content: Content, categories: Mapping[Any, str], file: Path, index: ImageIndex, account: Account
 ) -> list[AnnotatedImage]:
     images: dict[Any, AnnotatedImage | None] = {}
+    names = [entry['file_name'] for entry in content['images'] if isinstance(entry, dict) and 'file_name' in entry]
+    paths = index.by_names([name for name in names if isinstance(name, str)], file)
+    listed: dict[Path, AnnotatedImage] = {}
+    joined: set[int] = set()
     for entry in content['images']:
         number = _key(entry.get('id')) if isinstance(entry, dict) else None
         name = entry.get('file_name') if isinstance(entry, dict) else None
@@ -130,13 +134,17 @@ def _images(
         if number in images:
             raise UserError(f'image id {number!r} stands twice: {file}')
         images[number] = None
-        path = index.by_name(name, file)
+        path = paths.get(name)
         if path is None:
             account.add('images that are not there: left out', f'{name} of {file}')
             continue
         size = measured(path, (as_integer(entry.get('width')), as_integer(entry.get('height'))), account)
-        if size:
-            images[number] = AnnotatedImage(path, size)
+        if size and path in listed:
+            account.add('entries of an image that is listed before: their objects are joined', f'{name} of {file}')
+            images[number] = listed[path]
+            joined.add(id(listed[path]))
+        elif size:
+            images[number] = listed[path] = AnnotatedImage(path, size)
     for entry in content['annotations']:
         where = f'annotation {entry.get("id") if isinstance(entry, dict) else entry!r:.80} of {file}'
         if not isinstance(entry, dict):
@@ -155,9 +163,9 @@ def _images(
             parse = partial(_box, categories[category], entry.get('bbox'))
             crowd = any(as_integer(entry.get(key)) == 1 or entry.get(key) is True for key in ('iscrowd', 'ignore'))
             box = read_box(parse, image.size, account, where, crowd)
-            if box:
+            if box and not (id(image) in joined and box in image.boxes):
                 image.boxes.append(box)
-    return [image for image in images.values() if image]
+    return list(listed.values())
 
 
 def _box(label: str, values: Any) -> BoundingBox:

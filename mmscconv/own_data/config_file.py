@@ -49,9 +49,13 @@ WIDTH = 105  # of a line, without 'metainfo = '
 # Prefixes of mmengine for files with the weights of a backbone.
 OF_BACKBONES = ('torchvision://', 'open-mmlab://', 'openmmlab://', 'modelzoo://', 'mmcls://')
 MILESTONES = (2 / 3, 8 / 9)  # of the iterations, as in the COCO config
+# An anchor with half of its area on an ignored object is no background. mmdet's default, -1, makes it one.
+IGNORING = 'train_cfg=dict(assigner=dict(ignore_iof_thr=0.5))'
 
 
-def config_text(recipe: Recipe, classes: Sequence[str], source: Path, images: Path, init: str | None) -> str:
+def config_text(
+    recipe: Recipe, classes: Sequence[str], source: Path, images: Path, init: str | None, ignored: bool
+) -> str:
     """Return the text of the config.
 
     Args:
@@ -61,6 +65,7 @@ def config_text(recipe: Recipe, classes: Sequence[str], source: Path, images: Pa
         images: Folder from which the annotation files name the images.
         init: Checkpoint to start from, or URL of one, with some of mmengine's prefixes of a backbone's weights. None
             for random weights.
+        ignored: Whether the training set has objects that are not trained on.
     """
     head = f'bbox_head=dict(num_classes={len(classes)}'
     if recipe.small:
@@ -73,6 +78,8 @@ def config_text(recipe: Recipe, classes: Sequence[str], source: Path, images: Pa
     of_backbone = init is not None and init.startswith(OF_BACKBONES)
     if of_backbone:
         parts.insert(0, backbone)
+    if ignored:
+        parts.append(IGNORING)
     return TEMPLATE.format(
         source=str(source),
         base=recipe.base,

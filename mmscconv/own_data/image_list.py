@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
 from mmscconv.checks.image_files import SUFFIXES, loaded_size, truncation
 from mmscconv.errors import UserError
+from mmscconv.own_data.path_words import told_apart, words
 from mmscconv.own_data.records import Account, Size
 
 SAME_FOLDER = 100  # outweighs any number of words that two paths have in common
-SYNONYMS = {'valid': 'val', 'validation': 'val', 'training': 'train', 'testing': 'test'}
 
 
 def walk(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
@@ -30,12 +29,6 @@ def walk(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
         for name in sorted(files):
             if name.lower().endswith(tuple(suffixes)) and not name.startswith('.'):
                 yield Path(parent) / name
-
-
-def words(parts: Sequence[str]) -> set[str]:
-    """Return the words and numbers in the parts of a path, 'train' and '2017' of 'train2017'."""
-    found = re.findall(r'[a-z]+|\d+', ' '.join(parts).lower())
-    return {SYNONYMS.get(word, word) for word in found}
 
 
 class ImageIndex:
@@ -58,12 +51,41 @@ class ImageIndex:
                 return self._nearest(candidates, annotation)
         return None
 
-    def by_name(self, name: str, annotation: Path) -> Path | None:
-        """Return the image with the file name ``name``, which may begin with folders."""
-        wanted = _file_name(name)
-        candidates = [path for path in self._by_stem.get(wanted.stem, []) if path.name == wanted.name]
-        inside = [path for path in candidates if path.parts[-len(wanted.parts) :] == wanted.parts]
-        return self._nearest(inside or candidates, annotation)
+    def by_names(self, names: Iterable[str], annotation: Path, others: Iterable[Path] = ()) -> dict[str, Path]:
+        """Return the images of file names, which may begin with folders; names whose image is not there are left out.
+
+        Where no image lies in a name's folders, one of the same name in other folders is taken, unless it is another
+        name's, or the folders tell train from val or one number from another.
+
+        Args:
+            names: File names in ``annotation``.
+            annotation: The file that has them.
+            others: Images of further names in it.
+        """
+        wanted = {name: _file_name(name) for name in names}
+        found: dict[str, Path] = {}
+        for name, file in wanted.items():
+            inside = [path for path in self._named(file) if path.parts[-len(file.parts) :] == file.parts]
+            if image := self._nearest(inside, annotation):
+                found[name] = image
+        elsewhere: dict[Path, list[str]] = {}
+        for name in [name for name in wanted if name not in found]:
+            file = wanted[name]
+            candidates = [
+                path
+                for path in self._named(file)
+                if not told_apart(file.parent.parts, _inside(path.parent, self.folder))
+            ]
+            if image := self._nearest(candidates, annotation):
+                elsewhere.setdefault(image, []).append(name)
+        taken = {*found.values(), *others}
+        for image, claims in elsewhere.items():
+            if image not in taken and len(claims) == 1:
+                found[claims[0]] = image
+        return found
+
+    def _named(self, file: PurePosixPath) -> list[Path]:
+        return [path for path in self._by_stem.get(file.stem, []) if path.name == file.name]
 
     def _nearest(self, candidates: Sequence[Path], annotation: Path) -> Path | None:
         """Return the image in the annotation's folder, or in the one that has the most words of its path in common."""

@@ -15,11 +15,12 @@ from mmscconv.foreign_errors import first_line
 from mmscconv.own_data.config_file import config_text
 from mmscconv.own_data.reading import choose_classes, read_data_set
 from mmscconv.own_data.recipe import Recipe, choose_recipe
-from mmscconv.own_data.records import Account, Size, Splits
+from mmscconv.own_data.records import Account, AnnotatedImage, Size, Splits
 from mmscconv.own_data.sheet import write_sheet
 from mmscconv.own_data.splitting import train_and_val
 from mmscconv.own_data.timing import StepTimes, in_words, time_steps
 from mmscconv.own_data.writing import common_folder, write_splits
+from mmscconv.storage.disk import full_disk_named
 
 SMALLEST_IMAGE = 32  # pixels, from filter_cfg of mmdet's COCO config
 REPORT_SECONDS = 30  # of report.py besides predicting: start, counts, drawing
@@ -72,9 +73,7 @@ class OwnDatasetJob:
         for name, images in splits.items():
             if not any(not box.crowd for image in images for box in image.boxes):
                 raise UserError('; '.join([f'no object is left in the {name} set', *account.lines()]))
-        for image in splits['train']:
-            if min(image.size) < SMALLEST_IMAGE:
-                account.add(f'images less than {SMALLEST_IMAGE} pixels wide or high: not trained on', image.path)
+        trained_on = _trained_on(splits['train'], account)
         yield f'found: {data.found} in {self.source}'
         yield f'{len(classes)} classes: {_enumerated(classes)}'
         yield how
@@ -82,18 +81,20 @@ class OwnDatasetJob:
         for line in account.lines():
             yield f'note: {line}'
 
-        recipe = choose_recipe(splits['train'], self.backbone, self.baseline, self.size)
+        ignored = any(box.crowd for image in trained_on for box in image.boxes)
+        recipe = choose_recipe(trained_on, self.backbone, self.baseline, self.size)
         config = out / f'{out.name}.py'
         try:
             out.mkdir(parents=True)
         except OSError as error:
             raise UserError(f'cannot write to {out}: {error.strerror} (pass --out)') from error
         try:
-            root = common_folder(splits)
-            write_splits(splits, classes, out, root)
-            init = self.init if not self.init or '://' in self.init else str(Path(self.init).absolute())
-            config.write_text(config_text(recipe, classes, self.source, root, init), encoding='utf-8')
-            write_sheet(out / 'sheet.png', splits, classes, recipe)
+            with full_disk_named(out, 'run it again'):
+                root = common_folder(splits)
+                write_splits(splits, classes, out, root)
+                init = self.init if not self.init or '://' in self.init else str(Path(self.init).absolute())
+                config.write_text(config_text(recipe, classes, self.source, root, init, ignored), encoding='utf-8')
+                write_sheet(out / 'sheet.png', splits, classes, recipe)
         except BaseException:
             shutil.rmtree(out)
             raise
@@ -110,6 +111,26 @@ class OwnDatasetJob:
         source = self.source.absolute()
         name = re.sub(r'\W+', '_', source.stem if source.is_file() else source.name).strip('_').lower()
         return f'{name or "data"}_{"" if self.baseline else "scconv_"}{self.backbone}'
+
+
+def _trained_on(images: Sequence[AnnotatedImage], account: Account) -> list[AnnotatedImage]:
+    """Return the images of the training set that are trained on: large enough, and with an object to learn.
+
+    Raises:
+        UserError: None of them.
+    """
+    found = []
+    for image in images:
+        if min(image.size) < SMALLEST_IMAGE:
+            account.add(f'images less than {SMALLEST_IMAGE} pixels wide or high: not trained on', image.path)
+        elif any(not box.crowd for box in image.boxes):
+            found.append(image)
+        elif image.boxes:  # without an object to match, mmdet takes all of the image for background
+            account.add('images with crowd, ignored or difficult objects alone: left out of train', image.path)
+            image.boxes = []
+    if not found:
+        raise UserError('; '.join(['no image of the train set can be trained on', *account.lines()]))
+    return found
 
 
 def _described(splits: Splits, classes: Sequence[str]) -> Iterator[str]:

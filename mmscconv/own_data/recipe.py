@@ -86,7 +86,7 @@ def choose_recipe(
     """Choose the settings for the training ``images`` and for this machine.
 
     Args:
-        images: Number of images with one box at least.
+        images: Those that are trained on: with an object, and large enough.
         backbone: One of ``BACKBONES``.
         baseline: Choose the plain twin of the network.
         size: (width, height) to fit images into; None to choose it from the data.

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mmscconv.checks.image_files import heeds_exif
+from mmscconv.errors import UserError
+from mmscconv.foreign_errors import first_line
 from mmscconv.own_data.recipe import Recipe, object_sizes
 from mmscconv.own_data.records import AnnotatedImage, Splits
 from mmscconv.storage.disk import replacing
@@ -100,9 +102,16 @@ def _draw_image(axes: Any, image: AnnotatedImage, colours: dict[str, Any]) -> No
 
 
 def as_loaded(path: Path) -> Image.Image:
-    """Return an image turned as the training turns it: the boxes are meant for that."""
-    with Image.open(path) as file:
-        return (ImageOps.exif_transpose(file) if heeds_exif(file) else file).convert('RGB')
+    """Return an image turned as the training turns it: the boxes are meant for that.
+
+    Raises:
+        UserError: Its pixels cannot be read, though its size can.
+    """
+    try:
+        with Image.open(path) as file:
+            return (ImageOps.exif_transpose(file) if heeds_exif(file) else file).convert('RGB')
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f'image is damaged: {path} ({first_line(error)}; replace or remove it)') from error
 
 
 def _short(name: str) -> str:

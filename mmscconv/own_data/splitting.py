@@ -7,20 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmscconv.errors import UserError
-from mmscconv.own_data.image_list import words
+from mmscconv.own_data.path_words import SPLITS
 from mmscconv.own_data.records import Account, AnnotatedImage, Splits
 
-NAMES = ('train', 'val', 'test')
+MOST_HELD = ('val', 'test', 'train')  # an image of several splits stays in the first one of these
 VAL_SHARE = 0.2
-
-
-def split_of(parts: Sequence[str]) -> str:
-    """Return the split that a path names, such as 'train2017' or 'valid' in its innermost part; '' if it names none."""
-    for part in reversed(parts):
-        named = [name for name in NAMES if name in words([part])]
-        if len(named) == 1:
-            return named[0]
-    return ''
+COPY = '.rf.'  # Roboflow's names of the augmented copies of one picture: photo_jpg.rf.<hash>.jpg
 
 
 def train_and_val(splits: Splits, seed: int, account: Account) -> tuple[Splits, str]:
@@ -35,7 +27,7 @@ def train_and_val(splits: Splits, seed: int, account: Account) -> tuple[Splits, 
         The splits, and one line on where they come from.
 
     Raises:
-        UserError: Less than two images.
+        UserError: Less than two images, or all images of train are in another split, too.
     """
     given = {name: _once(images, account) for name, images in splits.items() if images}
     if 'train' in given and 'val' not in given and 'test' in given:
@@ -52,7 +44,10 @@ def train_and_val(splits: Splits, seed: int, account: Account) -> tuple[Splits, 
         how = 'train and val name the same images; split: '
     else:
         how = 'split: '
-    every = list({image.path: image for images in given.values() for image in images}.values())
+    every = list({image.path.resolve(): image for images in given.values() for image in images}.values())
+    for image in every:
+        if COPY in image.path.name:
+            account.add(f'images with {COPY!r} in their names: copies of one picture are drawn together', image.path)
     drawn = draw(every, seed)
     return drawn, f'{how}one image in {round(1 / VAL_SHARE)} for validation, drawn with seed {seed}'
 
@@ -60,22 +55,34 @@ def train_and_val(splits: Splits, seed: int, account: Account) -> tuple[Splits, 
 def draw(images: Sequence[AnnotatedImage], seed: int) -> Splits:
     """Draw one image in five for validation, at least one; the others are for training.
 
+    Augmented copies of one picture, by Roboflow's names, stay together.
+
     Args:
         images: In any order: the same images and seed give the same split.
         seed: Seed of the draw.
 
     Raises:
-        UserError: Fewer than two images.
+        UserError: Fewer than two images, or copies of one picture alone.
     """
-    if len(images) < 2:
-        raise UserError(f'a training and a validation set need two images at least, {len(images)} can be used')
-    images = sorted(images, key=lambda image: (image.path.stem, image.path))
-    order = random.Random(seed).sample(range(len(images)), len(images))
-    held = set(order[: max(1, round(VAL_SHARE * len(images)))])
-    return {
-        'train': [image for i, image in enumerate(images) if i not in held],
-        'val': [image for i, image in enumerate(images) if i in held],
-    }
+    pictures: dict[str, list[AnnotatedImage]] = {}
+    for image in sorted(images, key=lambda image: (image.path.stem, image.path)):
+        name, copy, _ = image.path.name.partition(COPY)
+        pictures.setdefault(name if copy else str(image.path), []).append(image)
+    if len(pictures) < 2:
+        copies = ', all copies of one picture' * (len(images) > 1)
+        raise UserError(f'a training and a validation set need two images at least, {len(images)} can be used{copies}')
+    groups = list(pictures.values())
+    drawn: Splits = {'train': [], 'val': []}
+    wanted = max(1, round(VAL_SHARE * len(images)))
+    held: set[int] = set()
+    for i in random.Random(seed).sample(range(len(groups)), len(groups) - 1):
+        if wanted <= 0:
+            break
+        held.add(i)
+        wanted -= len(groups[i])
+    for i, group in enumerate(groups):
+        drawn['val' if i in held else 'train'] += group
+    return drawn
 
 
 def _once(images: Sequence[AnnotatedImage], account: Account) -> list[AnnotatedImage]:
@@ -87,10 +94,10 @@ def _once(images: Sequence[AnnotatedImage], account: Account) -> list[AnnotatedI
 
 
 def _disjoint(splits: Splits, account: Account) -> Splits:
-    """Take images that validate or test out of the earlier sets: training images measure nothing."""
+    """Leave each image in one split: training images measure nothing, and a test set that is val's is no third one."""
     taken: dict[Path, str] = {}
     result: Splits = {}
-    for name in reversed(NAMES):
+    for name in MOST_HELD:
         kept = []
         for image in splits.get(name, []):
             other = taken.setdefault(image.path.resolve(), name)
@@ -100,4 +107,10 @@ def _disjoint(splits: Splits, account: Account) -> Splits:
                 account.add(f'images of {name} that are in {other}, too: left out of {name}', image.path)
         if kept:
             result[name] = kept
-    return {name: result[name] for name in NAMES if name in result}
+    if 'train' not in result:
+        images = splits['train']
+        raise UserError(
+            f'no image is left to train on: all {len(images)} of train are in val or test, too (first: '
+            f'{images[0].path}); correct the folders or lists'
+        )
+    return {name: result[name] for name in SPLITS if name in result}

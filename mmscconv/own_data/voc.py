@@ -12,8 +12,8 @@ from globox import BoundingBox
 
 from mmscconv.own_data.boxes import read_box
 from mmscconv.own_data.image_list import ImageIndex, measured, walk
+from mmscconv.own_data.path_words import split_of
 from mmscconv.own_data.records import Account, AnnotatedImage, DataSet, Splits
-from mmscconv.own_data.splitting import split_of
 from mmscconv.own_data.values import as_integer, read_text
 
 LISTS = ('train', 'val', 'trainval', 'test')
@@ -37,7 +37,8 @@ def _annotates(path: Path) -> bool:
 def read_voc(folder: Path, files: Sequence[Path], index: ImageIndex, account: Account) -> DataSet:
     """Read the annotations ``files`` below ``folder``.
 
-    Corners are taken as they stand, which is how mmdet reads VOC: VOC's own pixels count from 1.
+    Corners are taken as they stand: labelling tools count pixels from 0. VOC's own count from 1, and mmdet subtracts 1
+    from the corners of every file.
 
     Raises:
         UserError: A list that cannot be read; two images that may belong to one annotation.

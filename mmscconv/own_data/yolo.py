@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -16,13 +16,14 @@ from mmscconv.errors import UserError
 from mmscconv.foreign_errors import flat_message
 from mmscconv.own_data.boxes import read_box
 from mmscconv.own_data.image_list import ImageIndex, measured, walk
+from mmscconv.own_data.path_words import SPLITS, split_of
 from mmscconv.own_data.records import Account, AnnotatedImage, Box, DataSet, Size
-from mmscconv.own_data.splitting import NAMES, split_of
 from mmscconv.own_data.values import as_integer, read_text
 
 CLASS_LISTS = ('classes.txt', 'obj.names', 'classes.names', 'labels.txt', 'predefined_classes.txt')
 LISTS = {'train.txt': 'train', 'val.txt': 'val', 'valid.txt': 'val', 'test.txt': 'test'}  # Darknet's
 BOX_VALUES, POLYGON_VALUES = 5, 7  # a class and a box; a class and three corners at least
+KEYPOINTS = 'kpt_shape'  # of a pose data set: how many keypoints follow each box, and of how many values
 
 
 def find_yaml(folder: Path) -> Path | None:
@@ -59,11 +60,12 @@ def read_yolo(folder: Path, settings_file: Path | None, index: ImageIndex, accou
     if settings_file:
         settings = _settings(settings_file)
         classes: list[str] | None = _class_names(settings, settings_file)
-        places = {name: settings[name] for name in NAMES if settings.get(name)}
+        places = {name: settings[name] for name in SPLITS if settings.get(name)}
         paths = {
             name: list(_listed(places, name, settings_file, settings.get('path'), index, account)) for name in places
         }
         found = f'YOLO, {settings_file.name}'
+        posed = _pose_values(settings, settings_file)
     else:
         classes = _listed_classes(folder)
         lists = {name: file for file, name in LISTS.items() if (folder / file).is_file()}
@@ -71,10 +73,12 @@ def read_yolo(folder: Path, settings_file: Path | None, index: ImageIndex, accou
         for path in () if lists else index.paths:
             paths.setdefault(split_of(_inside(path, folder)), []).append(path)
         found = f'YOLO, images and label files{" with lists" if lists else ""}'
+        posed = None
     if not any(paths.values()):
         raise UserError(f'no image is in the folders that {settings_file or folder} names')
+    _count_orphans(_claimed(path for images in paths.values() for path in images), index, account)
     splits = {
-        split: [image for path in images if (image := _read_image(path, classes, account))]
+        split: [image for path in images if (image := _read_image(path, classes, posed, account))]
         for split, images in paths.items()
     }
     data = DataSet(found, classes, splits)
@@ -103,7 +107,7 @@ def _listed_classes(folder: Path) -> list[str] | None:
         UserError: Two lists differ. LabelImg writes one into each folder, and may order each in another way.
     """
     lists = [
-        (path, _checked_classes([line for line in read_text(path).splitlines() if line.strip()], path, None))
+        (path, _checked_classes(read_text(path).rstrip().splitlines(), path, None))
         for path in walk(folder, CLASS_LISTS)
         if path.name in CLASS_LISTS
     ]
@@ -148,23 +152,32 @@ def _listed(
         if place.is_dir():
             yield from walk(place, SUFFIXES)
             continue
-        for line in read_text(place).splitlines():
-            if line.strip():
-                image = _place(line.strip(), [*roots, place.parent]) or index.by_name(line, place)
-                if image:
-                    yield image
-                else:
-                    account.add('images that are not there: left out', f'{line.strip()} of {place}')
+        lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
+        known = {line: path for line in lines if (path := _place(line, [*roots, place.parent]))}
+        known |= index.by_names([line for line in lines if line not in known], place, known.values())
+        for line in lines:
+            if line in known:
+                yield known[line]
+            else:
+                account.add('images that are not there: left out', f'{line} of {place}')
 
 
 def _place(value: str, roots: list[Path]) -> Path | None:
-    """Return an existing path; Roboflow's begin with '../' and are meant from the YAML file's own folder."""
+    """Return an existing path; Roboflow's begin with '../' and are meant from the YAML file's own folder.
+
+    Raises:
+        UserError: Such a path is there as it stands, too, and may be another data set's.
+    """
     value = value.replace('\\', '/')
     trimmed = value
     while trimmed.startswith('../'):
         trimmed = trimmed[3:]
-    candidates = [root / text for text in (value, trimmed) for root in roots]
-    return next((path for path in candidates if path.exists()), None)
+    found = [path for text in dict.fromkeys((value, trimmed)) for root in roots if (path := root / text).exists()]
+    if found and value != trimmed:
+        other = next((path for path in found if path.resolve() != found[0].resolve()), None)
+        if other:
+            raise UserError(f'{value!r} may be {found[0]} or {other}: write the one that is meant without ".."')
+    return found[0] if found else None
 
 
 def _inside(path: Path, folder: Path) -> tuple[str, ...]:
@@ -181,7 +194,46 @@ def _label_file(image: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _read_image(path: Path, classes: list[str] | None, account: Account) -> AnnotatedImage | None:
+def _claimed(images: Iterable[Path]) -> dict[Path, Path]:
+    """Return label file -> image.
+
+    Raises:
+        UserError: Two images have one label file, as a picture and its copy with the boxes drawn in.
+    """
+    owners: dict[Path, Path] = {}
+    for image in images:
+        file = _label_file(image)
+        if file:
+            other = owners.setdefault(file.resolve(), image)
+            if other.resolve() != image.resolve():
+                raise UserError(
+                    f'{file} may belong to {other} or to {image}: '
+                    'remove one of them, or name the folder of the images with --images'
+                )
+    return owners
+
+
+def _count_orphans(owners: Mapping[Path, Path], index: ImageIndex, account: Account) -> None:
+    """Count label files beside those of ``owners`` that belong to no image."""
+    stems = {image.stem for image in (*owners.values(), *index.paths)}
+    for folder in sorted({file.parent for file in owners}):
+        for file in sorted(folder.glob('*.txt')):
+            if file.stem not in stems and file.name not in (*CLASS_LISTS, *LISTS) and not file.name.startswith('.'):
+                account.add('label files without an image that can be read: left out', file)
+
+
+def _pose_values(settings: Mapping[str, Any], file: Path) -> int | None:
+    """Return the number of values of a line of a pose data set, with its class; None of another data set."""
+    shape = settings.get(KEYPOINTS)
+    if shape is None:
+        return None
+    numbers = [as_integer(number) for number in shape] if isinstance(shape, list) else []
+    if len(numbers) != 2 or any(number is None or number < 1 for number in numbers):
+        raise UserError(f'{KEYPOINTS} is not a list of two numbers: {file} ({shape!r:.80})')
+    return BOX_VALUES + (numbers[0] or 0) * (numbers[1] or 0)
+
+
+def _read_image(path: Path, classes: list[str] | None, posed: int | None, account: Account) -> AnnotatedImage | None:
     if not path.is_file():
         account.add('images that are not there: left out', path)
         return None
@@ -200,14 +252,19 @@ def _read_image(path: Path, classes: list[str] | None, account: Account) -> Anno
         return None
     for number, line in enumerate(lines, 1):
         if line.strip():
-            box = _read_line(line, size, classes, account, f'line {number} of {file}')
+            box = _read_line(line, size, classes, posed, account, f'line {number} of {file}')
             if box:
                 image.boxes.append(box)
     return image
 
 
-def _read_line(line: str, size: Size, classes: list[str] | None, account: Account, where: str) -> Box | None:
+def _read_line(
+    line: str, size: Size, classes: list[str] | None, posed: int | None, account: Account, where: str
+) -> Box | None:
     values = line.split()
+    if posed and len(values) == posed > BOX_VALUES:
+        account.add('keypoints of objects: left out', where)
+        values = values[:BOX_VALUES]
     number = as_integer(values[0])
     if number is None or number < 0 or (classes is not None and number >= len(classes)):
         account.add('objects of a class that is not listed: left out', where)
