@@ -3,7 +3,7 @@
 
 Candidates take turns, after a check that each computes what the plain form
 computes. Every round goes to OUT/<subject>.csv as it comes, medians and quartiles
-to .md, the ratios to .png; files of an earlier run there are replaced.
+to .md, the ratios to .png; the first round replaces files of an earlier run there.
 """
 
 from __future__ import annotations
@@ -139,13 +139,13 @@ def main() -> None:
 
 
 def plan_of(args: argparse.Namespace, further: Sequence[str] = ()) -> Plan:
+    from mmscconv.benchmark.machine import device_to_measure
     from mmscconv.benchmark.session import Plan
-    from mmscconv.checks.device import device_of
 
     candidates = getattr(args, 'candidates', [])
     if len(set(candidates)) < len(candidates):
         raise UserError(f'--candidates names one twice: {" ".join(candidates)}')
-    return Plan([*candidates, *further], args.rounds, args.warmup, args.repeats, device_of(args.device))
+    return Plan([*candidates, *further], args.rounds, args.warmup, args.repeats, device_to_measure(args.device))
 
 
 def measure_candidates(args: argparse.Namespace) -> None:
@@ -218,11 +218,10 @@ def measure_sru(args: argparse.Namespace) -> None:
 def measure_matrix(args: argparse.Namespace) -> None:
     """Measure row after row; a row that fails is named in the table, and the others go on."""
     from mmscconv.benchmark import matrix
-    from mmscconv.benchmark.machine import environment
+    from mmscconv.benchmark.machine import device_to_measure, environment
     from mmscconv.benchmark.runners import check_packages
-    from mmscconv.checks.device import device_of
 
-    rows, device = matrix.chosen(args.rows), device_of(args.device)
+    rows, device = matrix.chosen(args.rows), device_to_measure(args.device)
     check_packages(row.setting.runner for row in rows)
     try:
         args.out.mkdir(parents=True, exist_ok=True)

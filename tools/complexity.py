@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Count parameters and operations of configs, or of every row of the paper's Tables 1-5.
 
-No data set is needed. Classifiers are counted at their training crop, detectors at
-768 x 1024 with backbone, neck and head apart. The paper's Tables 4 and 5 are explained
-by the backbone alone (``--backbone``; ``--paper`` counts so).
+No data set is needed. Classifiers are counted at the size to which their pipelines bring
+images, detectors at 768 x 1024 with backbone, neck and head apart; ``input_shape`` in a
+config, or ``--shape``, goes before both. The paper's Tables 4 and 5 are explained by the
+backbone alone (``--backbone``; ``--paper`` counts so).
 "Paper's rule" is the counting that reproduces the printed FLOPs, with BN, biases and
 average pooling and without GN; mmscconv/complexity/counting.py states it.
 """
@@ -58,7 +59,7 @@ def main() -> None:
     check_environment()
 
     import mmscconv.models  # noqa: F401, registers the layers also for configs that do not name it
-    from mmscconv.complexity import config_table, count_config
+    from mmscconv.complexity import config_table, count_config, counted_shape
     from mmscconv.configuration import read_config
     from mmscconv.paper.comparison import compare
     from mmscconv.paper.report import paper_table, unexplained
@@ -70,10 +71,11 @@ def main() -> None:
         table = paper_table((row, compare(row)) for row in rows)
         notes = f'\n{PAPER_NOTE}\n\nRows that differ, and what is known about each:\n\n{unexplained(rows)}'
     else:
-        shape = tuple(args.shape) if args.shape else None
-        results = [
-            (config, count_config(read_config(config), args.classes, shape, args.backbone)) for config in args.configs
-        ]
+        results = []
+        for config in args.configs:
+            cfg = read_config(config)
+            shape = tuple(args.shape or counted_shape(cfg))
+            results.append((config, shape, count_config(cfg, args.classes, shape, args.backbone)))
         table = config_table(results, args.per_stage)
 
     text = table.markdown() + notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from mmscconv.benchmark.candidates import CANDIDATES, Candidate
 from mmscconv.benchmark.subjects import Size, Subject
+from mmscconv.checks.settings import READ_HERE, known_keys
 from mmscconv.configuration import read_config
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import explained
+from mmscconv.layers import SCConv
 
 # Boxes per image of the synthetic ground truth: COCO's mean.
 BOXES = 7
@@ -35,7 +37,8 @@ class ConfigSubject(Subject):
         beside: Further configs, with any layers; each is a candidate, named as its file is.
 
     Raises:
-        UserError: A config is missing or wrong, or has no model, or two of ``beside`` have one name.
+        UserError: A config is missing or wrong, or has no model, nothing reads one of ``overrides``, or two of
+            ``beside`` have one name.
     """
 
     name = 'config'
@@ -56,16 +59,34 @@ class ConfigSubject(Subject):
         self.further = further
 
     def network(self, scconv: bool) -> nn.Module:
-        return _model(self.configs[scconv])
+        model = _model(self.configs[scconv])
+        if not scconv and any(isinstance(module, SCConv) for module in model.modules()):
+            raise UserError(
+                f'{self.configs[False].filename}, the twin, has SCConv: name a config with plain convolutions there, '
+                'and networks with any layers behind --beside'
+            )
+        return model
 
 
 def _config(path: str, overrides: dict[str, Any] | None) -> Config:
-    cfg = read_config(path)
-    with explained(f'config {path}'):
-        cfg.merge_from_dict(overrides or {})
+    if overrides:
+        _require_read(overrides, read_config(path), path)
+    cfg = read_config(path, overrides)
     if 'model' not in cfg:
         raise UserError(f'config has no model: {path}')
     return cfg
+
+
+def _require_read(overrides: Mapping[str, Any], cfg: Config, path: str) -> None:
+    """Raise UserError for an option that would make a new key at the top of the config, which nothing reads."""
+    read = {*known_keys(), *READ_HERE, *cfg}
+    for key in overrides:
+        top = key.partition('.')[0]
+        if top not in read:
+            raise UserError(
+                f'--cfg-options sets {top!r}, which is neither in {path} nor known to mmengine (settings of the model '
+                'begin with model., as in model.backbone.depth=18)'
+            )
 
 
 def _model(cfg: Config) -> nn.Module:

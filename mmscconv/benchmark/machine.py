@@ -13,10 +13,26 @@ from pathlib import Path
 
 import torch
 
+from mmscconv.checks.device import device_of
+
 VARIABLES = (
     'ATEN_', 'CC', 'DNNL_', 'GOMP_', 'KMP_', 'LD_PRELOAD', 'MALLOC_', 'MMSCCONV_', 'OMP_', 'ONEDNN_', 'TORCHINDUCTOR_',
     'TRITON_',
 )  # fmt: skip
+
+
+def device_to_measure(name: str | None) -> torch.device:
+    """Return the device called ``name`` (:func:`mmscconv.checks.device.device_of`), a GPU as the current one.
+
+    Kernels, libraries and streams that are given no device use the current one.
+
+    Raises:
+        UserError: There is no such device here.
+    """
+    device = device_of(name)
+    if device.type == 'cuda' and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
 
 
 def environment(device: torch.device) -> dict[str, str]:

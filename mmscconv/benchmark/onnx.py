@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmscconv.errors import UserError
 from mmscconv.export import custom_op as op
-from mmscconv.export.onnx_file import export_onnx, open_session
+from mmscconv.export.onnx_file import Provider, export_onnx, open_session
 
 
 def session_of(model: nn.Module, x: Tensor, custom_op: bool = False) -> Callable[[Tensor], list[Tensor]]:
@@ -29,13 +29,13 @@ def session_of(model: nn.Module, x: Tensor, custom_op: bool = False) -> Callable
     """
     import onnxruntime
 
-    providers = ['CPUExecutionProvider']
+    providers: list[Provider] = ['CPUExecutionProvider']
     if x.device.type == 'cuda':
         if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
             raise UserError('this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu, or --device cpu')
         if custom_op:
             raise UserError(f'{op.OP} runs on the CPU alone: --device cpu')
-        providers.insert(0, 'CUDAExecutionProvider')
+        providers.insert(0, ('CUDAExecutionProvider', {'device_id': x.device.index or 0}))
     model.eval()
     with torch.no_grad():
         outputs = [torch.empty_like(y).contiguous() for y in tree_leaves(model(x))]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from mmscconv.benchmark.jobs import Setting
@@ -66,7 +68,9 @@ def summarize(competitors: Sequence[Competitor]) -> list[Summary]:
 
 
 class Report:
-    """The three files of a run, ``<folder>/<name>.csv``, ``.md`` and ``.png``; an earlier run's files are replaced.
+    """The three files of a run, ``<folder>/<name>.csv``, ``.md`` and ``.png``.
+
+    An earlier run's files are replaced with the first round: a run that fails before has nothing to put there.
 
     Args:
         folder: Folder of the files, created if missing.
@@ -84,20 +88,19 @@ class Report:
         self.name = name
         self.head = f'# {title}\n\n' + ''.join(f'- {k}: {v}\n' for k, v in facts.items())
         self.head += ''.join(f'\n{note}\n' for note in notes)
+        self.facts = facts
         self.tables: list[str] = []
         self.summaries: list[tuple[Setting, list[Summary]]] = []
-        try:
+        self._begun = False
+        with self._errors_named():
             folder.mkdir(parents=True, exist_ok=True)
-            with self.csv_file.open('w', newline='') as file:
-                file.writelines(f'# {k}: {v}\n' for k, v in facts.items())
-                csv.writer(file, lineterminator='\n').writerow(COLUMNS)
-            self.plot_file.unlink(missing_ok=True)
-            self._write_markdown()
-        except OSError as error:
-            raise UserError(f'cannot write to {folder}: {error.strerror} (pass --out)') from error
+            with TemporaryFile(dir=folder):
+                pass
 
     def add_round(self, setting: Setting, competitors: Sequence[Competitor], number: int) -> None:
         """Append the times of a round to the CSV file."""
+        if not self._begun:
+            self._begin()
         shared = (self.name, setting.runner, setting.dtype, setting.mode, setting.batch, *setting.size)
         with self.csv_file.open('a', newline='') as file:
             csv.writer(file, lineterminator='\n').writerows(
@@ -140,6 +143,23 @@ class Report:
 
     def __str__(self) -> str:
         return ', '.join(str(f) for f in (self.csv_file, self.markdown_file, self.plot_file))
+
+    def _begin(self) -> None:
+        """Replace the files of an earlier run."""
+        with self._errors_named():
+            with self.csv_file.open('w', newline='') as file:
+                file.writelines(f'# {k}: {v}\n' for k, v in self.facts.items())
+                csv.writer(file, lineterminator='\n').writerow(COLUMNS)
+            self.plot_file.unlink(missing_ok=True)
+            self._write_markdown()
+        self._begun = True
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f'cannot write to {self.csv_file.parent}: {error.strerror} (pass --out)') from error
 
     def _write_markdown(self) -> None:
         with replacing(self.markdown_file) as path:

@@ -41,14 +41,15 @@ def ratios(baseline: Sequence[float], times: Sequence[float]) -> list[float]:
 
 
 def seconds(run: Run, device: torch.device, repeats: int = 1) -> float:
-    """Return the mean seconds of ``repeats`` calls in a row; a GPU is timed by its own events."""
+    """Return the mean seconds of ``repeats`` calls in a row; a GPU is timed by events on its own stream."""
     if device.type == 'cuda':
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        stream = torch.cuda.current_stream(device)  # without it, an event is one of the current device
         torch.cuda.synchronize(device)
-        start.record()
+        start.record(stream)
         for _ in range(repeats):
             run()
-        end.record()
+        end.record(stream)
         torch.cuda.synchronize(device)
         return start.elapsed_time(end) / 1e3 / repeats
     begin = time.perf_counter()

@@ -4,8 +4,8 @@ Reading configs needs OpenMMLab; counting alone needs torch.
 """
 
 from mmscconv.complexity.config_table import config_table
-from mmscconv.complexity.configs import count_config
+from mmscconv.complexity.configs import count_config, counted_shape
 from mmscconv.complexity.counting import Complexity, count
 from mmscconv.complexity.detectors import detector_parts
 
-__all__ = ['Complexity', 'config_table', 'count', 'count_config', 'detector_parts']
+__all__ = ['Complexity', 'config_table', 'count', 'count_config', 'counted_shape', 'detector_parts']

@@ -22,13 +22,18 @@ def counts(complexity: Complexity) -> list[str]:
     return [millions(value) for value in values]
 
 
-def config_table(results: Iterable[tuple[str, Complexity]], per_stage: bool) -> Table:
-    """Return a row per config, below a detector's one for each part of it, and rows for all stages if asked."""
-    table = Table(('config', *COUNT_COLUMNS))
-    for name, result in results:
+def config_table(results: Iterable[tuple[str, tuple[int, int], Complexity]], per_stage: bool) -> Table:
+    """Return a row per config, below a detector's one for each part of it, and rows for all stages if asked.
+
+    Args:
+        results: Name, (H, W) of the image, and counts of each config.
+        per_stage: Add the stages.
+    """
+    table = Table(('config', *COUNT_COLUMNS, 'image, H x W'))
+    for name, (height, width), result in results:
         rows = dict(detector_parts(result)) if is_detector(result) else {}
         if per_stage:  # the stages of a detector's head are in its part alone: torch cannot count them
             rows |= {part: count for part, count in result.stages.items() if not (rows and in_head(part))}
-        table.rows.append((name, *counts(result)))
-        table.rows += [(f'{name}: {part}', *counts(complexity)) for part, complexity in rows.items()]
+        named = {name: result, **{f'{name}: {part}': complexity for part, complexity in rows.items()}}
+        table.rows += [(row, *counts(complexity), f'{height} x {width}') for row, complexity in named.items()]
     return table

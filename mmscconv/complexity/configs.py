@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from mmscconv.foreign_errors import REFUSALS, explained, flat_message
 
 # The paper names no image size for its detectors; of the plausible ones this explains Tables 4 and 5 best.
 DETECTOR_SHAPE = (768, 1024)
-CLASSIFIER_SHAPE = (224, 224)
+
+# Parts of the names of steps after which an image has another size.
+SIZE_STEPS = re.compile('Crop|Resize|Pad')
 
 
 def count_config(
@@ -27,13 +30,12 @@ def count_config(
     Args:
         cfg: Of mmpretrain or mmdet.
         classes: Number of classes of a classifier's head, in place of the config's.
-        shape: (H, W); None for the config's ``input_shape`` or, if it has none, a classifier's training crop or
-            768 x 1024 for a detector.
+        shape: (H, W); None for :func:`counted_shape`.
         backbone_alone: Count a detector's backbone alone, as the paper does; the whole detector is built, whose type
             may change the backbone, as ``ReplaceConv`` does.
 
     Raises:
-        UserError: No model, one that cannot be built or that refuses the shape,
+        UserError: No model, one that cannot be built or that refuses the shape, a classifier of unknown size,
             ``classes`` for a model without a classification head, a detector that
             cannot run without its data samples, as those with two stages and DETR's kin,
             or a layer whose work cannot be counted.
@@ -52,7 +54,7 @@ def count_config(
         network: Any = MODELS.build(copy.deepcopy(model))  # DETR's head writes tensors into its settings
         if backbone_alone and not classifier:
             network = network.backbone
-    shape = shape or cfg.get('input_shape') or (training_crop(cfg) if classifier else DETECTOR_SHAPE)
+    shape = shape or counted_shape(cfg)
     try:
         return count(network, shape)
     except UserError as error:
@@ -75,19 +77,66 @@ def _unfit(cfg: Config, shape: tuple[int, int], error: Exception) -> UserError:
     return UserError(f'{cfg.filename} cannot be run on {shape[0]} x {shape[1]}: {message}')
 
 
+def counted_shape(cfg: Config) -> tuple[int, int]:
+    """Return the (H, W) at which a config is counted.
+
+    This is the config's ``input_shape`` or, if it has none, 768 x 1024 for a detector, and for a classifier the size to
+    which its test pipeline, or its validation or training pipeline, brings every image.
+
+    Raises:
+        UserError: No pipeline of a classifier brings all images to one size.
+    """
+    if cfg.get('input_shape'):
+        height, width = cfg.input_shape
+        return height, width
+    if 'head' not in (cfg.get('model') or {}):
+        return DETECTOR_SHAPE
+    return _pipeline_size(cfg, 'test') or _pipeline_size(cfg, 'val') or training_crop(cfg)
+
+
 def training_crop(cfg: Config) -> tuple[int, int]:
-    """Return the size of the last crop of the training pipeline, or 224 x 224."""
-    steps = [step for dataset in datasets(cfg.get('train_dataloader')) for step in dataset.get('pipeline', [])]
-    crops = [step for step in steps if 'Crop' in str(step['type'])]
-    return (_size(crops[-1]) if crops else None) or CLASSIFIER_SHAPE
+    """Return the (H, W) to which the training pipeline crops or resizes every image.
+
+    Raises:
+        UserError: It brings images to no one size.
+    """
+    size = _pipeline_size(cfg, 'train')
+    if size is None:
+        raise UserError(
+            f'{cfg.filename} sets no size in pixels for all images (by a crop, or Resize with two sides): '
+            'set input_shape or pass --shape'
+        )
+    return size
 
 
-def _size(crop: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the (H, W) that a step crops to; None if its size is not in pixels."""
-    # The `scale` of torchvision's crops is a range of areas.
-    keys = ('size',) if str(crop['type']).startswith('torchvision/') else ('crop_size', 'scale', 'size')
-    for size in (crop.get(key) for key in keys):
-        sides: Sequence[Any] = size if isinstance(size, Sequence) else [size]
-        if len(sides) in (1, 2) and all(isinstance(side, int) for side in sides):
-            return sides[0], sides[-1]
-    return None
+def _pipeline_size(cfg: Config, stage: str) -> tuple[int, int] | None:
+    """Return the (H, W) that the last step that changes sizes gives; None if there is none, or it gives several."""
+    steps = [step for dataset in datasets(cfg.get(f'{stage}_dataloader')) for step in dataset.get('pipeline') or ()]
+    last = next((step for step in reversed(steps) if SIZE_STEPS.search(str(step))), None)
+    return None if last is None else _size(last)
+
+
+def _size(step: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (H, W) that a step gives every image; None if it depends on the image."""
+    kind = getattr(step['type'], '__name__', str(step['type']))
+    name = kind.rpartition('.')[2]
+    if kind.startswith('torchvision/'):
+        size = step.get('size')  # its scale is a range of areas
+        return _sides(size) if 'Crop' in name or _two(size) else None
+    if name in ('Resize', 'Pad', 'CenterCrop'):  # mmcv's own, (w, h)
+        key = dict(Resize='scale', Pad='size', CenterCrop='crop_size')[name]
+        sides = None if step.get('keep_ratio') else _sides(step.get(key))
+        return sides and (sides[1], sides[0])
+    if 'Crop' not in name:  # ResizeEdge sets one side, RandomResize any, RandomApply's steps may not run
+        return None
+    return next(filter(None, (_sides(step.get(key)) for key in ('crop_size', 'scale', 'size'))), None)
+
+
+def _two(size: Any) -> bool:
+    return isinstance(size, Sequence) and len(size) == 2
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """Return one or two sides in pixels as two; None for shares and all else."""
+    sides: Sequence[Any] = size if isinstance(size, Sequence) else [size]
+    return (sides[0], sides[-1]) if len(sides) in (1, 2) and all(isinstance(side, int) for side in sides) else None

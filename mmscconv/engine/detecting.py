@@ -15,14 +15,14 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 import mmscconv.models  # noqa: F401, registers the layers also for configs that do not name it
-from mmscconv.checks.classes import check_heads, classes_of
+from mmscconv.checks.classes import check_heads
 from mmscconv.checks.device import device_of
-from mmscconv.checks.files import datasets
 from mmscconv.checks.image_files import SUFFIXES, truncation
+from mmscconv.engine.class_names import known_metainfo
 from mmscconv.errors import UserError
 from mmscconv.foreign_errors import explained, flat_message
 from mmscconv.storage.checkpoint_match import require_filled
-from mmscconv.storage.checkpoints import classes_in, load_checkpoint
+from mmscconv.storage.checkpoints import load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,10 @@ def load_detector(cfg: Config, checkpoint: Path, trusted: bool, device: str) -> 
 
 
 def _names(content: Mapping[str, Any], cfg: Config, checkpoint: Path) -> dict[str, Any]:
-    """Return the names that the checkpoint (of mmdet 2, too), the config or its data sets give the classes."""
-    classes = classes_in(content)
-    known = (content.get('meta') or {}).get('dataset_meta') or {} if classes else cfg.get('metainfo') or {}
-    found = {key.lower(): value for key, value in known.items()}
-    if classes:
-        return {**found, 'classes': classes}
+    """Return :func:`mmscconv.engine.class_names.known_metainfo` with classes."""
+    found = known_metainfo(content, cfg)
     if not found.get('classes'):
-        loaders = (cfg.get(f'{stage}_dataloader') for stage in ('test', 'val', 'train'))
-        theirs = next(filter(None, (classes_of(dataset) for loader in loaders for dataset in datasets(loader))), None)
-        if theirs is None:
-            raise UserError(f'neither {checkpoint} nor {cfg.filename} names the classes: set metainfo.classes there')
-        found['classes'] = theirs
+        raise UserError(f'neither {checkpoint} nor {cfg.filename} names the classes: set metainfo.classes there')
     return found
 
 

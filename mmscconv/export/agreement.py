@@ -41,6 +41,8 @@ class Agreement:
 
     def __str__(self) -> str:
         what = f'{self.batch} x {self.size[0]} x {self.size[1]}'
+        if self.detections == 0:
+            return f'{what}: neither finds anything, so nothing was compared (give images with objects)'
         if self.detections is not None:
             return f'{what}: {100 * self.value:.2f} % of {self.detections} detections alike'
         return f'{what}: largest difference {self.value:.1e}'

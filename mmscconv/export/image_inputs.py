@@ -65,8 +65,8 @@ def load_files(cfg: Config, paths: Sequence[Path], count: int) -> list[Item]:
     return items
 
 
-def load_dataset(cfg: Config, count: int) -> list[Item]:
-    """Return ``count`` images of the config's test data, evenly spaced, with their labels.
+def load_dataset(cfg: Config, count: int) -> tuple[list[Item], Sequence[str] | None]:
+    """Return ``count`` images of the config's test data, evenly spaced, with their labels, and the data's class names.
 
     Raises:
         UserError: Missing data.
@@ -80,7 +80,7 @@ def load_dataset(cfg: Config, count: int) -> list[Item]:
     with run_errors_named(), explained('data set of the config'):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
     name_broken_files(dataset)
-    return [dataset[i] for i in spread(len(dataset), count)]
+    return [dataset[i] for i in spread(len(dataset), count)], getattr(dataset, 'metainfo', {}).get('classes')
 
 
 def spread(total: int, count: int) -> list[int]:

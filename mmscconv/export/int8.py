@@ -32,7 +32,10 @@ ROUNDS = 10
 
 @dataclass
 class Comparison:
-    """fp32 beside INT8 on the same images, in percent, bytes and milliseconds; top-1 is None without labels."""
+    """fp32 beside INT8 on the same images, in percent, bytes and milliseconds.
+
+    Top-1 is None unless every image has exactly one label.
+    """
 
     images: int
     calibrated_on: int
@@ -47,6 +50,8 @@ class Comparison:
         lines = [f'calibrated on {self.calibrated_on} images, compared on {self.images} others']
         if self.top1:
             lines.append('top-1: fp32 {:.2f} %, INT8 {:.2f} %'.format(*self.top1))
+        else:
+            lines.append('top-1 is left out: not every image has exactly one label')
         lines += [
             f'same class: {self.agreement:.2f} %',
             f'mean |difference of logits|: {self.logit_difference:.4f} (mean |logit| {self.logit_size:.4f})',
@@ -126,11 +131,12 @@ def compare(fp32: Path, int8: Path, model: nn.Module, items: Sequence[Item], cal
 
 
 def batches(model: nn.Module, items: Sequence[Item]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield preprocessed images (N, 3, H, W) and their labels (N), None if an image has no label."""
+    """Yield preprocessed images (N, 3, H, W) and their labels (N), None unless each has exactly one."""
     for start in range(0, len(items), BATCH):
         part = items[start : start + BATCH]
         labels = [item['data_samples'].get('gt_label') for item in part]
-        truth = torch.cat([t.flatten().cpu() for t in labels]) if all(t is not None for t in labels) else None
+        alone = all(label is not None and label.numel() == 1 for label in labels)
+        truth = torch.cat([label.flatten().cpu() for label in labels]) if alone else None
         yield preprocess(model, part)[0], truth
 
 

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmscconv.checks.classes import check_checkpoint_classes, check_heads
 from mmscconv.configuration import model_of
 from mmscconv.errors import UserError
 from mmscconv.export import custom_op, int8, openvino_file, writing
@@ -20,11 +21,11 @@ from mmscconv.export.agreement import Agreement, Inputs, batches, check, largest
 from mmscconv.export.graphs import Graph, graph_of
 from mmscconv.export.image_inputs import Item, find_images, load_dataset, load_files, preprocess
 from mmscconv.export.installed import check_installed
-from mmscconv.export.metadata import describe
+from mmscconv.export.metadata import class_names, describe
 from mmscconv.export.target import FORMATS, files_of, format_of, kept_if_right
 from mmscconv.foreign_errors import explained
 from mmscconv.storage.checkpoint_match import require_filled
-from mmscconv.storage.checkpoints import load_checkpoint, unwrapped, weights_of
+from mmscconv.storage.checkpoints import all_finite, load_checkpoint, unwrapped, weights_of
 
 # Enough to compare two programs; quantization needs more.
 IMAGES, IMAGES_INT8 = 4, 500
@@ -52,6 +53,7 @@ class ExportJob:
         postprocess: End a detector's file in boxes, scores and labels.
         int8: Scope of quantization (:data:`mmscconv.export.int8.SCOPES`), or None.
         calibration: Number of images to calibrate on.
+        tested: Class names of the config's test data, None with ``images``.
     """
 
     cfg: Config
@@ -68,6 +70,7 @@ class ExportJob:
     int8: str | None = None
     calibration: int = 100
     items: list[Item] = field(default_factory=list, init=False)
+    tested: Sequence[str] | None = field(default=None, init=False)
     weights: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     def run(self) -> list[str]:
@@ -82,7 +85,10 @@ class ExportJob:
         if self.size and any(s % graph.divisor for s in self.size):
             raise UserError(f'--size {self.size[0]}x{self.size[1]}: both must be multiples of {graph.divisor}')
         images, shapes = preprocess(model, self.items[:IMAGES] if self.int8 else self.items)
-        metadata = describe(self.cfg, model, graph, self.weights, self.deploy, self.custom_op)
+        if self.format == 'pt2':
+            writing.require_size(graph, images, self.size)
+        names = class_names(self.cfg, model, self.weights, self.checkpoint, self.tested)
+        metadata = describe(self.cfg, model, graph, names, self.deploy, self.custom_op)
         inputs = batches(graph, images, shapes, self.size, multiples=self.format == 'pt2')
         written = graph
         lines: list[str] = []
@@ -159,19 +165,32 @@ class ExportJob:
 
         init_default_scope(self.cfg.get('default_scope', 'mmengine'))
         count = self.count or (IMAGES_INT8 if self.int8 else IMAGES)
-        self.items = (
-            load_files(self.cfg, find_images(self.images), count) if self.images else load_dataset(self.cfg, count)
-        )
+        if self.images:
+            self.items = load_files(self.cfg, find_images(self.images), count)
+        else:
+            self.items, self.tested = load_dataset(self.cfg, count)
         if self.int8:
             int8.split(self.items, self.calibration)
+            if self.tested is not None:  # labels count, and mmpretrain numbers the folders of each data set anew
+                check_checkpoint_classes(self.weights, self.tested, self.checkpoint, must_fit=True)
 
     def build(self) -> nn.Module:
-        """Return the model with the checkpoint's weights, in eval mode."""
+        """Return the model with the checkpoint's weights, in eval mode.
+
+        Raises:
+            UserError: The checkpoint is of another model or has weights that are not finite; for ``int8``, the model
+                has fewer outputs than the test data classes.
+        """
         with explained('cannot build what the config asks for'):
             model = MODELS.build(model_of(self.cfg))
         require_filled(model, self.weights, self.cfg, self.checkpoint)
-        model.load_state_dict(unwrapped(weights_of(self.weights, self.checkpoint)), strict=False)
+        weights = unwrapped(weights_of(self.weights, self.checkpoint))
+        if not all_finite(weights.values()):  # a detector would find nothing, as its file
+            raise UserError(f'checkpoint has weights that are not finite: {self.checkpoint} (take an earlier one)')
+        model.load_state_dict(weights, strict=False)
         model.eval()
+        if self.int8 and self.tested is not None:
+            check_heads(model, {'classes': self.tested}, "the config's test data", classifies=True)
         if self.deploy:
             from mmscconv.models import switch_to_deploy
 

@@ -16,6 +16,9 @@ from mmscconv.foreign_errors import first_line
 # ONNX Runtime 1.12 and newer read it.
 OPSET = 17
 
+# Name, alone or with its settings.
+Provider = str | tuple[str, dict[str, Any]]
+
 
 def export_onnx(
     network: nn.Module,
@@ -51,7 +54,7 @@ def export_onnx(
 
 
 def open_session(
-    file: str | Path, providers: Sequence[str] = ('CPUExecutionProvider',), library: Path | None = None
+    file: str | Path, providers: Sequence[Provider] = ('CPUExecutionProvider',), library: Path | None = None
 ) -> Any:
     """Return the session of a file that may use the ops of ``library``, with as many threads as PyTorch has."""
     import onnxruntime

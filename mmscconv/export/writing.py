@@ -38,6 +38,18 @@ def least_size(graph: Graph, images: Tensor) -> int:
     return min(2, max(1, min(images.shape[2:]) // STEP)) * STEP
 
 
+def require_size(graph: Graph, images: Tensor, size: tuple[int, int] | None) -> None:
+    """Raise UserError if a program of torch.export does not take ``size``, None for that of ``images``."""
+    least = least_size(graph, images)
+    height, width = size or images.shape[2:]
+    taken = [max(least, -(-side // STEP) * STEP) for side in (height, width)]
+    if taken != [height, width]:
+        raise UserError(
+            f'a program of torch.export takes heights and widths that are multiples of {STEP}, {least} or more, got '
+            f'{height}x{width}: pass --size {taken[0]}x{taken[1]}, or write another format'
+        )
+
+
 def write_onnx(graph: Graph, images: Tensor, metadata: Mapping[str, str], file: Path) -> None:
     """Write ONNX with ``metadata`` in its properties."""
     import onnx

@@ -45,7 +45,9 @@ def precision_recall(classes: Sequence[ClassResult]) -> str | None:
     recall = np.linspace(0, 1, 101)
     for result, curve in sorted(measured, key=lambda pair: pair[0].objects, reverse=True)[:MOST_CURVES]:
         ap = '' if result.values[1] is None else f' {result.values[1]:.2f}'
-        axes.plot(recall, curve, lw=1.2, label=f'{short(result.name)}{ap}')
+        label = f'{short(result.name)}{ap}'
+        # matplotlib leaves labels out that begin with an underscore.
+        axes.plot(recall, curve, lw=1.2, label=f' {label}' if label.startswith('_') else label)
     if len(measured) > 1:
         axes.plot(recall, np.mean([curve for _, curve in measured], axis=0), color='black', lw=2.2, label='mean')
     axes.set(xlabel='recall', ylabel='precision', xlim=(0, 1.01), ylim=(0, 1.03))
@@ -55,12 +57,10 @@ def precision_recall(classes: Sequence[ClassResult]) -> str | None:
 
 
 def confusion_matrix(counts: Floats, classes: Sequence[str]) -> str:
-    """Return the matrix as shares of each row; of many classes those that are confused most."""
+    """Return the matrix as shares of each row; of many classes those that are confused most, and the others as one."""
     names = [*map(short, classes), 'nothing']
     if len(classes) > MOST_CELLS:
-        errors = counts.sum(0) + counts.sum(1) - 2 * np.diag(counts)
-        kept = [*sorted(np.argsort(errors[:-1])[::-1][:MOST_CELLS]), len(classes)]
-        counts, names = counts[np.ix_(kept, kept)], [names[i] for i in kept]
+        counts, names = _most_confused(counts, names)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axes = _figure(WIDTH)
     axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
@@ -73,6 +73,16 @@ def confusion_matrix(counts: Floats, classes: Sequence[str]) -> str:
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set(xlabel='predicted', ylabel='annotated')
     return as_image(figure)
+
+
+def _most_confused(counts: Floats, names: Sequence[str]) -> tuple[Floats, list[str]]:
+    """Return the matrix with the classes that are confused least summed in one row and column before the last one."""
+    errors = (counts.sum(0) + counts.sum(1) - 2 * np.diag(counts))[:-1]
+    order = np.argsort(-errors, kind='stable')
+    kept, others = np.sort(order[:MOST_CELLS]), order[MOST_CELLS:]
+    groups = [*([i] for i in kept), [*others], [len(errors)]]
+    merged = np.array([[counts[np.ix_(rows, columns)].sum() for columns in groups] for rows in groups])
+    return merged, [*(names[i] for i in kept), f'{len(others)} others', names[-1]]
 
 
 def curves(training: Sequence[Record], validation: Sequence[Record]) -> str:

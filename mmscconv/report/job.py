@@ -70,7 +70,10 @@ class ReportJob:
                 path.write_text(page, encoding='utf-8')
             except OSError as error:
                 raise UserError(f'cannot write {self.out}: {error.strerror} (pass --out)') from error
-        return [f'left out: {reason}' for reason in self._left_out] + [f'report: {self.out}']
+        lines = [f'left out: {reason}' for reason in self._left_out]
+        if len(data.image_ids) < data.of_images:
+            lines.append(f'judged: {len(data.image_ids)} of {data.of_images} images, those that were tested')
+        return [*lines, f'report: {self.out}']
 
     def _contents(self, data: Predictions) -> dict[str, Any]:
         data_set = data.runner.test_dataloader.dataset
@@ -93,6 +96,9 @@ class ReportJob:
         return dict(
             checkpoint=self.checkpoint,
             images=len(data.image_ids),
+            of_images=data.of_images,
+            shown=min(figures.MOST_CELLS, len(classes)),
+            classes=len(classes),
             objects=sum(result.objects for result in evaluation.classes),
             columns=COLUMNS,
             evaluation=evaluation,

@@ -29,7 +29,8 @@ class Predictions:
         truth: Ground truth as the evaluator of the config has read it, a pycocotools ``COCO``.
         found: Predictions in COCO's form of results.
         class_ids: Category id of each class, in the order of the classes.
-        image_ids: Images that were evaluated.
+        image_ids: Images that were tested, in the order of the ground truth.
+        of_images: Number of images of the ground truth.
         most: ``maxDets`` of the evaluation.
         paths: File of each image, by id.
         shapes: (H, W) of each image as it was loaded, by id.
@@ -42,6 +43,7 @@ class Predictions:
     found: list[dict[str, Any]]
     class_ids: list[int]
     image_ids: list[int]
+    of_images: int
     most: list[int]
     paths: dict[int, str]
     shapes: dict[int, tuple[int, int]]
@@ -74,7 +76,9 @@ def predict(cfg: Config, checkpoint: Path, folder: Path, trusted: bool) -> Predi
         truth=evaluator._coco_api,
         found=json.loads((folder / 'predictions.bbox.json').read_text()),
         class_ids=list(evaluator.cat_ids),
-        image_ids=list(evaluator.img_ids),
+        # The evaluator counts every image of its file as one without a detection, also those that were left out.
+        image_ids=[image_id for image_id in evaluator.img_ids if image_id in recorder.paths],
+        of_images=len(evaluator.img_ids),
         most=list(evaluator.proposal_nums),
         paths=recorder.paths,
         shapes=recorder.shapes,

@@ -13,8 +13,9 @@ from torch import nn
 
 from helpers.running_tools import NARROW_DETECTOR
 from mmscconv import SRU, SCConv, ops
-from mmscconv.benchmark import ncnn, onnx, openvino, profiling
+from mmscconv.benchmark import machine, ncnn, onnx, openvino, profiling
 from mmscconv.benchmark.candidates import CANDIDATES
+from mmscconv.benchmark.config_subject import ConfigSubject
 from mmscconv.benchmark.correctness import DiffersError, check_flips, check_network, reference_of, with_shut_gates
 from mmscconv.benchmark.jobs import Job, Setting
 from mmscconv.benchmark.memory import saved_activations
@@ -22,7 +23,7 @@ from mmscconv.benchmark.reporting import plot, setting_table, summarize
 from mmscconv.benchmark.runners import RUNNERS, prepare, refusal
 from mmscconv.benchmark.session import Competitor, Plan, lineup, measure
 from mmscconv.benchmark.subjects import BackboneSubject, LayerSubject
-from mmscconv.benchmark.timing import Quartiles, alternate, ratios
+from mmscconv.benchmark.timing import Quartiles, alternate, ratios, seconds
 from mmscconv.benchmark.unofficial import unofficial_like
 from mmscconv.errors import UserError
 from mmscconv.export.custom_op import library
@@ -85,6 +86,48 @@ def test_candidates_take_turns_and_none_is_always_first():
     rounds = list(alternate(runs, 3, CPU, repeats=2))
     assert ''.join(calls) == 'aabbccbbccaaccaabb'
     assert [list(times) for times in rounds] == [['a', 'b', 'c']] * 3
+
+
+class Event:
+    """An event of CUDA that remembers its stream; two are six milliseconds apart."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self, stream=None):
+        self.stream = stream
+
+    def elapsed_time(self, end):
+        assert self.stream == end.stream == 'stream of cuda:1'  # without one, a stream of the current device
+        return 6.0
+
+
+def test_a_gpu_is_timed_on_its_own_stream(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: None)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: f'stream of {device}')
+    assert seconds(lambda: None, torch.device('cuda:1'), 2) == 0.003
+
+
+@pytest.mark.parametrize(('name', 'chosen'), [('cuda:1', [1]), ('cuda', []), ('cpu', [])])
+def test_the_device_is_the_current_one(name, chosen, monkeypatch):
+    found = []
+    monkeypatch.setattr(machine, 'device_of', torch.device)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda device: found.append(device.index))
+    assert machine.device_to_measure(name) == torch.device(name)
+    assert found == chosen
+
+
+def test_onnx_runtime_takes_the_device_of_the_input(monkeypatch):
+    sessions = []
+    monkeypatch.setattr('onnxruntime.get_available_providers', lambda: ['CUDAExecutionProvider'])
+    monkeypatch.setattr(onnx, 'export_onnx', lambda *args: None)
+    monkeypatch.setattr(onnx, 'open_session', lambda *args: sessions.append(args))
+    monkeypatch.setattr(onnx, '_Bound', lambda *args: None)
+    model = nn.Module()
+    model.forward = lambda x: torch.zeros(1)
+    onnx.session_of(model, types.SimpleNamespace(device=torch.device('cuda:1')))
+    assert sessions[0][1] == [('CUDAExecutionProvider', {'device_id': 1}), 'CPUExecutionProvider']
 
 
 def test_saved_activations_of_known_networks():
@@ -230,6 +273,23 @@ def test_config_of_a_classifier_and_one_without_scconv(tool, root, tmp_path):
     status, _, err = tool('benchmark', 'config', plain, plain, *sizes)
     assert status == 2
     assert 'has no SCConv' in err
+
+
+@pytest.mark.parametrize('key', ['backbone.depth', 'modle.backbone.depth'])
+def test_options_that_nothing_reads_are_refused(key, root):
+    folder = root / 'configs' / 'cifar'
+    pair = [str(folder / f'{name}_cifar10.py') for name in ('scconv_resnet56', 'resnet56')]
+    top = key.partition('.')[0]
+    with pytest.raises(UserError, match=rf"--cfg-options sets '{top}', .*scconv_resnet56_cifar10\.py .* model\."):
+        ConfigSubject(*pair, {key: 20})
+    assert ConfigSubject(*pair, {'model.backbone.depth': 20}).configs[False].model.backbone.depth == 20
+
+
+def test_a_twin_with_scconv_is_refused(root):
+    config = str(root / 'configs' / 'cifar' / 'scconv_resnet56_cifar10.py')
+    subject = ConfigSubject(config, config, {'model.backbone.depth': 8})
+    with pytest.raises(UserError, match=r'scconv_resnet56_cifar10\.py, the twin, has SCConv.*--beside'):
+        subject.build(CANDIDATES['conv'], CPU)
 
 
 def test_further_configs_take_turns(tool, root, tmp_path):
@@ -384,8 +444,7 @@ def test_wrong_backend_is_refused_and_nothing_reported(sabotage, mode, part, mon
     assert 'differs from the plain form, so nothing is timed' in err
     assert part in err
     assert err.count('\n') == 1
-    assert rows_of(tmp_path / 'layer.csv') == []
-    assert '## ' not in out + (tmp_path / 'layer.md').read_text()
+    assert '## ' not in out and not list(tmp_path.iterdir())
 
 
 def test_one_wrong_layer_in_a_network_is_refused(monkeypatch):
@@ -467,6 +526,15 @@ def test_interrupted_run_keeps_its_rounds(tool, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tool('benchmark', *TINY_LAYER, '--out', tmp_path)
     assert len(rows_of(tmp_path / 'layer.csv')) == 4
+
+
+def test_a_run_without_a_figure_leaves_an_earlier_one(tool, tmp_path):
+    files = [tmp_path / f'layer.{suffix}' for suffix in ('csv', 'md', 'png')]
+    for file in files:
+        file.write_text('of before')
+    status, _, err = tool('benchmark', *TINY_LAYER, '--channels', 15, '--out', tmp_path)
+    assert status == 2 and 'SRU halves its channels' in err
+    assert sorted(tmp_path.iterdir()) == files and {file.read_text() for file in files} == {'of before'}
 
 
 def test_training_keeps_the_weights():

@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmscconv import SCConv
 from mmscconv.complexity import count, detector_parts
-from mmscconv.complexity.configs import count_config, training_crop
+from mmscconv.complexity.configs import count_config, counted_shape, training_crop
 from mmscconv.errors import UserError
 from mmscconv.layers.rivals import GhostConv, SPConv, TiedConv
 from mmscconv.paper.comparison import compare
@@ -219,11 +219,11 @@ def test_tool_prints_and_writes(tmp_path):
     config = CONFIGS / 'cifar' / 'scconv_resnet56_cifar100.py'
     done = run_tool('complexity.py', config, '--classes', 10, '--per-stage', '--out', out)
     table = list(csv.reader(out.open()))
-    assert table[1] == [str(config), '0.5259M', '0.5239M', '76.2026M', '79.5563M']
+    assert table[1] == [str(config), '0.5259M', '0.5239M', '76.2026M', '79.5563M', '32 x 32']
     stages = {line[0].removeprefix(f'{config}: '): line[3] for line in table[2:]}
     assert stages.keys() >= {'backbone.conv1', 'backbone.layer1', 'backbone.layer3', 'head'}
     assert stages['head'] == '0.0006M'
-    assert '| 0.5259M | 0.5239M | 76.2026M | 79.5563M |' in done.stdout
+    assert '| 0.5259M | 0.5239M | 76.2026M | 79.5563M | 32 x 32 |' in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -332,23 +332,65 @@ def test_parts_of_a_detector_add_up_if_its_backbone_has_work_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ('dataset', 'shape'),
+    ('steps', 'shape'),
     [
-        (dict(pipeline=[dict(type='RandomCrop', crop_size=32)]), (32, 32)),
-        (dict(type='RepeatDataset', times=2, dataset=dict(pipeline=[dict(type='RandomCrop', crop_size=32)])), (32, 32)),
-        (dict(pipeline=[dict(type='torchvision/RandomCrop', size=48)]), (48, 48)),
-        (dict(pipeline=[dict(type='RandomResizedCrop', scale=(96, 64)), dict(type='PackInputs')]), (96, 64)),
+        ([dict(type='RandomCrop', crop_size=32)], (32, 32)),
+        ([dict(type='mmpretrain.RandomCrop', crop_size=32)], (32, 32)),
+        ([dict(type='torchvision/RandomCrop', size=48)], (48, 48)),
+        ([dict(type='RandomResizedCrop', scale=(96, 64)), dict(type='PackInputs')], (96, 64)),
         # torchvision's scale is a range of areas.
-        (dict(pipeline=[dict(type='torchvision/RandomResizedCrop', size=160, scale=(0.2, 1.0))]), (160, 160)),
-        (dict(pipeline=[dict(type='torchvision/RandomResizedCrop', size=[64, 48], scale=(1, 1))]), (64, 48)),
-        (dict(pipeline=[dict(type='torchvision/CenterCrop', size=[96])]), (96, 96)),
-        (dict(pipeline=[dict(type='RandomCrop', crop_size=(0.5, 0.5))]), (224, 224)),
-        (dict(pipeline=[dict(type='FiveCrops')]), (224, 224)),
-        (dict(), (224, 224)),
+        ([dict(type='torchvision/RandomResizedCrop', size=160, scale=(0.2, 1.0))], (160, 160)),
+        ([dict(type='torchvision/RandomResizedCrop', size=[64, 48], scale=(1, 1))], (64, 48)),
+        ([dict(type='torchvision/CenterCrop', size=[96])], (96, 96)),
+        # mmcv's own steps take width and height.
+        ([dict(type='ResizeEdge', scale=256), dict(type='CenterCrop', crop_size=(64, 96))], (96, 64)),
+        ([dict(type='Resize', scale=(64, 96)), dict(type='RandomFlip')], (96, 64)),
+        ([dict(type='CenterCrop', crop_size=96), dict(type='Resize', scale=64)], (64, 64)),
+        ([dict(type='Resize', scale=(64, 96), keep_ratio=True), dict(type='Pad', size=(64, 96))], (96, 64)),
+        ([dict(type='torchvision/Resize', size=[64, 48])], (64, 48)),
+        ([dict(type='torchvision/Resize', size=64), dict(type='torchvision/CenterCrop', size=48)], (48, 48)),
+        # The size depends on the image.
+        ([dict(type='torchvision/Resize', size=64)], None),
+        ([dict(type='Resize', scale=(64, 96), keep_ratio=True)], None),
+        ([dict(type='CenterCrop', crop_size=96), dict(type='ResizeEdge', scale=64)], None),
+        ([dict(type='RandomCrop', crop_size=32), dict(type='RandomApply', transforms=[dict(type='Resize')])], None),
+        ([dict(type='RandomCrop', crop_size=(0.5, 0.5))], None),
+        ([dict(type='FiveCrops')], None),
+        ([], None),
     ],
 )
-def test_classifiers_are_counted_at_their_training_crop(dataset, shape):
-    assert training_crop(Config(dict(train_dataloader=dict(dataset=dataset)))) == shape
+def test_classifiers_are_counted_at_the_size_of_their_pipelines(steps, shape):
+    dataset = dict(type='RepeatDataset', times=2, dataset=dict(pipeline=steps))
+    config = Config(dict(model=dict(head={}), train_dataloader=dict(dataset=dataset)))
+    tested = Config(dict(model=dict(head={}), test_dataloader=dict(dataset=dict(pipeline=steps))))
+    if shape is None:
+        for cfg in (config, tested):
+            with pytest.raises(UserError, match='set input_shape or pass --shape'):
+                counted_shape(cfg)
+        return
+    assert training_crop(config) == counted_shape(config) == counted_shape(tested) == shape
+
+
+def test_the_size_of_the_test_comes_before_the_training_s():
+    def loader(side):
+        return dict(dataset=dict(pipeline=[dict(type='RandomCrop', crop_size=side)]))
+
+    cfg = dict(model=dict(head={}), train_dataloader=loader(176), val_dataloader=loader(208))
+    assert counted_shape(Config(cfg)) == (208, 208)
+    assert counted_shape(Config({**cfg, 'test_dataloader': loader(224)})) == (224, 224)
+    assert counted_shape(Config({**cfg, 'input_shape': (32, 64)})) == (32, 64)
+    assert counted_shape(Config(dict(model=dict(bbox_head={})))) == (768, 1024)
+
+
+def test_a_classifier_of_unknown_size_is_refused(tmp_path):
+    config = tmp_path / 'no_crop.py'
+    config.write_text(f"_base_ = '{CONFIGS / 'cifar' / 'resnet56_cifar10.py'}'\ninput_shape = None\n")
+    cfg = Config.fromfile(config)
+    for stage in ('train', 'val', 'test'):
+        cfg[f'{stage}_dataloader'] = None
+    with pytest.raises(UserError, match=r'no_crop\.py sets no size .* set input_shape or pass --shape'):
+        count_config(cfg)
+    assert count_config(cfg, shape=(32, 32)).macs > 0
 
 
 def test_two_stages_are_counted_by_their_backbone():

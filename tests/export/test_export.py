@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from mmengine.structures import InstanceData
 from helpers.exportable import CLASSIFIER, CONFIGS, DETECTOR, SHALLOW, altered_outputs, build
 from helpers.trained import relative
 from mmscconv.errors import UserError
+from mmscconv.export import int8
 from mmscconv.export import job as jobs
 from mmscconv.export.agreement import matched
 from mmscconv.export.graphs import Graph, graph_of
@@ -70,7 +72,8 @@ def test_what_the_file_says_is_enough_to_prepare_an_image(detector, digits, tool
     pixels = image[..., ::-1] if meta['channel_order'] == 'RGB' else image
     pixels = (pixels - np.array(meta['mean'])) / np.array(meta['std'])
     below, right = (-s % meta['size_divisor'] for s in pixels.shape[:2])
-    got = np.pad(pixels, ((0, below), (0, right), (0, 0))).transpose(2, 0, 1)[None]
+    filled = dict(constant_values=meta['pad_value'])
+    got = np.pad(pixels, ((0, below), (0, right), (0, 0)), **filled).transpose(2, 0, 1)[None]
     torch.testing.assert_close(torch.from_numpy(got).float(), want)
 
 
@@ -83,8 +86,8 @@ def test_post_processing_in_onnx_is_that_of_mmdet(score_thr, detector, digits, t
         '--cfg-options', f'model.test_cfg.score_thr={score_thr}',
     )  # fmt: skip
     assert status == 0, error[-2000:]
-    number = 0 if score_thr else 400
-    assert f'of {number} detections alike' in text
+    assert ('of 400 detections alike' in text) == (not score_thr)
+    assert ('neither finds anything, so nothing was compared' in text) == bool(score_thr)
     shape = torch.tensor([[90.0, 64.0], [50.0, 60.0], [96.0, 33.0]])
     image = torch.randn(3, 3, 96, 64)
     got = run_session(out, image=image, shape=shape)
@@ -316,6 +319,80 @@ def test_bad_images_end_in_one_line(case, detector, tool, tmp_path, monkeypatch)
     assert status == 2
     assert message in error.splitlines()[-1]
     assert not list(tmp_path.glob('*.onnx'))
+
+
+@pytest.mark.parametrize(
+    ('model', 'size', 'message'),
+    [
+        (CLASSIFIER, '40x64', 'multiples of 32, 32 or more, got 40x64: pass --size 64x64'),
+        (DETECTOR, '32x96', 'multiples of 32, 64 or more, got 32x96: pass --size 64x96'),
+    ],
+    ids=['classifier', 'detector'],
+)
+def test_sizes_that_a_program_does_not_take_are_told_first(
+    model, size, message, classifier, detector, digits, tool, tmp_path
+):
+    checkpoint, data, options = (detector[1], digits, []) if model is DETECTOR else (*classifier[1:], SHALLOW)
+    args = [model, checkpoint, '--out', tmp_path / 'a.pt2', '--data-root', data, '--size', size]
+    status, _, error = tool('export', *args, *options)
+    assert status == 2 and message in error.splitlines()[-1]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_weights_that_are_not_finite_are_refused(detector, digits, tool, tmp_path):
+    """They detect nothing, in PyTorch and in the file alike."""
+    content = torch.load(detector[1], weights_only=False)
+    content['state_dict']['bbox_head.retina_cls.weight'][0] = float('nan')
+    torch.save(content, checkpoint := tmp_path / 'nan.pth')
+    args = [DETECTOR, checkpoint, '--out', tmp_path / 'd.onnx', '--data-root', digits, '--postprocess']
+    status, _, error = tool('export', *args)
+    assert status == 2 and 'weights that are not finite' in error.splitlines()[-1] and 'nan.pth' in error
+    assert [*tmp_path.iterdir()] == [checkpoint]
+
+
+@pytest.mark.parametrize(
+    ('folders', 'message'),
+    [
+        ([0, 1, 2, 4, 5, 6, 7, 8, 9], 'each label would mean another class'),
+        ([*range(10), 99], "model.head.num_classes is 10, but the config's test data has 11 classes"),
+    ],
+    ids=['one less', 'one more'],
+)
+def test_labels_are_those_of_the_checkpoint(folders, message, classifier, tool, tmp_path):
+    """mmpretrain numbers the folders that are there; INT8's top-1 would be of other classes."""
+    _, checkpoint, data = classifier
+    for label in folders:
+        source = data / 'test' / str(min(label, 9))
+        (tmp_path / 'data' / 'test' / str(label)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, tmp_path / 'data' / 'test' / str(label))
+    (tmp_path / 'out').mkdir()
+    args = [CLASSIFIER, checkpoint, '--out', tmp_path / 'out' / 'c.onnx', '--data-root', tmp_path / 'data']
+    status, _, error = tool('export', *args, '--int8', '--num-images', 9, '--calibration', 3, *SHALLOW)
+    assert status == 2 and message in error.splitlines()[-1]
+    assert not list((tmp_path / 'out').iterdir())
+
+
+@pytest.mark.parametrize('labels', [[[1, 2], [0]], [[1], [0]], None])
+def test_top1_takes_one_label_an_image(labels, monkeypatch, tmp_path):
+    from mmpretrain.structures import DataSample
+
+    samples = [DataSample() if labels is None else DataSample().set_gt_label(label) for label in labels or (0, 0)]
+    items = [dict(inputs=torch.zeros(3, 2, 2), data_samples=sample) for sample in samples]
+    monkeypatch.setattr(int8, 'open_onnx', lambda file: lambda images: [torch.tensor([[0.0, 1, 0], [0, 0, 1]])])
+    monkeypatch.setattr(int8, 'preprocess', lambda model, part: (torch.zeros(len(part), 3, 2, 2), None))
+    (tmp_path / 'a.onnx').write_text('')
+    found = int8.compare(tmp_path / 'a.onnx', tmp_path / 'a.onnx', None, items, 4)
+    assert found.top1 == ((50.0, 50.0) if labels == [[1], [0]] else None)
+    assert ('top-1 is left out: not every image has exactly one label' in str(found)) == (found.top1 is None)
+
+
+def test_a_file_names_as_many_classes_as_it_gives(detector, digits, tool, tmp_path):
+    content = torch.load(detector[1], weights_only=False)
+    content['meta']['dataset_meta']['classes'] = ['a', 'b']
+    torch.save(content, checkpoint := tmp_path / 'two.pth')
+    status, _, error = tool('export', DETECTOR, checkpoint, '--out', tmp_path / 'd.onnx', '--data-root', digits)
+    assert status == 2 and 'model.bbox_head.num_classes is 10, but' in error.splitlines()[-1]
+    assert 'two.pth has 2 classes' in error and [*tmp_path.iterdir()] == [checkpoint]
 
 
 @pytest.mark.parametrize('change', ['more kinds', 'no priors', 'more levels'])

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import importlib.util
 import io
 import json
 import re
@@ -20,10 +21,12 @@ from helpers.running_tools import ONE_WORKER
 from mmscconv.benchmark import machine
 from mmscconv.complexity import count
 from mmscconv.errors import UserError
+from mmscconv.report import figures
 from mmscconv.report.cost import parts
 from mmscconv.report.drawing import draw
-from mmscconv.report.evaluation import evaluate
+from mmscconv.report.evaluation import ClassResult, evaluate
 from mmscconv.report.matching import best_threshold, confusion, match, worst
+from mmscconv.report.page import render
 from mmscconv.report.run_dir import find_checkpoint, find_config
 
 CAT, DOG = 3, 7  # category ids
@@ -117,6 +120,56 @@ def test_without_a_prediction():
     assert [len(v.missed) for v in match(data, 1)] == [1, 0]
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures as matplotlib holds them, in place of images."""
+    monkeypatch.setattr(figures, 'as_image', lambda figure: figure)
+
+
+def test_shares_of_many_classes_are_of_all_predictions(drawn):
+    """Class 0 is taken for class 13 more often than it is found; class 13 is not shown by itself."""
+    classes = [f'c{i}' for i in range(14)]
+    counts = np.diag(np.full(15, 10.0))
+    for i in range(12):
+        counts[i, (i + 1) % 12] = 5
+    counts[0, 13] = counts[12, 13] = 1
+    counts[0, 14] = 4
+    counts[14, 14] = 0
+    axes = figures.confusion_matrix(counts, classes).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [*classes[:12], '2 others', 'nothing'] == [label.get_text() for label in axes.get_xticklabels()]
+    shares = axes.images[0].get_array()
+    assert shares[0, 0] == 10 / 20 and shares[0, 12] == 1 / 20 and shares[0, 13] == 4 / 20
+    assert shares[12, 12] == 1  # 12 as 13 stays within the others
+    np.testing.assert_allclose(shares[:13].sum(axis=1), 1)
+
+
+def test_few_classes_are_shown_as_they_are(drawn):
+    axes = figures.confusion_matrix(np.array([[3.0, 1, 0], [0, 2, 2], [1, 0, 0]]), ['a', 'b']).axes[0]
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[0.75, 0.25, 0], [0, 0.5, 0.5], [1, 0, 0]])
+
+
+def test_every_curve_has_a_name(drawn):
+    """matplotlib leaves out labels that begin with an underscore."""
+    classes = [ClassResult(name, 3, [0.5] * 6, np.ones(101)) for name in ('_background_', 'cat')]
+    legend = figures.precision_recall(classes).axes[0].get_legend()
+    assert [text.get_text().strip() for text in legend.get_texts()] == ['_background_ 0.50', 'cat 0.50', 'mean']
+
+
+def test_the_page_says_what_it_leaves_out():
+    evaluation = SimpleNamespace(values=[None] * 6, classes=[])
+    nothing = dict.fromkeys(('precision_recall', 'counted', 'timing', 'curves', 'gates', 'confusion', 'legend'))
+    contents = dict(
+        nothing, name='run', checkpoint='a.pth', images=2, objects=3, columns=['AP'] * 6, evaluation=evaluation,
+        threshold=0.5, iou=0.5, totals=dict.fromkeys(('hits', 'confused', 'missed', 'false'), 0), drawn=[], facts={},
+        left_out=[], config='', gate_batches=8,
+    )  # fmt: skip
+    page = ' '.join(render(**contents, of_images=50, shown=12, classes=80).split())
+    assert '2 of 50 images' in page and 'The 12 of 80 classes that are confused most' in page
+    page = ' '.join(render(**contents, of_images=2, shown=3, classes=3).split())
+    assert ': 2 images' in page and 'confused most' not in page
+
+
 @pytest.fixture(scope='module')
 def report(digits_run, tmp_path_factory):
     """The page on one epoch of the demo, with every box that it gives, however low its score."""
@@ -164,6 +217,18 @@ def test_the_page_needs_no_network(report):
     assert set(re.findall(r'(?:src|href)="(\w+):', page)) == {'data'}
     assert '<script' not in page
     assert 'url(' not in page
+
+
+def test_a_part_of_the_images_is_judged_alone(digits_run, tool, tmp_path):
+    """mmdet's evaluator counts every image of the annotation file, tested or not."""
+    folder = tmp_path / 'run'
+    shutil.copytree(digits_run, folder)
+    part = [*ONE_WORKER, 'val_dataloader.dataset.indices=2', 'model.test_cfg.score_thr=0.0']
+    status, out, err = tool('report', folder, '--worst', 9, '--cfg-options', *part)
+    assert status == 0, err
+    assert 'judged: 2 of 4 images' in out
+    page = (folder / 'report.html').read_text()
+    assert 'on the validation set: 2 of 4 images' in page and page.count('<figure>') == 2
 
 
 def test_what_is_missing_is_said(report, tool, tmp_path):
@@ -251,13 +316,15 @@ def test_a_test_leaves_the_training_s_config(digits, digits_run, tool, tmp_path)
 
 
 def test_a_package_of_another_name_has_a_version_or_none(monkeypatch):
-    """onnxruntime-gpu is imported as onnxruntime."""
+    """onnxruntime-gpu is imported as onnxruntime; ncnn is not there."""
 
     def unknown(name):
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(machine, 'version', unknown)
-    assert machine.environment(torch.device('cpu'))['onnxruntime'] in ('version unknown', 'not installed')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'ncnn' else object())
+    facts = machine.environment(torch.device('cpu'))
+    assert (facts['onnxruntime'], facts['ncnn']) == ('version unknown', 'not installed')
 
 
 def test_the_newest_config_and_the_last_checkpoint(tmp_path):
