@@ -53,12 +53,13 @@ def main() -> None:
     check_environment()
     import torch
 
-    from mmscconv.storage.checkpoints import load_checkpoint
+    from mmscconv.storage.checkpoints import load_checkpoint, require_finite, weights_of
     from mmscconv.storage.disk import write_atomically
 
     content = load_checkpoint(args.checkpoint, args.trusted)
     if 'state_dict' not in content:
         raise UserError(f'checkpoint has no state_dict: {args.checkpoint}')
+    require_finite(args.checkpoint, weights_of(content, args.checkpoint))
     kept = {key: content[key] for key in KEPT if key in content}
     if args.bare:
         kept['meta'] = {key: value for key, value in kept.get('meta', {}).items() if key == 'dataset_meta'}

@@ -6,7 +6,7 @@ runs resumed. All configs are trained with the first seed, then with the next, s
 an unfinished sweep compares like with like. The same command, started several times, shares
 the runs: each process takes one that no other has. Each run has the folder
 <work-dir>/<config>/seed<n>; <work-dir>/table.md and table.csv have the configs,
-runs.csv has every run.
+runs.csv has every run, those of earlier commands in the same folder, too.
 """
 
 from __future__ import annotations
@@ -80,12 +80,24 @@ def main() -> None:
     check_plan(args)
     paper = paper_values(args)
     from mmscconv.configuration import read_config
-    from mmscconv.engine.sweep_runs import check_known, claimed, known_results, train, write_results
+    from mmscconv.engine.sweep_runs import (
+        check_known,
+        claimed,
+        known_results,
+        moved_data,
+        runs_of_others,
+        train,
+        write_results,
+    )
 
     configs = {name: read_config(name, args.cfg_options or {}, args.data_root) for name in args.configs}
     runs = plan(args)
     known = known_results(args.known, args.metric)
-    for line in check_known(runs, known, args.metric):
+    for line in [
+        *check_known(runs, known, args.metric),
+        *moved_data(runs),
+        *runs_of_others(Path(args.work_dir), runs),
+    ]:
         print(line, file=sys.stderr)
     costs = count(configs)
 

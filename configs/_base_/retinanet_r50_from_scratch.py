@@ -30,3 +30,4 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=35, norm_type=2),
 )
 log_processor = dict(by_epoch=False)
+default_hooks = dict(logger=dict(log_metric_by_epoch=False))  # or each validation is logged at step 0

@@ -1,10 +1,10 @@
-"""Finds misspelt keys at the top of a config, which mmengine ignores."""
+"""Finds settings that mmengine ignores: misspelt keys at the top of a config, and epochs where iterations count."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mmengine.runner import Runner
@@ -57,6 +57,44 @@ def check_keys(config: Mapping[str, Any], set_keys: Iterable[str], name: str) ->
         if meant:
             raise UserError(f'--cfg-options sets {key!r}, which nothing reads: did you mean {meant!r}?')
         warn(f'--cfg-options sets {key!r}, which is neither in {name} nor known to mmengine')
+
+
+def check_counting(cfg: Mapping[str, Any]) -> None:
+    """Warn of hooks and schedules that count epochs in a training that counts iterations: it is a single epoch."""
+    loop = cfg.get('train_cfg') or {}
+    if not str(loop.get('type', '')).endswith('IterBasedTrainLoop') and ('type' in loop or loop.get('by_epoch', True)):
+        return
+    found = [*_hooks_by_epoch(cfg.get('default_hooks') or {}), *_schedules_by_epoch(cfg.get('param_scheduler'))]
+    if found:
+        warn(
+            f'train_cfg counts iterations, but these settings count epochs: {"; ".join(found)}; set them to False, or '
+            'convert_to_iter_based of a schedule to True'
+        )
+
+
+def _hooks_by_epoch(hooks: Mapping[str, Any]) -> Iterator[str]:
+    for name, setting, effect in (
+        ('checkpoint', 'by_epoch', 'saves at the end alone'),
+        ('logger', 'log_metric_by_epoch', 'logs each validation at step 0'),
+    ):
+        hook = hooks.get(name, {})  # mmengine adds one that is not there
+        if isinstance(hook, Mapping) and hook.get(setting, True):
+            yield f'default_hooks.{name}.{setting}: {effect}'
+
+
+def _schedules_by_epoch(schedules: Any, path: str = 'param_scheduler') -> Iterator[str]:
+    if isinstance(schedules, Mapping) and 'type' in schedules:
+        kind = str(schedules['type']).rpartition('.')[2]
+        # One on a plateau steps at each validation.
+        if (
+            schedules.get('by_epoch', True)
+            and not schedules.get('convert_to_iter_based')
+            and not kind.startswith('ReduceOnPlateau')
+        ):
+            yield f'{path}.by_epoch: {kind} never steps'
+    elif isinstance(schedules, Mapping | list | tuple):
+        for key, inner in schedules.items() if isinstance(schedules, Mapping) else enumerate(schedules):
+            yield from _schedules_by_epoch(inner, f'{path}.{key}')
 
 
 def _meant(key: str, known: set[str]) -> str | None:

@@ -16,7 +16,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from mmengine.runner import Runner
 import mmscconv.models  # noqa: F401, a config that sets custom_imports anew may omit these layers
 from mmscconv.checks.files import check_checkpoints
 from mmscconv.checks.inputs import check_inputs
+from mmscconv.checks.settings import check_counting
 from mmscconv.datasets.reading import annotations_checked
 from mmscconv.engine import options
 from mmscconv.engine.allocation import keep_freed_memory
@@ -39,7 +40,17 @@ from mmscconv.foreign_errors import explained, user_message
 from mmscconv.hooks.matching_checkpoint import RequireMatchingCheckpoint
 from mmscconv.models.deploy_hook import DeployForm
 from mmscconv.storage.checkpoints import check_pretrained, checkpoint_to_resume, load_safely, require_resumable
-from mmscconv.storage.disk import full_disk_named, replacing, require_writable
+from mmscconv.storage.disk import alone_in, full_disk_named, replacing, require_writable
+
+# Variables that a launcher gives to its processes, the rank first, and the way to start it.
+LAUNCHED = {
+    'pytorch': (
+        ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+        'start it by tools/dist_train.sh CONFIG DEVICES, or a test by tools/dist_test.sh',
+    ),
+    'slurm': (('SLURM_PROCID',), 'start it by tools/slurm_train.sh or srun'),
+    'mpi': (('OMPI_COMM_WORLD_RANK',), 'start it by mpirun'),
+}
 
 
 def train(args: argparse.Namespace) -> None:
@@ -61,13 +72,15 @@ def train(args: argparse.Namespace) -> None:
     options.fit_amp_to_device(cfg)
     if args.auto_scale_lr:
         options.scale_lr(cfg)
-    with made(cfg.work_dir), full_disk_named(cfg.work_dir):
-        runner = checked_runner(cfg, ('train', 'val'), args.trusted, args.resume)
-    check_pretrained(runner.model, args.trusted)
-    if not args.auto_scale_lr:
-        options.warn_of_other_batch(cfg)
-    with full_disk_named(cfg.work_dir), run_errors_named():
-        runner.train()
+    check_counting(cfg)
+    with made(cfg.work_dir), alone_in(cfg.work_dir) if rank_in(cfg.launcher) == 0 else nullcontext():
+        with full_disk_named(cfg.work_dir):
+            runner = checked_runner(cfg, ('train', 'val'), args.trusted, args.resume)
+        check_pretrained(runner.model, args.trusted)
+        if not args.auto_scale_lr and not cfg.get('resume'):  # whose lr is the checkpoint's
+            options.warn_of_other_batch(cfg)
+        with full_disk_named(cfg.work_dir), run_errors_named():
+            runner.train()
 
 
 def test(args: argparse.Namespace) -> None:
@@ -155,6 +168,7 @@ def run_errors_named() -> Iterator[None]:
 
 def _load(args: argparse.Namespace, needed: Sequence[str]) -> Config:
     """Read the config, which must have the keys ``needed`` besides ``model``, and apply the common flags."""
+    _require_launched(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = config_of(args)
     missing = [key for key in ('model', *needed) if cfg.get(key) is None]  # test_cfg may be an empty dict
@@ -163,6 +177,18 @@ def _load(args: argparse.Namespace, needed: Sequence[str]) -> Config:
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     return cfg
+
+
+def _require_launched(launcher: str) -> None:
+    variables, way_out = LAUNCHED.get(launcher, ((), ''))
+    missing = [name for name in variables if name not in os.environ]
+    if missing:
+        raise UserError(f'--launcher {launcher} needs {", ".join(missing)} in the environment: {way_out}')
+
+
+def rank_in(launcher: str) -> int:
+    """Return the number of this process among those of its launcher, which begin with 0."""
+    return int(os.environ[LAUNCHED[launcher][0][0]]) if launcher in LAUNCHED else 0
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from pathlib import Path
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import get_world_size
 from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
 
 from mmscconv.configuration import innermost_dataset
 from mmscconv.errors import UserError
+from mmscconv.hooks.matching_checkpoint import images_per_step
 from mmscconv.optim import multiplies_bf16
 
 
@@ -61,8 +61,7 @@ def scale_lr(cfg: Config) -> None:
 
 def warn_of_other_batch(cfg: Config) -> None:
     """Warn if a step has another number of images than the learning rate is meant for."""
-    batch = (cfg.train_dataloader.get('batch_size') or 1) * get_world_size()
-    batch *= cfg.optim_wrapper.get('accumulative_counts', 1)
+    batch = images_per_step(cfg)
     base_batch = _base_batch(cfg)
     if base_batch and batch != base_batch:
         print_log(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
@@ -52,6 +52,9 @@ def read_log(work_dir: str | Path) -> tuple[list[Record], list[Record]]:
     validation that the earlier run missed, or already did. A log may begin anywhere:
     folders of earlier runs may have been removed.
 
+    A validation that was logged at step 0, as by earlier configs that count iterations, gets the iteration of the
+    training record before it.
+
     Raises:
         UserError: There is no log, or a line is not JSON.
     """
@@ -62,10 +65,11 @@ def read_log(work_dir: str | Path) -> tuple[list[Record], list[Record]]:
     for log in _in_order([_Log(file.stat().st_mtime, _with_iteration(file)) for file in files]):
         records = log.records
         joined = [entry for entry in joined if entry[0] < log.begin]
-        while records and joined and _is_repeated(joined[-1][1], records[0][1]):
-            joined.pop()
+        if records and joined and _is_repeated(joined[-1][1], records[0][1]):
+            iteration, _ = joined.pop()
+            records = [(iteration, records[0][1]), *records[1:]]
         joined += records
-    kept = [record for _, record in joined]
+    kept = [*_numbered(joined)]
     return [r for r in kept if 'loss' in r], [r for r in kept if 'loss' not in r]
 
 
@@ -93,7 +97,16 @@ def _torn(logs: Iterable[_Log]) -> int:
 
 def _is_repeated(last: Record, first: Record) -> bool:
     """Return whether a resumed run's first record is of the validation that the run before it ended with."""
-    return 'loss' not in last and 'loss' not in first and last.get('step') == first.get('step')
+    # At step 0 a validation says nothing of its place; no other one can be between the two.
+    return 'loss' not in last and 'loss' not in first and last.get('step') in (0, first.get('step'))
+
+
+def _numbered(entries: Iterable[tuple[float, Record]]) -> Iterator[Record]:
+    """Yield the records, those of step 0 with their iteration, or the one before if that is unknown."""
+    last = 0
+    for iteration, record in entries:
+        last = int(iteration) if iteration < inf else last
+        yield {**record, 'step': last} if record.get('step') == 0 else record
 
 
 def _with_iteration(log: Path) -> list[tuple[float, Record]]:

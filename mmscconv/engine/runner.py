@@ -71,7 +71,12 @@ class CheckedRunner(Runner):
         return loop
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
-        """Scale the learning rate by the images of a step, all accumulated batches included."""
+        """Scale the learning rate by the images of a step, all accumulated batches included.
+
+        A resumed training takes the learning rate from its checkpoint.
+        """
+        if self._resume and self._load_from:
+            return
         loader = self._train_dataloader
         batch = loader.batch_size if isinstance(loader, DataLoader) else loader.get('batch_size')
         counts = getattr(optim_wrapper, '_accumulative_counts', 1)

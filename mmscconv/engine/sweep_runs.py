@@ -15,13 +15,23 @@ from typing import Any
 
 from mmscconv.complexity import Complexity
 from mmscconv.configuration import read_config
-from mmscconv.engine.sweep_table import FINISHED, Result, SweepRow, read_runs, result_of, write_tables
+from mmscconv.engine.sweep_table import (
+    FINISHED,
+    Result,
+    SweepRow,
+    listed,
+    read_runs,
+    result_of,
+    rows_of_others,
+    write_tables,
+)
 from mmscconv.errors import UserError
 from mmscconv.storage.checkpoints import LAST
 from mmscconv.storage.disk import write_atomically
 
 STATE = 'sweep.json'
 LOCK = 'sweep.lock'
+RUNS = 'runs.csv'
 
 
 @dataclass(frozen=True, eq=False)  # a key by its identity: settings is a dict, which has no hash
@@ -78,9 +88,9 @@ class SweepRun:
             raise UserError(f'{self.folder} was begun with other {", ".join(differing)}: choose another --work-dir')
 
     def differing_settings(self) -> list[str]:
-        """Return the names of the settings of which its state has other values."""
+        """Return the names of the settings of which its state has other values; the data may have moved."""
         state = self.state()
-        return [key for key in self.settings if state.get(key, self.settings[key]) != self.settings[key]]
+        return [key for key, value in _recorded(self.settings).items() if state.get(key, value) != value]
 
     def require_config(self) -> None:
         """Raise UserError if the config is not the one that was planned; ``tools/train.py`` reads the file anew."""
@@ -223,7 +233,7 @@ def _in_words(result: Result) -> str:
 
 def _other_settings(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Result]) -> list[str]:
     """Return lines about known runs that had other settings, or settings that are not recorded."""
-    found: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, list[tuple[str, int]]] = {}
     for planned in runs:
         if planned.key not in known:
             continue
@@ -231,11 +241,32 @@ def _other_settings(runs: Sequence[SweepRun], known: Mapping[tuple[str, int], Re
         differing = [key for key in ours if key in theirs and theirs[key] != ours[key]]
         if differing or ours.keys() - theirs.keys():
             what = f'with other {", ".join(differing)}' if differing else 'with settings that are not recorded'
-            found.setdefault(what, {}).setdefault(planned.config_name, []).append(str(planned.seed))
+            found.setdefault(what, []).append(planned.key)
+    return [f'taken over by --known, {what}: {listed(keys)}' for what, keys in found.items()]
+
+
+def runs_of_others(folder: Path, runs: Sequence[SweepRun]) -> list[str]:
+    """Return a line about the runs in the folder's ``runs.csv`` that are none of ``runs``, if there are any.
+
+    Raises:
+        UserError: The file is no such table.
+    """
+    others = rows_of_others(folder / RUNS, {planned.key for planned in runs})
+    names = listed((row['config'], row['seed']) for row in others)
+    return [f'{folder / RUNS} keeps runs that this command does not name: {names}'] if names else []
+
+
+def moved_data(runs: Sequence[SweepRun]) -> list[str]:
+    """Return a line for each other folder of data with which some of the runs began."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for planned in runs:
+        ours = planned.settings.get('data_root')
+        theirs = planned.state().get('data_root', ours)
+        if theirs != ours:
+            found.setdefault(theirs or "the config's", []).append(planned.key)
     return [
-        f'taken over by --known, {what}: '
-        + '; '.join(f'{config}, seed {", ".join(seeds)}' for config, seeds in configs.items())
-        for what, configs in found.items()
+        f'begun with another --data-root, {root}, whose files are taken for the same: {listed(keys)}'
+        for root, keys in found.items()
     ]
 
 
@@ -254,6 +285,8 @@ def write_results(
     against: Sequence[str],
 ) -> None:
     """Write the tables of the configs, from all finished and known runs, and of the runs.
+
+    The list of runs keeps those of other commands as they are; they are in no table.
 
     Args:
         folder: Of the sweep.
@@ -280,7 +313,10 @@ def write_results(
                 theirs = [seed for seed in own if (stem, seed) in known]
                 rows.append(SweepRow(stem, len(own), measured, paper, cost, theirs))
             records = [_run_record(planned, result) for planned, result in results.items()]
-            write_tables(folder, rows, against, records, _other_settings(runs, known))
+            others = rows_of_others(folder / RUNS, {planned.key for planned in runs})
+            records += [{key: row.get(key) for key in records[0]} for row in others]
+            notes = [*_other_settings(runs, known), *runs_of_others(folder, runs)]
+            write_tables(folder, rows, against, records, notes)
 
 
 def _finished_result(planned: SweepRun, metric: str | None) -> Result | None:

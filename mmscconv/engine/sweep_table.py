@@ -135,6 +135,31 @@ def read_runs(file: Path) -> dict[tuple[str, int], Result]:
         raise UserError(f'{file} is no runs.csv of tools/sweep.py: {error}') from error
 
 
+def rows_of_others(file: Path, own: Collection[tuple[str, int]]) -> list[dict[str, str]]:
+    """Return the rows of a ``runs.csv`` but for those of the configs and seeds in ``own``; none without the file.
+
+    Raises:
+        UserError: The file is no such table.
+    """
+    if not file.is_file():
+        return []
+    try:
+        with file.open(newline='') as opened:
+            return [row for row in csv.DictReader(opened) if (row['config'], int(row['seed'])) not in own]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(
+            f'{file} is no runs.csv of tools/sweep.py: {error} (move it away, or choose another --work-dir)'
+        ) from error
+
+
+def listed(runs: Iterable[tuple[str, Any]]) -> str:
+    """Return runs in words, the seeds of a config together."""
+    seeds: dict[str, list[str]] = {}
+    for config, seed in runs:
+        seeds.setdefault(config, []).append(str(seed))
+    return '; '.join(f'{config}, seed {", ".join(its)}' for config, its in seeds.items())
+
+
 def difference(row: SweepRow, other: SweepRow) -> Difference | None:
     """Return ``row`` less ``other`` over the seeds that both have measured by the same metric, None without any."""
     pairs = [(row.results[seed], other.results[seed]) for seed in row.results if seed in other.results]

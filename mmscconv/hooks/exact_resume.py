@@ -16,6 +16,8 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, Dataset
 
+BEGUN = 'epoch_begun'  # in the message hub: number of the epoch, and iteration of its first batch
+
 # A DataLoader's settings besides its data set and the order of the batches.
 _LOADER_SETTINGS = (
     'num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn', 'multiprocessing_context',
@@ -31,10 +33,10 @@ class ExactResume(Hook):
     from its place in the batch as well. No generator's state has to be saved, on
     any rank or in any worker, and the number of workers changes nothing.
 
-    After a resume, an ``IterBasedTrainLoop`` starts at the batch that comes next, and
-    what was seen before is not loaded again (of mmengine's own ways to skip, one loads
-    all of it). An ``EpochBasedTrainLoop`` starts at an epoch. The sampler gets the
-    resumed seed, also where the config has none.
+    After a resume, a training starts at the batch that comes next, within an epoch, too,
+    and what was seen before is not loaded again (of mmengine's own ways to skip, one
+    loads all of it; an ``EpochBasedTrainLoop`` starts the epoch anew). The sampler gets
+    the resumed seed, also where the config has none.
 
     Not covered: a transform or data preprocessor that keeps something from one sample
     to the next (a cached mosaic), gradients that are accumulated across a checkpoint,
@@ -47,6 +49,7 @@ class ExactResume(Hook):
         self._first_seed: int | None = None
         self._seed = 0
         self._batches: _NumberedBatches | None = None
+        self._learnt = 0  # batches of the epoch in which a resumed training begins
 
     def before_run(self, runner: Runner) -> None:
         self._first_seed = runner.seed  # until a checkpoint is loaded
@@ -56,25 +59,44 @@ class ExactResume(Hook):
         broadcast_object_list(seeds)
         self._seed = seeds[0]
         loop, loader = runner.train_loop, runner.train_dataloader
+        by_iteration = isinstance(loop, IterBasedTrainLoop)
         if getattr(loader, 'batch_sampler', None) is None:
             runner.logger.warning('ExactResume cannot order the data of this loader: a resumed training may differ.')
             return
         _seed_sampler(loader.batch_sampler, self._first_seed, self._seed)
-        self._batches = _NumberedBatches(loader.batch_sampler)
+        self._batches = _NumberedBatches(loader.batch_sampler, several_passes=by_iteration)
+        self._learnt = learnt_of_epoch(runner)
         loader.dataset.__getitems__ = _SeededSamples(loader.dataset, self._seed, get_rank())
         settings = {name: getattr(loader, name) for name in _LOADER_SETTINGS}
         loop.dataloader = DataLoader(loader.dataset, batch_sampler=self._batches, **settings)
-        if isinstance(loop, IterBasedTrainLoop):
+        if by_iteration:
             self._batches.skipped = loop.iter
             fast_forward = getattr(loop, 'fast_forward_on_resume', False)  # mmengine then skips nothing itself
             loop.dataloader_iterator = _Batches(loop.dataloader, self._batches, 0 if fast_forward else loop.iter)
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self._batches is not None and not isinstance(runner.train_loop, IterBasedTrainLoop):
-            self._batches.number = runner.iter
+            learnt, self._learnt = self._learnt, 0
+            self._batches.number, self._batches.skipped = runner.iter - learnt, runner.iter
+            runner.message_hub.update_info(BEGUN, [runner.epoch, runner.iter - learnt])
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         torch.manual_seed(_seed_all(self._seed, get_rank(), runner.iter, 0))  # of the devices, too
+
+
+def learnt_of_epoch(runner: Runner) -> int:
+    """Return the number of batches of its first epoch that a resumed training has learnt.
+
+    0 at the beginning of an epoch, and in a loop that counts iterations.
+    """
+    loop = runner.train_loop
+    if isinstance(loop, IterBasedTrainLoop):
+        return 0
+    length = len(loop.dataloader)
+    # The length may have been another one; older checkpoints do not tell.
+    epoch, begun = runner.message_hub.runtime_info.get(BEGUN) or (runner.epoch, runner.epoch * length)
+    learnt: int = runner.iter - begun
+    return learnt if epoch == runner.epoch and 0 < learnt <= length else 0
 
 
 class _Batch(list[int]):
@@ -84,10 +106,14 @@ class _Batch(list[int]):
 
 
 class _NumberedBatches:
-    """A batch sampler that numbers the batches of another one by iteration, and leaves the first ``skipped`` out."""
+    """A batch sampler that numbers the batches of another one by iteration, and leaves the first ``skipped`` out.
 
-    def __init__(self, batch_sampler: Any) -> None:
+    With ``several_passes`` it goes on to those passes over the data that have other batches.
+    """
+
+    def __init__(self, batch_sampler: Any, several_passes: bool) -> None:
         self.batch_sampler = batch_sampler
+        self.several_passes = several_passes
         self.number = 0
         self.skipped = 0
         self.passes = 0  # over the data, that were left out as a whole
@@ -101,7 +127,7 @@ class _NumberedBatches:
                 self.number += 1
                 if batch.number >= self.skipped:
                     yield batch
-            if self.number == begun or self.number > self.skipped:
+            if not self.several_passes or self.number == begun or self.number > self.skipped:
                 return
             self.passes += 1
             if hasattr(self.sampler, 'set_epoch'):

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from mmscconv.errors import UserError, warn
 from mmscconv.layers import deploy, sru
-from mmscconv.storage.checkpoints import lacking_to_resume, shape_of, unwrapped, weights_of
+from mmscconv.storage.checkpoints import lacking_to_resume, require_finite, shape_of, unwrapped, weights_of
 
 # Ends of the keys of earlier deploy forms, which a model takes and drops.
 DROPPED = (*(f'sru.{key}' for key in sru.EARLIER_KEYS), *deploy.EARLIER_KEYS)
@@ -24,6 +24,8 @@ NOT_OF_THE_MODEL = (
 OF_PIXELS = ('mean', 'std', 'bgr_to_rgb', 'rgb_to_bgr', 'to_rgb')
 # Settings that tell optimizers apart: the state of one is useless to another.
 METHODS = ('momentum', 'betas', 'alpha', 'rho', 'lr_decay')
+# Settings of an optimizer's wrapper that change the steps, and what they are where a config does not say.
+OF_STEPS = {'type': 'OptimWrapper', 'accumulative_counts': 1, 'clip_grad': None, 'dtype': None}
 
 
 def differences(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[int, str]:
@@ -47,11 +49,12 @@ def require_filled(model: nn.Module, checkpoint: Mapping[str, Any], cfg: Mapping
 
     Raises:
         UserError: The checkpoint does not fill all of the model's weights, or has more for one of its parts, as that
-            of a deeper backbone; with the likely cause.
+            of a deeper backbone; with the likely cause. Or its weights are not finite.
     """
     unfilled, text = differences(model, checkpoint)
     if unfilled or left_over(model, checkpoint):
         raise UserError(f'the checkpoint is not of this model: {path}: {text} [{likely_cause(checkpoint, cfg)}]')
+    require_finite(path, weights_of(checkpoint, path))
     differing = differing_settings(checkpoint, cfg)
     if differing:
         warn(f'{path} was trained with other settings of the model, which its weights do not show: {differing}')
@@ -86,6 +89,17 @@ def optimizer_problem(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> st
     return None
 
 
+def averages_problem(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return why a training without ``EMAHook`` cannot resume from a checkpoint, or None."""
+    if 'ema_state_dict' not in checkpoint:
+        return None
+    hooks = [*(value_in(checkpoint, 'default_hooks') or {}).values(), *(value_in(checkpoint, 'custom_hooks') or [])]
+    ours = (hook for hook in hooks if isinstance(hook, Mapping) and str(hook.get('type')).endswith('EMAHook'))
+    settings = _leaves({'type': 'EMAHook', **next(ours, {})}, 'default_hooks.ema')
+    options = ' '.join(f'{name}={value}' for name, value in settings)
+    return f'its weights are the averages of an EMAHook, and this training has none (pass --cfg-options {options})'
+
+
 def likely_cause(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:
     """Return the model settings, up to three, in which the checkpoint's own config differs from ``cfg``."""
     return differing_settings(checkpoint, cfg) or 'other depth, alpha or config?'
@@ -118,6 +132,24 @@ def schedule_without_effect(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any
         for found, source in ((theirs, value_in(checkpoint, name)), (ours, cfg.get(name))):
             found |= dict(_leaves(source.get(part) if part and isinstance(source, Mapping) else source, name))
     return _in_words(theirs, ours) if theirs else ''
+
+
+def other_steps(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:
+    """Return up to three settings of the optimizer's steps in which a resumed training differs from the checkpoint's.
+
+    Unlike the optimizer's own settings, they are the config's from there on.
+    """
+    theirs, ours = value_in(checkpoint, 'optim_wrapper'), cfg.get('optim_wrapper')
+    if not isinstance(theirs, Mapping) or not isinstance(ours, Mapping):
+        return ''
+    return _in_words(_of_steps(theirs), _of_steps(ours))
+
+
+def _of_steps(wrapper: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {key: default if wrapper.get(key) is None else wrapper[key] for key, default in OF_STEPS.items()}
+    kind = settings['type']
+    settings['type'] = getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+    return dict(_leaves(settings, 'optim_wrapper'))
 
 
 def _in_words(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

@@ -184,7 +184,7 @@ def last_good_checkpoint(folder: str | Path) -> Path | None:
     """Return the newest checkpoint in ``folder`` that can be read and whose weights are all finite."""
     for path in _newest_first(folder):
         try:
-            _require_finite(path, load_checkpoint(path))
+            _require_finite_weights(path, load_checkpoint(path))
         except UserError:
             continue
         return path
@@ -241,7 +241,7 @@ def require_resumable(path: str | Path, trusted: bool = False) -> None:
     lacking = lacking_to_resume(content)
     if lacking:
         raise UserError(f'checkpoint has {lacking}: {path}')
-    _require_finite(path, content)
+    _require_finite_weights(path, content)
 
 
 def lacking_to_resume(content: Mapping[str, Any]) -> str | None:
@@ -252,11 +252,18 @@ def lacking_to_resume(content: Mapping[str, Any]) -> str | None:
     return f'no {", ".join(missing)} (to start from its weights, leave out --resume and set load_from)'
 
 
-def _require_finite(path: str | Path, content: dict[str, Any]) -> None:
+def _require_finite_weights(path: str | Path, content: dict[str, Any]) -> None:
     weights = content.get('state_dict')
-    tensors = [w for w in weights.values() if isinstance(w, torch.Tensor)] if isinstance(weights, Mapping) else []
-    if not tensors or not all_finite(tensors):
-        raise UserError(f'checkpoint has no weights, or some that are not finite: {path}')
+    if not isinstance(weights, Mapping) or not any(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        raise UserError(f'checkpoint has no weights: {path}')
+    require_finite(path, weights)
+
+
+def require_finite(path: str | Path, weights: Mapping[str, Any]) -> None:
+    """Raise UserError if some of the weights of the checkpoint at ``path`` are not finite."""
+    wrong = next((name for name, weight in weights.items() if not all_finite([weight])), None)
+    if wrong is not None:
+        raise UserError(f'checkpoint has weights that are not finite, such as {wrong}: {path} (take an earlier one)')
 
 
 def all_finite(values: Iterable[Any]) -> bool:

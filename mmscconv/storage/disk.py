@@ -1,13 +1,15 @@
-"""Atomic writing of files, and a clear error for a full disk."""
+"""Atomic writing of files, a clear error for a full disk, and folders that one training at a time writes to."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from mmscconv.errors import UserError
 
@@ -15,6 +17,8 @@ from mmscconv.errors import UserError
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Answers of network file systems that cannot flush a folder.
 _NO_FOLDER_FLUSH = (errno.EINVAL, errno.EBADF)
+_HELD = (errno.EACCES, errno.EAGAIN)
+LOCK = 'train.lock'
 
 
 def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
@@ -77,6 +81,41 @@ def require_writable(path: Path) -> None:
         path.touch()
     except OSError as error:
         raise UserError(f'cannot write {path.parent}: {error.strerror}') from error
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Hold a folder for the training of this process; on a file system without locks, do nothing.
+
+    The lock ends with the process, whatever ends it. It is one of ``lockf``, which no child inherits: workers that
+    outlive a killed training for some seconds would keep it from being resumed.
+
+    Raises:
+        UserError: Another process holds the folder.
+    """
+    path = Path(folder) / LOCK
+    with ExitStack() as stack:
+        with suppress(OSError):  # of a file system without locks, or of another user's file
+            if not _locked(stack.enter_context(path.open('a'))):
+                raise UserError(f'another training writes to {folder}: pass --work-dir')
+            stack.callback(_remove, path)
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    """Lock a file, and return whether that was possible; False if another process has it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        raise
+    return True
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 @contextmanager

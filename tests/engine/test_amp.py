@@ -12,6 +12,7 @@ from helpers.running_tools import DIGITS
 from mmscconv import SCConv, get_config
 from mmscconv.engine.options import fit_amp_to_device, use_amp
 from mmscconv.errors import UserError
+from mmscconv.optim import multiplies_bf16
 
 
 @pytest.fixture
@@ -117,3 +118,17 @@ def test_the_training_tool_runs_to_its_end(digits, tool, tmp_path, monkeypatch):
     assert {t.dtype for t in weights} == {torch.float32} and all(t.isfinite().all() for t in weights)
     steps = {int(state['step']) for state in content['optimizer']['state'].values()}
     assert steps == {1}
+
+
+@pytest.mark.parametrize(
+    ('avx512', 'amx', 'found'),
+    [(False, False, False), (True, False, True), (False, True, True), (None, None, False), (None, True, True)],
+)
+def test_bf16_instructions_are_as_torch_tells_them(avx512, amx, found, monkeypatch):
+    """None: an older torch, which has no such question."""
+    for name, answer in (('_is_avx512_bf16_supported', avx512), ('_is_amx_tile_supported', amx)):
+        if answer is None:
+            monkeypatch.delattr(torch.cpu, name, raising=False)
+        else:
+            monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
+    assert multiplies_bf16() is found

@@ -22,12 +22,15 @@ def test_the_scaled_lr_counts_accumulated_gradients_and_devices(batch, counts, d
     runner = object.__new__(CheckedRunner)
     loader = dict(batch_size=batch)
     runner._train_dataloader, runner._world_size, runner.param_schedulers = loader, devices, []
-    runner.logger = logging.getLogger('test')
+    runner.logger, runner._resume = logging.getLogger('test'), False
     parameter = torch.nn.Parameter(torch.ones(1))
     wrapper = OptimWrapper(torch.optim.SGD([parameter], lr=0.5), accumulative_counts=counts)
     runner.scale_lr(wrapper, dict(enable=True, base_batch_size=16))
     assert wrapper.optimizer.param_groups[0]['lr'] == pytest.approx(0.5 * ratio)
     assert runner._train_dataloader is loader
+    runner._resume, runner._load_from = True, 'epoch_1.pth'  # whose lr comes with the optimizer's state
+    runner.scale_lr(wrapper, dict(enable=True, base_batch_size=1))
+    assert wrapper.optimizer.param_groups[0]['lr'] == pytest.approx(0.5 * ratio)
 
 
 def config(root, *roots, other=''):

@@ -108,7 +108,7 @@ def kill_at(owner, name, call):
     setattr(owner, name, maybe)
 
 
-def train(work_dir, loop, hooks=(), kill=None, resume=False, seed=0, train_cfg=None, **loader):
+def train(work_dir, loop, hooks=(), kill=None, resume=False, seed=0, train_cfg=None, saving=None, **loader):
     """Train in a child process; return its exit code, and what a UserError said in work_dir/error.txt."""
 
     def run():
@@ -136,8 +136,8 @@ def train(work_dir, loop, hooks=(), kill=None, resume=False, seed=0, train_cfg=N
             default_hooks=dict(
                 logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=by_epoch),
                 checkpoint=dict(
-                    type='SafeCheckpointHook', interval=3, by_epoch=by_epoch, max_keep_ckpts=1, save_best='score',
-                    rule='less',
+                    type='SafeCheckpointHook', max_keep_ckpts=1, save_best='score', rule='less',
+                    **(saving or dict(interval=3, by_epoch=by_epoch)),
                 ),
                 exact_resume=dict(type='ExactResume'),
             ),
@@ -228,6 +228,29 @@ def test_batches_of_a_data_set_that_makes_them_itself(tmp_path):
     assert train(runs[1], 'epochs', dataset=WholeBatches(), kill=(Net, 'train_step', 8)) == -signal.SIGKILL
     assert train(runs[1], 'epochs', dataset=WholeBatches(), resume=True) == 0
     assert_same(*runs, 'epochs')
+
+
+@pytest.mark.parametrize(
+    ('interval', 'step'), [(7, 9), (4, 6), (5, 6)], ids=['after a validation', 'at its end', 'before one']
+)
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_training_goes_on_within_an_epoch(interval, step, workers, tmp_path):
+    """An epoch has two batches, and two of the three checkpoints lie after the first."""
+    runs = tmp_path / 'whole', tmp_path / 'killed'
+    for run in runs:
+        run.mkdir()
+    settings = dict(saving=dict(interval=interval, by_epoch=False), num_workers=workers)
+    assert train(runs[0], 'epochs', **settings) == 0
+    assert train(runs[1], 'epochs', kill=(Net, 'train_step', step), **settings) == -signal.SIGKILL
+    assert checkpoints(runs[1])[-1] == f'iter_{interval}.pth'
+    assert train(runs[1], 'epochs', resume=True, **settings) == 0
+    validated = [line['step'] for line in records(runs[1]) if 'score' in line]
+    assert validated == [3, 6]
+    assert compare_logs(records(runs[0]), records(runs[1])) == (True, True)
+    assert equal(load(runs[0] / 'iter_12.pth'), load(runs[1] / 'iter_12.pth'))
+    assert checkpoints(runs[0]) == checkpoints(runs[1])
+    seen = [line['step'] for line in records(runs[1]) if 'loss' in line]
+    assert seen == [*range(1, step), *range(interval + 1, 13)]
 
 
 class OtherSampler(DefaultSampler):

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine.hooks import EMAHook
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 
@@ -66,6 +67,12 @@ def evil(tmp_path, digits_run):
     return tmp_path / 'evil.pth'
 
 
+def run_of(path):
+    """Make the checkpoint's folder the work dir of a run."""
+    (path.parent / 'config.py').write_text(f'_base_ = {str(CONFIG)!r}\n')
+    return path.parent
+
+
 INIT = 'model.backbone.init_cfg.{}={}'.format
 TOOLS = {
     'test': lambda path: ('test', CONFIG, path),
@@ -77,6 +84,12 @@ TOOLS = {
     'visualize': lambda path: (
         'visualize_features', ROOT / 'docs' / 'images' / 'digits.png', CONFIG, CONFIG, '--checkpoints', path, 'random',
     ),
+    'detect': lambda path: (
+        'detect', ROOT / 'docs' / 'images' / 'digits.png', '--config', CONFIG, '--checkpoint', path,
+    ),
+    'export': lambda path: ('export', CONFIG, path, '--out', path.with_name('out.onnx')),
+    'report': lambda path: ('report', run_of(path)),
+    'convert': lambda path: ('convert_weights', path, path.with_name('out.pth')),
 }  # fmt: skip
 
 
@@ -86,7 +99,9 @@ def call(tool, args, digits, tmp_path, options=()):
         given += args[args.index('--cfg-options') + 1 :]
         args = args[: args.index('--cfg-options')]
     if args[0] in ('train', 'test'):
-        args += ['--data-root', digits, '--work-dir', tmp_path / 'run', '--cfg-options', *given]
+        args += ['--work-dir', tmp_path / 'run']
+    if args[0] in ('train', 'test', 'report'):
+        args += ['--data-root', digits, '--cfg-options', *given]
     status, out, stderr = tool(*args)
     assert 'Traceback' not in stderr
     return status, out, stderr.strip().splitlines()[-1] if stderr.strip() else ''
@@ -187,7 +202,7 @@ def checkpoint(digits_run):
     return load_checkpoint(digits_run / 'epoch_1.pth')
 
 
-def load_into(purpose, checkpoint, changes, settings=(), optimizer=torch.optim.AdamW):
+def load_into(purpose, checkpoint, changes, settings=(), optimizer=torch.optim.AdamW, hooks=()):
     """Let the tools' hook look at the digits checkpoint, changed, for a model with other settings."""
     import mmscconv.models
 
@@ -197,7 +212,7 @@ def load_into(purpose, checkpoint, changes, settings=(), optimizer=torch.optim.A
     cfg.load_from = 'a.pth'
     init_default_scope('mmdet')
     model = MODELS.build(cfg.model)
-    runner = SimpleNamespace(model=model, cfg=cfg, optim_wrapper=None)
+    runner = SimpleNamespace(model=model, cfg=cfg, optim_wrapper=None, hooks=hooks)
     if purpose == 'resume':
         runner.optim_wrapper = SimpleNamespace(optimizer=optimizer(model.parameters()))
     RequireMatchingCheckpoint(purpose).after_load_checkpoint(runner, changes({**checkpoint}))
@@ -307,6 +322,117 @@ def test_a_resumed_schedule_is_the_checkpoint_s(checkpoint, monkeypatch):
     load_into('resume', checkpoint, same, {'optim_wrapper.optimizer.lr': 0.5, 'param_scheduler.1.end': 30})
     assert 'goes on with the optimizer and schedule of a.pth: optim_wrapper.lr: ' in lines[0]
     assert 'param_scheduler.1.end: ' in lines[0] and '30 here' in lines[0]
+
+
+@pytest.fixture
+def resumed(monkeypatch):
+    """The lines that warn of a resumed training."""
+    lines = []
+    monkeypatch.setattr('mmscconv.hooks.matching_checkpoint.warn', lines.append)
+    return lines
+
+
+def of_images(number):
+    """Change the number of images in a step that a checkpoint tells; None to take it out."""
+
+    def change(content):
+        hub = content['message_hub']
+        told = {key: value for key, value in hub['runtime_info'].items() if key != 'images_per_step'}
+        return {
+            **content,
+            'message_hub': {**hub, 'runtime_info': told | ({'images_per_step': number} if number else {})},
+        }
+
+    return change
+
+
+def test_another_batch_than_before_is_told(checkpoint, resumed):
+    assert checkpoint['message_hub']['runtime_info']['images_per_step'] == 16
+    load_into('resume', checkpoint, same)
+    load_into('resume', checkpoint, of_images(None), {'train_dataloader.batch_size': 4})
+    assert not resumed
+    load_into('resume', checkpoint, same, {'train_dataloader.batch_size': 4})
+    load_into('resume', checkpoint, of_images(32), {'auto_scale_lr.enable': True})
+    line, scaled = resumed
+    assert line == (
+        'the training of a.pth has made steps of 16 images, and makes steps of 4 from here on: its learning rate and '
+        'schedule stay those for 16'
+    )
+    assert scaled.endswith('stay those for 32 (--auto-scale-lr has no effect on a resumed training)')
+
+
+def test_the_lr_of_a_resumed_training_is_not_scaled(checkpoint, resumed):
+    load_into('resume', checkpoint, of_images(None), {'auto_scale_lr.enable': True})
+    assert resumed == ['--auto-scale-lr has no effect: a resumed training goes on with the learning rate of a.pth']
+
+
+def test_averages_are_not_taken_for_the_weights(checkpoint):
+    """EMAHook saves the averages in the weights' place."""
+    averaged = {**checkpoint, 'ema_state_dict': {'steps': torch.tensor(1)}}
+    with pytest.raises(UserError, match=r'a\.pth: .*pass --cfg-options default_hooks\.ema\.type=EMAHook\)') as error:
+        load_into('resume', averaged, same)
+    assert '\n' not in str(error.value)
+    load_into('resume', averaged, same, hooks=[EMAHook()])
+    for hooks in (
+        "default_hooks = dict(ema=dict(type='EMAHook', momentum=0.1))",
+        "custom_hooks = [dict(type='EMAHook', momentum=0.1)]",
+    ):
+        text = f'{checkpoint["meta"]["cfg"]}\n{hooks}\n'.replace('default_hooks = dict(\n', 'others = dict(\n')
+        with pytest.raises(UserError, match=r'default_hooks\.ema\.type=EMAHook default_hooks\.ema\.momentum=0\.1\)'):
+            load_into('resume', {**averaged, 'meta': {**checkpoint['meta'], 'cfg': text}}, same)
+
+
+def test_other_steps_than_before_are_told(checkpoint, resumed):
+    wrapper = 'optim_wrapper.{}'.format
+    load_into('resume', checkpoint, same, {wrapper('accumulative_counts'): 1})
+    assert not resumed
+    load_into('resume', checkpoint, of_images(None), {wrapper('type'): 'AmpOptimWrapper'})
+    load_into('resume', checkpoint, of_images(None), {wrapper('clip_grad'): None, wrapper('accumulative_counts'): 2})
+    assert resumed[0] == (
+        'the training of a.pth had other settings of its steps, which change from here on: '
+        'optim_wrapper.type: OptimWrapper there, AmpOptimWrapper here'
+    )
+    assert 'optim_wrapper.accumulative_counts: 1 there, 2 here' in resumed[1]
+    assert 'optim_wrapper.clip_grad.max_norm: 10 there, unset here' in resumed[1]
+
+
+def test_averages_of_another_width_are_told_as_such(tool, checkpoint, digits, tmp_path):
+    """EMAHook loads them itself, and would fail first."""
+    averages = {f'module.{key}': value for key, value in checkpoint['state_dict'].items()}
+    torch.save({**checkpoint, 'ema_state_dict': {'steps': torch.tensor(1), **averages}}, tmp_path / 'a.pth')
+    options = ['default_hooks.ema.type=EMAHook', 'model.neck.out_channels=32', 'model.bbox_head.in_channels=32']
+    status, _, line = call(tool, ('train', CONFIG, '--resume', tmp_path / 'a.pth'), digits, tmp_path, options)
+    assert status == 2 and 'error: the checkpoint is not of this model: ' in line
+    assert 'model.neck.out_channels: 64 there, 32 here' in line
+
+
+def not_finite(content):
+    weights = content['state_dict']
+    return {
+        **content,
+        'state_dict': {**weights, 'backbone.bn1.bias': torch.full_like(weights['backbone.bn1.bias'], torch.nan)},
+    }
+
+
+@pytest.mark.parametrize('purpose', ['test', 'start'])
+def test_weights_that_are_not_finite_are_refused(purpose, checkpoint):
+    with pytest.raises(UserError, match=r'weights that are not finite, such as backbone\.bn1\.bias: a\.pth'):
+        load_into(purpose, checkpoint, not_finite)
+
+
+def test_weights_that_are_not_finite_detect_nothing(checkpoint, tmp_path):
+    torch.save(not_finite(checkpoint), tmp_path / 'a.pth')
+    with pytest.raises(UserError, match='weights that are not finite'):
+        load_detector(mmscconv.get_config(CONFIG.stem), tmp_path / 'a.pth', False, 'cpu')
+
+
+def test_weights_alone_are_tested_beside_averages(tool, checkpoint, digits, tmp_path):
+    """EMAHook takes them from state_dict."""
+    torch.save(checkpoint['state_dict'], tmp_path / 'bare.pth')
+    status, _, line = call(
+        tool, ('test', CONFIG, tmp_path / 'bare.pth'), digits, tmp_path, ['default_hooks.ema.type=EMAHook']
+    )
+    assert status == 0, line
 
 
 def test_checkpoints_in_another_folder_are_resumed(checkpoint, tmp_path):

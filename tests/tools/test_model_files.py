@@ -14,7 +14,7 @@ import yaml
 import mmscconv
 from helpers.paths import ROOT
 
-# One of each kind; `python tools/make_metafile.py --check` counts all 124 in two minutes.
+# One of each kind; `python tools/make_metafile.py --check` counts all, in minutes.
 COUNTED = (
     'cifar/scconv_resnet56_cifar10',
     'cifar/tiedconv_densenet121_cifar100',
@@ -118,8 +118,12 @@ class Stranger:
         (lambda path: torch.save([1], path), 'holds a list, not a dict'),
         (lambda path: torch.save({'weights': 1}, path), 'has no state_dict'),
         (lambda path: None, 'checkpoint is not there'),
+        (
+            lambda path: torch.save({'state_dict': {'a': torch.ones(1), 'b': torch.tensor([torch.inf])}}, path),
+            'weights that are not finite, such as b: ',
+        ),
     ],
-    ids=['damaged', 'code', 'list', 'no weights', 'missing'],
+    ids=['damaged', 'code', 'list', 'no weights', 'missing', 'not finite'],
 )
 def test_bad_checkpoints_are_named(tool, tmp_path, write, message):
     write(tmp_path / 'bad.pth')

@@ -100,6 +100,23 @@ def test_read_log_keeps_validations_before_the_repeated_one(tmp_path):
     assert [(r['step'], r['accuracy/top1']) for r in read_log(tmp_path)[1]] == [(50, 50.0), (60, 61.0)]
 
 
+def test_read_log_numbers_validations_that_were_logged_at_step_0(tmp_path):
+    """Trainings that count iterations were once logged by epoch, of which they have one."""
+    write_log(tmp_path, '1', [*training(50, 100), *validation((0, 50.0)), *training(150, 200), *validation((0, 60.0))])
+    # Killed after that validation, resumed from before it, with a config of today.
+    write_log(tmp_path, '2', [*validation((200, 61.0)), *training(250, 300), *validation((300, 70.0))])
+    found = [(r['step'], r['accuracy/top1']) for r in read_log(tmp_path)[1]]
+    assert found == [(100, 50.0), (200, 61.0), (300, 70.0)]
+
+
+def test_read_log_takes_one_validation_at_step_0_as_repeated(tmp_path):
+    write_log(tmp_path, '1', [*training(10), *validation((0, 50.0), (0, 60.0))])
+    write_log(tmp_path, '2', [*validation((0, 61.0)), *training(70)])
+    write_log(tmp_path, '3', [*validation((0, 62.0))])
+    found = [(r['step'], r['accuracy/top1']) for r in read_log(tmp_path)[1]]
+    assert found == [(10, 50.0), (10, 61.0), (70, 62.0)]
+
+
 def test_read_log_leaves_out_a_line_that_a_kill_cut_short(tmp_path):
     log = write_log(tmp_path, '1', training(10, 20)) / '1' / 'vis_data' / 'scalars.json'
     log.write_text(log.read_text() + '{"loss": 0.')

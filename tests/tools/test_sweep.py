@@ -116,6 +116,74 @@ def test_other_settings_are_refused(tool, root, tmp_path):
     assert status == 2 and f'{folder} was begun with other cfg_options, amp: choose another --work-dir' in error
 
 
+def finished_runs(folder, config, seeds, value=0.5, **settings):
+    """Write a config file's runs as a sweep leaves them."""
+    (folder / f'{config}.py').write_text('model = dict()')
+    for seed in seeds:
+        run = work_dir(folder / 'out' / config / f'seed{seed}', 'coco/bbox_mAP', value)
+        state = dict(cfg_options=[], data_root=None, amp=False, finished=True) | settings
+        (run / 'sweep.json').write_text(json.dumps(state))
+
+
+def test_runs_that_a_later_command_does_not_name_stay_in_the_list(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, 'run', lambda *_, **__: SimpleNamespace(returncode=1))
+    finished_runs(tmp_path, 'a', [0, 1, 2])
+    finished_runs(tmp_path, 'b', [0], 0.6)
+    finished_runs(tmp_path, 'c', [0], 0.7)
+    config, out = (lambda name: tmp_path / f'{name}.py'), tmp_path / 'out'
+    assert tool('sweep', config('a'), config('b'), '--seeds', 0, 1, '--work-dir', out)[0] == 1
+    first = read_runs(out / 'runs.csv')
+    assert first.keys() == {('a', 0), ('a', 1), ('b', 0)}
+    status, _, error = tool('sweep', config('a'), '--seeds', 2, 1, '--work-dir', out)
+    line = f'{out}/runs.csv keeps runs that this command does not name: a, seed 0; b, seed 0, 1'
+    assert status == 0 and error.splitlines()[0] == line
+    found = read_runs(out / 'runs.csv')
+    assert found == first | {('a', 2): Result('coco/bbox_mAP', 50.0, 50.0, None)}
+    assert found['b', 0].settings == first['b', 0].settings
+    assert (out / 'table.md').read_text().endswith(f'\n\n{line}\n')
+    states = {tuple(line.split(',')[:2]): line.split(',')[2] for line in (out / 'runs.csv').read_text().splitlines()}
+    assert states['b', '1'] == 'unfinished'
+    # Repeated, or with all names, a command changes nothing.
+    before = (out / 'runs.csv').read_text()
+    assert tool('sweep', config('a'), '--seeds', 2, 1, '--work-dir', out)[0] == 0
+    assert (out / 'runs.csv').read_text() == before
+    status, _, error = tool('sweep', *map(config, 'abc'), '--seeds', 0, '--work-dir', out)
+    assert status == 0 and error.splitlines()[0].endswith(' does not name: a, seed 2, 1; b, seed 1')
+    assert len(read_runs(out / 'runs.csv')) == 5
+
+
+def test_a_list_of_runs_by_an_older_version_is_kept(tool, tmp_path):
+    finished_runs(tmp_path, 'a', [0])
+    old = tmp_path / 'out' / 'runs.csv'
+    old.write_text('config,seed,state,metric,last,best,seconds\nb,3,finished,coco/bbox_mAP,40.0,41.0,0.5\n')
+    assert tool('sweep', tmp_path / 'a.py', '--work-dir', tmp_path / 'out')[0] == 0
+    assert read_runs(old)['b', 3] == Result('coco/bbox_mAP', 40.0, 41.0, 0.5)
+
+
+def test_another_list_in_the_place_of_the_runs_is_named_before_the_sweep(tool, tmp_path, monkeypatch):
+    finished_runs(tmp_path, 'a', [0])
+    other = tmp_path / 'out' / 'runs.csv'
+    other.write_text('name,date\nx,1\n')
+    status, out, error = tool('sweep', tmp_path / 'a.py', '--work-dir', tmp_path / 'out')
+    assert status == 2 and out == '' and error.startswith(f'error: {other} is no runs.csv of tools/sweep.py')
+    assert other.read_text() == 'name,date\nx,1\n'
+
+
+def test_the_data_may_move_while_a_sweep_is_interrupted(tool, tmp_path, monkeypatch):
+    finished_runs(tmp_path, 'a', [0], data_root='/old/data')
+    config = tmp_path / 'a.py'
+    config.write_text("model, data_root = dict(), 'data'")
+    trained = trains_at_once(monkeypatch, lambda: None)
+    command = 'sweep', config, '--seeds', 0, 1, '--work-dir', tmp_path / 'out', '--data-root', '/new/data'
+    status, out, error = tool(*command)
+    assert status == 0 and 'seed 0: done' in out and trained == [('a', 'seed1')]
+    assert error.splitlines()[0] == (
+        'begun with another --data-root, /old/data, whose files are taken for the same: a, seed 0'
+    )
+    assert len(read_runs(tmp_path / 'out' / 'runs.csv')) == 2
+    assert json.loads((tmp_path / 'out' / 'a' / 'seed1' / 'sweep.json').read_text())['data_root'] == '/new/data'
+
+
 def test_a_config_that_was_changed_is_refused(tool, tmp_path):
     """Its finished runs are another network's."""
     config = tmp_path / 'a.py'

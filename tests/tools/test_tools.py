@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.once import made_once, shared_folder
 from helpers.paths import ROOT
 from helpers.running_tools import NARROW, NARROW_DETECTOR, ONE_WORKER, SMALL_TEST, SMALL_TRAIN, run_tool, start_tool
 
@@ -29,18 +30,24 @@ def loss_values(work_dir):
 @pytest.fixture(scope='module')
 def coco_run(real_data, tmp_path_factory):
     """A detector trained for two iterations on real COCO images."""
-    work_dir = tmp_path_factory.mktemp('coco')
-    done = run_tool(
-        'train.py', CONFIGS / 'retinanet_scconv_r50_coco.py', '--data-root', real_data / 'coco',
-        '--work-dir', work_dir, options=[*DETECTOR, *SMALL_IMAGES],
-    )  # fmt: skip
-    return work_dir, done.text
+
+    def train(folder):
+        done = run_tool(
+            'train.py', CONFIGS / 'retinanet_scconv_r50_coco.py', '--data-root', real_data / 'coco',
+            '--work-dir', folder / 'run', options=[*DETECTOR, *SMALL_IMAGES],
+        )  # fmt: skip
+        (folder / 'printed').write_text(done.text)
+
+    folder = made_once(tmp_path_factory, 'coco_run', train)
+    return folder / 'run', (folder / 'printed').read_text()
 
 
 def test_train_on_coco(coco_run):
     work_dir, text = coco_run
     assert (work_dir / 'iter_2.pth').is_file()
     assert len(loss_values(work_dir)) == 2
+    lines = next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    assert json.loads(lines[-1])['step'] == 2  # of the validation
     assert np.isfinite(loss_values(work_dir)).all()
     assert 'coco/bbox_mAP' in text
     assert 'eta' in text
@@ -57,7 +64,8 @@ def test_resume_goes_on_where_it_stopped(coco_run, real_data, tmp_path):
     )  # fmt: skip
     assert 'Iter(train) [3/3]' in done.text
     assert 'Iter(train) [2/3]' not in done.text
-    assert 'Total batch' not in done.text
+    assert 'Total batch' not in done.text and 'Scaling the original LR' not in done.text
+    assert '--auto-scale-lr has no effect: a resumed training goes on with the learning rate of ' in done.text
 
 
 @pytest.fixture(scope='module')
@@ -105,19 +113,23 @@ def test_voc(real_data, tmp_path):
 @pytest.fixture(scope='module')
 def imagenet_run(real_data, tmp_path_factory):
     """A classifier trained for one epoch on one real image a class."""
-    work_dir = tmp_path_factory.mktemp('imagenet')
-    classes = work_dir / 'classes.txt'
-    classes.write_text('\n'.join(sorted(p.name for p in (real_data / 'imagenet_mini' / 'train').iterdir())))
+    classes = shared_folder(tmp_path_factory) / 'imagenet_run' / 'classes.txt'
     options = [
         *NARROW, *ONE_WORKER, 'train_dataloader.batch_size=20', 'train_cfg.max_epochs=1', 'model.head.in_channels=512',
         *(f'{s}_dataloader.dataset.metainfo.classes={classes}' for s in ('train', 'val', 'test')),
         'train_dataloader.dataset.pipeline.1.scale=64', 'default_hooks.logger.interval=1',
     ]  # fmt: skip
-    done = run_tool(
-        'train.py', CONFIGS / 'scconv_resnet50_imagenet.py', '--data-root', real_data / 'imagenet_mini',
-        '--work-dir', work_dir, options=options,
-    )  # fmt: skip
-    return work_dir, done.text, options
+
+    def train(folder):
+        classes.write_text('\n'.join(sorted(p.name for p in (real_data / 'imagenet_mini' / 'train').iterdir())))
+        done = run_tool(
+            'train.py', CONFIGS / 'scconv_resnet50_imagenet.py', '--data-root', real_data / 'imagenet_mini',
+            '--work-dir', folder / 'run', options=options,
+        )  # fmt: skip
+        (folder / 'printed').write_text(done.text)
+
+    folder = made_once(tmp_path_factory, 'imagenet_run', train)
+    return folder / 'run', (folder / 'printed').read_text(), options
 
 
 def test_imagenet_and_its_test(imagenet_run, real_data):
