@@ -5,7 +5,7 @@
   Kernels take these two vectors, and exporters see one group norm.
 * With K = (W > t) * X and L = W * (X - K), the soft gate's X1 = K + L and X2 = L:
   ONNX Runtime takes several times longer over a choice than over these products.
-* Exported graphs take :func:`sru_halves`: the halves of X^w as two tensors, for the
+* Exported graphs, and compiled ones with gradients, take :func:`sru_halves`: the halves of X^w as two tensors, for the
   CRU squeezes them apart. Runtimes fuse element-wise operators, and stop at every
   split, concatenation and reshape of a whole map; so GN is one product and one sum
   by numbers of each channel, whose roots and divisions end before the maps.
@@ -43,7 +43,7 @@ def logit(x: Tensor, scale: Tensor, shift: Tensor, num_groups: int, eps: float, 
         x: (N, C, H, W).
         scale, shift: (C), of :func:`affine`.
         num_groups, eps: GN's settings.
-        one_operator: Use torch.group_norm, for graphs alone; :func:`mmscconv.equations.gn` says why.
+        one_operator: Use torch.group_norm, for graphs without gradients alone; :func:`mmscconv.equations.gn` says why.
     """
     x = x.to(scale.dtype)
     if one_operator:

@@ -7,6 +7,7 @@ explains its printed counts.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import Tensor
 from torch.fx import Proxy
@@ -63,6 +64,12 @@ class AlignedAvgPool2d(OneNode):
         """True if the windows lie side by side from position 0 on, the last one cut off where the image ends."""
         return self._slack == [0, 0] and self._offset == [0, 0]
 
+    @property
+    def overhangs(self) -> bool:
+        """True if a window may lie partly outside of the image, at some size."""
+        axes = zip(self.stride, self._offset, self._slack, strict=True)
+        return any(step > 1 and (start < 0 or start + slack + step > 1) for step, start, slack in axes)
+
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
             return self.node(x)
@@ -73,16 +80,17 @@ class AlignedAvgPool2d(OneNode):
             # The last argument changes nothing without padding; ncnn would divide a cut window by its whole area.
             return F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
         check_window(x.shape[2:], self.kernel_size, self.padding, self.dilation)
-        pads, scales = [], []
+        pads = []
         for axis in (1, 0):  # F.pad starts with the last axis
             size, step, start = x.shape[axis + 2], self.stride[axis], self._offset[axis]
             out = (size + self._slack[axis] - 1) // step + 1
             pads += [-start, start + out * step - size]
-            starts = range(start, start + out * step, step)
-            inside = [max(min(s + step, size) - max(s, 0), 0) for s in starts]
-            scales.append(x.new_tensor([step / max(n, 1) for n in inside]))
         pooled = F.avg_pool2d(F.pad(x, pads), self.stride)
-        return pooled if self.stride == (1, 1) else pooled * scales[0] * scales[1].unsqueeze(1)
+        if not self.overhangs:
+            return pooled
+        # The share of each window inside of the image, by operators: graphs serve other sizes than they were traced at.
+        inside = F.avg_pool2d(F.pad(torch.ones_like(x[:1, :1]), pads), self.stride)
+        return pooled / inside.clamp(min=0.5 / (self.stride[0] * self.stride[1]))
 
     def extra_repr(self) -> str:
         return f'kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}'

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmscconv import ops
+
 Size2d = int | Sequence[int]
 Device = torch.device | str | int | None
 # Kernel size, stride, padding and dilation as nn.Conv2d keeps them; they determine the output's size.
@@ -107,11 +109,15 @@ def check_input(layer: str, x: Tensor, channels: int, weight: Tensor | None = No
         raise ValueError(f'{layer} needs at least one position, got shape {tuple(x.shape)}')
     if not x.is_floating_point():
         raise ValueError(f'{layer} computes with floating-point numbers, got {x.dtype}: convert with .float() before')
-    if weight is not None and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if weight is not None and x.dtype != weight.dtype and not _under_autocast(x.device.type):
         raise ValueError(
             f'{layer} has weights of {weight.dtype} and got an input of {x.dtype}: '
             'convert one of them with .to(dtype), or use torch.autocast'
         )
+
+
+def _under_autocast(device_type: str) -> bool:
+    return ops.has_autocast(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def check_window(

@@ -47,7 +47,10 @@ def _with_statistics(norm: nn.Module) -> tuple[_BatchNorm, Tensor, Tensor]:
 
 def is_affine(norm: nn.Module | None) -> bool:
     """Return whether ``norm`` is None, or an affine map in its present mode."""
-    return norm is None or (isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None)
+    if norm is None:
+        return True
+    known = isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
+    return known and not norm.training
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:

@@ -26,7 +26,11 @@ def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module |
 
     * without gradients;
     * in graphs, as under torch.compile, whose own partitioner decides what to keep;
-    * inside torch.func's transforms, which refuse the hooks that recomputing needs.
+    * inside torch.func's transforms, which refuse the hooks that recomputing needs, and where saved-tensor hooks are
+      disabled;
+    * under a TorchFunctionMode, which would not see the recomputation.
+
+    A dispatch mode that runs during one of both passes alone does not change which kernels run.
 
     Args:
         function: Function of ``x`` and of the weights of ``modules``.
@@ -37,14 +41,16 @@ def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module |
     Raises:
         RuntimeError: In backward, if ``x`` or a weight was changed in place since.
     """
-    if not torch.is_grad_enabled() or ops.becoming_graph() or ops.transformed():
+    if not torch.is_grad_enabled() or ops.becoming_graph() or ops.transformed() or ops.overridden() or _no_hooks():
         return function(x)
+    looked_on = ops.looked_on()
     before = _AsBefore(x, [m for module in modules if module is not None for m in module.modules()])
     strides, layout = x.stride(), ops.layout_of(x)
 
     def run(x: Tensor) -> T:
         # Saved-tensor hooks may return x in another layout, for which other kernels would run.
-        return function(x if x.stride() == strides else x.contiguous(memory_format=layout))
+        with ops.looked_on_as(looked_on):
+            return function(x if x.stride() == strides else x.contiguous(memory_format=layout))
 
     return checkpoint(
         run,
@@ -53,6 +59,11 @@ def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module |
         preserve_rng_state=random,
         context_fn=lambda: (nullcontext(), before),
     )
+
+
+def _no_hooks() -> bool:
+    """Return whether saved-tensor hooks are disabled."""
+    return torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is not None
 
 
 def statistics_kept(module: nn.Module) -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ from mmscconv.layers.arguments import Device, Size2d, check_window, padding_amou
 from mmscconv.layers.conv_like import Conv2dLike
 from mmscconv.layers.cru import CRU
 from mmscconv.layers.deploy import DeployedCRU
-from mmscconv.layers.intact import change_of, disturbance
+from mmscconv.layers.intact import change_of, undisturbed
 from mmscconv.layers.recompute import recomputed
 from mmscconv.layers.sru import SRU
 
@@ -136,9 +136,11 @@ class SCConv(Conv2dLike):
         if not self.recompute:
             return self._arranged(x)
         units = [unit for unit in (self.sru, self.cru) if unit is not None]
-        known = all(type(unit) in (SRU, CRU) and change_of(unit) is None for unit in units)
-        known = known and (self.conv is None or disturbance(self.conv) is None)  # these have nothing random
-        return recomputed(self._arranged, x, self.sru, self.cru, self.conv, random=not known)
+        known = type(self) is SCConv and all(type(unit) in (SRU, CRU) and change_of(unit) is None for unit in units)
+        known = known and undisturbed(self.conv, self.pool)  # these have nothing random
+        # A subclass may compute with tensors of its own. The bias of this class is added outside.
+        modules = list(self.children()) if known else [self]
+        return recomputed(self._arranged, x, *modules, random=not known)
 
     def _arranged(self, x: Tensor) -> Tensor:
         sru, cru = self.sru, self.cru

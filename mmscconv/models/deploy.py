@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmscconv.errors import warn
 from mmscconv.layers import CRU, SCConv
 from mmscconv.layers.deploy import DeployedCRU
-from mmscconv.layers.folding import fold_norm
+from mmscconv.layers.folding import fold_norm, is_affine
 from mmscconv.layers.hooked import has_own_forward, is_hooked
 from mmscconv.layers.intact import change_of, disturbance, methods_of, other_method
 from mmscconv.models.stubs import PlainBottleneck
@@ -30,6 +30,9 @@ CONVS = (nn.Conv2d, WrappedConv2d)
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)
 METHODS = {cls: methods_of(cls) for cls in (*CONVS, SCConv)}
 NOTHING_IN_EVAL = (type(None), nn.Identity, DropPath)
+# Packages in whose blocks norm1 takes the output of conv1 alone, and so on.
+HOMES = ('mmdet', 'mmpretrain', 'mmscconv')
+INNER_NORMS = ('norm_up', 'norm_low', 'norm1', 'norm2')
 
 
 def switch_to_deploy(model: nn.Module) -> nn.Module:
@@ -44,9 +47,10 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
 
     A norm stays where folding could change numbers or bypass an observer: subclasses
     of convolutions and norms, hooks, parametrizations, pruning, a ``forward`` set on an
-    instance (as mmengine's ``efficient_conv_bn_eval`` does), and convolutions or weights
-    that stand in several places. For the same reasons an SCConv stays as it is, with a
-    warning that names it.
+    instance (as mmengine's ``efficient_conv_bn_eval`` does), blocks of OpenMMLab with a
+    ``forward`` of the user, norms that norm by the batch in eval mode, too, and
+    convolutions or weights that stand in several places. For the same reasons an SCConv
+    stays as it is, with a warning that names it.
     """
     model.eval()
     fixed = _Fixed(model)
@@ -111,7 +115,7 @@ class _Fixed:
         self.traced = {id(inside) for module in modules if has_own_forward(module) for inside in module.modules()}
         self.layers = set()
         for name, module in model.named_modules():
-            reason = change_of(module.cru) if isinstance(module, SCConv) and isinstance(module.cru, CRU) else None
+            reason = _obstacle(module.cru) if isinstance(module, SCConv) and isinstance(module.cru, CRU) else None
             if reason is not None:
                 warn(f'{name} stays out of the deploy form: {reason}')
                 self.layers.add(id(module))
@@ -126,6 +130,19 @@ class _Fixed:
         if type(conv) is SCConv and (id(conv) in self.layers or not _takes_norm(conv)):
             return True
         return self.places[id(conv)] > 1 or any(id(p) in self.shared for p in conv.parameters())
+
+
+def _obstacle(cru: CRU) -> str | None:
+    """Return why ``cru`` has no deploy form with the numbers of its present mode, or None."""
+    reason = change_of(cru)
+    if reason is not None:
+        return reason
+    for name in INNER_NORMS:
+        norm = getattr(cru, name)
+        if not is_affine(norm):
+            why = 'it is in training mode' if norm.training else 'it norms by the batch in eval mode, too'
+            return f'{name}: {why}'
+    return None
 
 
 def _takes_norm(conv: SCConv) -> bool:
@@ -147,6 +164,8 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
         if forward is not ConvModule.forward or efficient or module.order[:2] != ('conv', 'norm'):
             return []
         return [('conv', module.norm_name)] if module.with_norm else []
+    if str(getattr(forward, '__module__', None)).partition('.')[0] not in HOMES:
+        return []
     # OpenMMLab's ResNets and their blocks: norm1 may be called bn1 or gn1, and norm1_name says so.
     numbered = ((f'conv{i}', getattr(module, f'norm{i}_name', None)) for i in (1, 2, 3))
     return [(conv, norm) for conv, norm in numbered if norm is not None]
@@ -154,11 +173,13 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 
 def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> None:
     conv, norm = parent._modules.get(conv_name), parent._modules.get(norm_name)
-    if type(norm) not in NORMS or getattr(norm, 'running_var', None) is None:
+    if type(norm) not in NORMS or not is_affine(norm):
         return
     if type(conv) is SCConv and conv.ends_in_cru:
         conv.switch_to_deploy(norm)
     elif type(conv) in CONVS and isinstance(conv, nn.Conv2d) and conv._parameters.get('weight') is not None:
+        if conv.training:  # of a parent that keeps it there; torch folds in eval mode alone
+            return
         parent._modules[conv_name] = fold_norm(conv, norm)
     else:
         return

@@ -10,7 +10,9 @@ An explicit choice or MMSCCONV_BACKEND that cannot run raises; the automatic cho
 falls back to ``plain`` and logs the reason (logger ``mmscconv``, level DEBUG).
 Observers always see ``plain``: export and tracing, because a graph has to run
 without this package (:mod:`mmscconv.export.custom_op` brings the kernels along),
-and dispatch modes, which count or record operations and cannot look into a kernel.
+and dispatch and function modes, which count, record or change operations and cannot
+look into a kernel. A forward pass that backward recomputes takes the form that it took
+before, whoever looks on then.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import importlib
 import logging
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace
+from torch.utils._device import DeviceContext
 
 from mmscconv.ops import compiled
 from mmscconv.ops.layout import layout_of
@@ -42,6 +46,7 @@ OLDEST_TRITON = (3, 2)  # 3.0 refuses the kernels: its tl.arange takes no comput
 OLDEST_CAPABILITY, OLDEST_CAPABILITY_BF16 = (7, 0), (8, 0)  # of CUDA devices, for Triton
 _LOGGER = logging.getLogger('mmscconv')
 _forced_plain = 0
+_recomputing = threading.local()
 
 
 class BackendUnavailableError(RuntimeError):
@@ -75,7 +80,7 @@ def choose_backend(x: Tensor, explicit: str | None = None, beyond_fusion: bool =
         BackendUnavailableError: ``explicit`` or MMSCCONV_BACKEND names a backend that cannot run here.
         ValueError: MMSCCONV_BACKEND names no backend.
     """
-    if _forced_plain or exporting() or observed():
+    if exporting() or looked_on():
         return 'plain'
     wanted = explicit or _from_environment()
     if wanted:
@@ -109,6 +114,25 @@ def plain_only() -> Iterator[None]:
         yield
     finally:
         _forced_plain -= 1
+
+
+def looked_on() -> bool:
+    """Return whether an observer or :func:`plain_only` asks for ``plain``; in a recomputation, whether one did then."""
+    if torch.compiler.is_compiling():
+        return _forced_plain > 0
+    then: bool | None = getattr(_recomputing, 'looked_on', None)
+    return _forced_plain > 0 or observed() if then is None else then
+
+
+@contextmanager
+def looked_on_as(then: bool) -> Iterator[None]:
+    """Let :func:`looked_on` return ``then`` inside, in this thread."""
+    before = getattr(_recomputing, 'looked_on', None)
+    _recomputing.looked_on = then
+    try:
+        yield
+    finally:
+        _recomputing.looked_on = before
 
 
 def kernels(backend: str) -> ModuleType:
@@ -216,8 +240,22 @@ def transformed() -> bool:
 
 
 def observed() -> bool:
-    """Return whether a TorchDispatchMode other than torch.compile's sees every operation, as FlopCounterMode does."""
-    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
+    """Return whether a mode other than torch.compile's sees every operation, as FlopCounterMode does."""
+    return not torch.compiler.is_compiling() and (torch._C._len_torch_dispatch_stack() > 0 or overridden())
+
+
+def overridden() -> bool:
+    """Return whether a TorchFunctionMode sees every function; the default device's and this package's do not count."""
+    if torch.compiler.is_compiling():
+        return False
+    modes = (torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack()))
+    return any(type(m) is not DeviceContext and not type(m).__module__.startswith('mmscconv.') for m in modes)
+
+
+@_constant_when_traced
+def has_autocast(device_type: str) -> bool:
+    """Return whether devices of this type have autocast; torch raises if it is asked about others, such as meta."""
+    return torch.amp.is_autocast_available(device_type)
 
 
 def becoming_graph() -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmscconv.ops.backend import forward_mode
+from mmscconv.ops.flops import register_formulas
 
 FOR_INFERENCE = 'the deploy form of SCConv is for inference: train the model before switch_to_deploy()'
 Kernel = Callable[..., Any]
@@ -65,6 +66,7 @@ def register_kernel(op: str, devices: str | tuple[str, ...], kernel: Kernel) -> 
     def without_tangents(*arguments: Any) -> Any:
         if forward_mode():
             raise RuntimeError(f"mmscconv::{op} has no forward-mode derivative: backend='plain' has")
+        register_formulas()
         return kernel(*arguments)
 
     torch.library.impl(f'mmscconv::{op}', devices)(without_tangents)

@@ -28,7 +28,7 @@ from mmscconv.ops.fitting import (
 )
 from mmscconv.ops.layout import as_dense, as_rows, empty, layout_of, row_stride
 from mmscconv.ops.packing import (
-    as_fp32,
+    bf16_as_fp32,
     fingerprint,
     packed,
     packed_transform,
@@ -245,7 +245,7 @@ def scconv(
         transform = packed_transform(gwc, pwc1, pwc2, groups, centre), *transform[1:]
     values = as_dense(x, torch.channels_last)
     cut, *others = channels
-    squeezes, transform = ([t if t is None else as_fp32(t) for t in part] for part in (squeezes, transform))
+    squeezes, transform = ([t if t is None else bf16_as_fp32(t) for t in part] for part in (squeezes, transform))
     check_scconv(x, scale, shift, num_groups, squeezes, transform, channels, groups, window, centre)
     size = pooled_size(x.shape[2:], window[2:4])
     out = empty(len(x), others[2], *size, dtype=x.dtype, layout=torch.channels_last)

@@ -15,7 +15,7 @@ from mmscconv.ops.prototypes import MAP_DTYPES
 PANEL = 32  # the same as in csrc/gemm.h
 
 
-def as_fp32(t: Tensor) -> Tensor:
+def bf16_as_fp32(t: Tensor) -> Tensor:
     """Return bf16 weights in fp32, others as they are."""
     return t.float() if t.dtype is torch.bfloat16 else t
 
@@ -40,7 +40,7 @@ def packed(weight: Tensor, groups: int = 1) -> Tensor:
     Panels are PANEL output channels wide, padded with zeros, and never hold
     channels of two groups.
     """
-    weight = as_fp32(weight)
+    weight = bf16_as_fp32(weight)
     (rows, depth), strides = weight.shape[:2], weight.stride()[:2]
     out = empty(groups * panels_of(rows // groups), depth, PANEL)
     call('pack', weight, *strides, rows, depth, groups, out)
@@ -99,7 +99,7 @@ def weights_of_rows(
 
 def _inputs(gwc: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """Return the weights as the kernels can read them, in fp32: the GWC's taps a stride apart, the others dense."""
-    gwc, others = as_fp32(gwc), tuple(map(as_fp32, others))
+    gwc, others = bf16_as_fp32(gwc), tuple(map(bf16_as_fp32, others))
     return gwc if _tap_stride(gwc) is not None else gwc.contiguous(), *(t.contiguous() for t in others)
 
 

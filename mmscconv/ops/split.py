@@ -18,7 +18,7 @@ def split_channels(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     The gradient of PyTorch's split is in NCHW, whatever the layout of the map and of the parts' gradients. What stands
     before the split then reads one layout and writes the other: in ResNet-20 with SPConv, ReLU's backward takes five
     times as long. Here the gradient of a map in channels last is in channels last. Maps in NCHW, other classes of
-    tensors, graphs, dispatch modes and torch.func's transforms get PyTorch's split.
+    tensors, graphs, dispatch and function modes and torch.func's transforms get PyTorch's split.
 
     Args:
         x: (N, C, ...).
@@ -46,6 +46,9 @@ class _SplitInChannelsLast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        if transformed() or any(map(torch._C._functorch.is_legacy_batchedtensor, grads)):
+            # A batch of gradients, as of torch.vmap and is_grads_batched, cannot be asked for its layout.
+            return torch.cat(grads, dim=1), None
         # A part that nothing uses has zeros in NCHW, and cat takes one such part, or one of a single channel, for NCHW.
         grad = torch.cat([as_dense(part, torch.channels_last) for part in grads], dim=1)
         return as_dense(grad, torch.channels_last), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, TypeGuard
@@ -19,6 +19,9 @@ Match = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 CONV_ATTRIBUTES = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups')
 REGEX_PREFIX = 're:'
 METHODS = methods_of(nn.Conv2d)
+GROUPS = (list, tuple, set)
+# By their names: the import of FSDP takes long, and fully_shard makes subclasses.
+WRAPPERS = ('DistributedDataParallel', 'FullyShardedDataParallel', 'FSDPModule')
 
 
 class AnyConv(nn.Module):
@@ -82,8 +85,36 @@ def shared_parameters(model: nn.Module) -> set[int]:
     return {key for key, count in owners.items() if count > 1}
 
 
-def obstacle(conv: nn.Module, shared: Collection[int]) -> str | None:
-    """Return why no other layer can stand in for ``conv``, or None; ``shared`` as from :func:`shared_parameters`."""
+def held_elsewhere(model: nn.Module) -> dict[int, str]:
+    """Return where modules hold others outside of their children, as in ``'Net.steps'``, by the id of the one held."""
+    found: dict[int, str] = {}
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if name == '_modules':
+                continue
+            values = value.values() if isinstance(value, dict) else value if isinstance(value, GROUPS) else (value,)
+            found |= {id(v): f'{type(module).__name__}.{name}' for v in values if isinstance(v, nn.Module)}
+    return found
+
+
+def check_not_wrapped(model: nn.Module) -> None:
+    """Raise ValueError if ``model`` is or has a module that averages gradients of the parameters that it found."""
+    for name, module in model.named_modules():
+        for cls in type(module).__mro__:
+            if cls.__name__ in WRAPPERS and cls.__module__.startswith('torch.'):
+                raise ValueError(
+                    f'{name or "the model"} is wrapped in {cls.__name__}, which would not average the gradients of new '
+                    'layers: call replace_conv first, and wrap the model afterwards'
+                )
+
+
+def obstacle(conv: nn.Module, shared: Collection[int], held: Mapping[int, str]) -> str | None:
+    """Return why no other layer can stand in for ``conv``, or None.
+
+    Args:
+        conv: A convolution of the model.
+        shared, held: As from :func:`shared_parameters` and :func:`held_elsewhere`.
+    """
     if type(conv) is not nn.Conv2d:
         return f'{type(conv).__name__} is not a plain nn.Conv2d'
     if conv.groups > 1:
@@ -98,6 +129,8 @@ def obstacle(conv: nn.Module, shared: Collection[int]) -> str | None:
         return 'frozen, a new layer in its place would stay random'
     if any(id(p) in shared for p in conv.parameters()):
         return 'it shares its parameters with another layer'
+    if id(conv) in held:
+        return f'the model also holds it in {held[id(conv)]}, where the old one would run on'
     return None
 
 

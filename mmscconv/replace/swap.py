@@ -13,7 +13,15 @@ from torch import nn
 
 from mmscconv.layers import SCConv
 from mmscconv.replace.like import arguments_like
-from mmscconv.replace.select import FoundConv, Match, find_convs, obstacle, shared_parameters
+from mmscconv.replace.select import (
+    FoundConv,
+    Match,
+    check_not_wrapped,
+    find_convs,
+    held_elsewhere,
+    obstacle,
+    shared_parameters,
+)
 
 ConvCfg = Mapping[str, Any] | Callable[..., nn.Module]
 
@@ -52,8 +60,9 @@ def replace_conv(
     count. Of those, only plain, dense ``nn.Conv2d`` can be replaced: grouped,
     depthwise, transposed and deformable ones, subclasses with their own behaviour,
     other padding than zeros, hooked, frozen and weight-tied ones stay, as do those
-    whose settings the new layer refuses. A module that stands in several places is
-    replaced by one new module in all of them.
+    whose settings the new layer refuses, and those that a module also holds in an
+    attribute, list, tuple, set or dict of its own. A module that stands in several
+    places is replaced by one new module in all of them.
 
     Args:
         model: Any module that contains convolutions.
@@ -74,19 +83,21 @@ def replace_conv(
     Raises:
         ValueError: No convolution is selected, or none of those selected can be
             replaced (the message lists the model's convolutions or the reasons); an
-            unknown ``type``; a ``model`` that is itself a convolution.
+            unknown ``type``; a ``model`` that is itself a convolution, or that is or
+            contains DistributedDataParallel or FSDP.
         TypeError: Settings that the new layer does not have, or a ``conv_cfg`` that
             makes no ``nn.Module``. After any error the model is as it was.
     """
+    check_not_wrapped(model)
     name, make = _maker(conv_cfg)
     found, others = find_convs(model, match, min_kernel, min_channels)
     if not found:
         raise ValueError(f'no convolution is selected by match={match!r}, {min_kernel=}, {min_channels=}. {others}')
     new: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
-    shared = shared_parameters(model)
+    shared, held = shared_parameters(model), held_elsewhere(model)
     for conv in found:
-        reason = obstacle(conv.module, shared)
+        reason = obstacle(conv.module, shared, held)
         if reason is None:
             assert isinstance(conv.module, nn.Conv2d)  # all else is an obstacle
             try:

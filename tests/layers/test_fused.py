@@ -195,6 +195,42 @@ def test_random_modules_draw_the_same_numbers_again():
                 torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
+class Dropped(SCConv):
+    def _arranged(self, x):
+        return nn.functional.dropout(super()._arranged(x), 0.5)
+
+
+class Normed(SCConv):
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.last = nn.BatchNorm2d(self.out_channels)
+
+    def _arranged(self, x):
+        return self.last(super()._arranged(x))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'pool'),
+    [(SCConv, nn.Dropout(0.5)), (SCConv, nn.BatchNorm2d(16)), (Dropped, None), (Normed, None)],
+    ids=['random pool', 'pool with statistics', 'random subclass', 'subclass with statistics'],
+)
+def test_recomputing_what_others_have_put_into_the_layer(kind, pool):
+    layer = kind(16, 16, 3, padding=1, arrangement='C&S' if pool else 'S+C')
+    layer.pool = pool
+    again, x = copy.deepcopy(layer), torch.randn(2, 16, 6, 5)
+    again.recompute = True
+    found = []
+    for module in (layer, again):
+        inputs = x.clone().requires_grad_()
+        torch.manual_seed(0)
+        y = module(inputs)
+        torch.manual_seed(1)
+        y.square().sum().backward()
+        found.append([y, inputs.grad, *module.buffers()])
+    for got, want in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(got, want)
+
+
 class OtherSRU(SRU):
     def logit(self, x):
         return -super().logit(x)

@@ -141,6 +141,21 @@ def test_runs_on_the_meta_device():
         assert SCConv(8, 8, 3, 2, 1)(torch.zeros(1, 8, 9, 9)).shape == (1, 8, 5, 5)
 
 
+def test_another_dtype_on_the_meta_device():
+    layer = SCConv(8, 8, 3, device='meta')
+    with pytest.raises(ValueError, match=r'weights of torch\.float32 and got an input of torch\.float64'):
+        layer(torch.zeros(1, 8, 9, 9, device='meta', dtype=torch.float64))
+
+
+def test_autocast_of_another_dtype_is_one_graph():
+    layer, x = SCConv(16, 16, 3, padding=1), torch.randn(1, 16, 5, 5).bfloat16()
+    compiled = torch.compile(layer, backend='eager', fullgraph=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert compiled(x).dtype == layer(x).dtype
+    with pytest.raises(ValueError, match=r'or use torch\.autocast'):
+        layer(x)
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [

@@ -89,3 +89,35 @@ def test_feature_extractor_of_torchvision(name):
     layer2 = model.layer2(model.layer1(stem))
     assert torch.equal(got['layer2'], layer2)
     assert torch.equal(got['layer3.0.conv1'], model.layer3[0].conv1(layer2))
+
+
+# Windows that overhang the image on one side or another, in one of two axes, or never.
+STRIDED = [
+    dict(kernel_size=3, stride=3, padding=1),
+    dict(kernel_size=4, stride=2, padding=1),
+    dict(kernel_size=2, stride=3, padding=1),
+    dict(kernel_size=(5, 3), stride=(4, 1), padding=(0, 1)),
+    dict(kernel_size=3, stride=(2, 3), padding=1),
+    dict(kernel_size=3, stride=2, padding=0, dilation=2),
+]
+
+
+@pytest.mark.parametrize('arrangement', ['S+C', 'C&S'])
+@pytest.mark.parametrize('window', STRIDED, ids=str)
+def test_jit_trace_serves_other_sizes(window, arrangement):
+    layer = SCConv(32, 32, arrangement=arrangement, **window).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, torch.randn(1, 32, 7, 8))
+        for size in ((7, 8), (8, 7), (10, 11), (12, 9), (13, 14)):
+            x = torch.randn(2, 32, *size)
+            torch.testing.assert_close(traced(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('window', STRIDED, ids=str)
+def test_export_serves_other_sizes(window):
+    pool = AlignedAvgPool2d(**window)
+    height, width = (torch.export.Dim(name, min=9, max=64) for name in ('height', 'width'))
+    exported = torch.export.export(pool, (torch.randn(1, 2, 15, 16),), dynamic_shapes=({2: height, 3: width},)).module()
+    for size in ((15, 16), (14, 13), (20, 9)):
+        x = torch.randn(1, 2, *size)
+        torch.testing.assert_close(exported(x), pool(x))

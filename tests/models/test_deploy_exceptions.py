@@ -8,6 +8,7 @@ from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.wrappers import Conv2d as WrappedConv2d
 from mmcv.ops import ModulatedDeformConv2dPack
+from mmdet.models.backbones.resnet import BasicBlock
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS
@@ -33,6 +34,38 @@ class Backwards(nn.Sequential):
         for module in reversed(list(self)):
             x = module(x)
         return x
+
+
+class PreActivation(BasicBlock):
+    def forward(self, x):
+        return x + self.conv2(self.relu(self.norm2(self.conv1(self.relu(self.norm1(x))))))
+
+
+class BatchNormed(nn.Sequential):
+    """Norms by the batch in eval mode, too."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train()
+        return self
+
+
+class AlwaysTraining(nn.Sequential):
+    def train(self, mode=True):
+        return super().train(True)
+
+
+class NormsInEval(nn.Sequential):
+    """Its convolutions stay in training mode, which changes none of their numbers."""
+
+    def train(self, mode=True):
+        super().train(True)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
 
 
 def conv():
@@ -100,6 +133,23 @@ def wrap_cru(layer):
     layer.cru = nn.Sequential(layer.cru)
 
 
+def adapt_to_the_batch(layer):
+    """Norm by the batch at hand, as test-time adaptation (TENT) does."""
+    for norm in layer.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+
+
+def normed():
+    return SCConv(C, C, 3, padding=1, inner_norm=True)
+
+
+def adapted():
+    layer = normed()
+    adapt_to_the_batch(layer)
+    return pair(layer)
+
+
 def deploy_with_relu(layer):
     layer.eval()
     layer.switch_to_deploy(relu=True)
@@ -141,6 +191,14 @@ KEPT = {
     'shared module': shared_module,
     'shared SCConv': lambda: shared_module(lambda: SCConv(C, C, 3, padding=1)),
     'another order': lambda: Backwards(conv(), nn.BatchNorm2d(C)),
+    'a block of the user': lambda: PreActivation(C, C),
+    'inner norms without statistics': adapted,
+    **{
+        f'{kind.__name__} {first.__name__}': lambda kind=kind, first=first: kind(first(), nn.BatchNorm2d(C))
+        for kind in (BatchNormed, AlwaysTraining, NormsInEval)
+        for first in (conv, normed)
+        if (kind, first) != (NormsInEval, normed)
+    },
     'ConvModule with efficient_conv_bn_eval': efficient_module,
     'traced by mmengine': traced,
     **{
@@ -160,6 +218,7 @@ FOLDED = {
     'ConvModule': lambda: ConvModule(C, C, 3, padding=1, norm_cfg=dict(type='BN')),
     'SCConv': lambda: pair(SCConv(C, C, 3, padding=1)),
     'deployed SCConv': lambda: inside(lambda layer: layer.eval().switch_to_deploy()),
+    'SCConv in training mode, norm in eval mode': lambda: NormsInEval(SCConv(C, C, 3, padding=1), nn.BatchNorm2d(C)),
 }
 
 
@@ -206,6 +265,18 @@ def test_what_stays_as_it_is_is_named(monkeypatch):
     assert norms(model) == 1
     assert warnings == ['1.0 stays out of the deploy form: gwc: it has hooks, or a forward of its own']
     assert type(model[2][0].cru).__name__ == 'DeployedCRU'
+
+
+@pytest.mark.parametrize(
+    ('make', 'reason'),
+    [(adapted, 'it norms by the batch in eval mode, too'), (lambda: BatchNormed(normed()), 'it is in training mode')],
+    ids=['without statistics', 'in training mode'],
+)
+def test_inner_norms_that_norm_by_the_batch_are_named(make, reason, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(deploy, 'warn', warnings.append)
+    switch_to_deploy(make())
+    assert warnings == [f'0 stays out of the deploy form: norm_up: {reason}']
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from helpers import forks
 from helpers.paths import ROOT
 from mmscconv.models import switch_to_deploy
 
@@ -62,7 +63,7 @@ def _process(rank, folder):
 
 
 def test_losses_and_gradients_equal_those_of_the_joined_batch(tmp_path):
-    mp.spawn(_process, (os.fspath(tmp_path),), nprocs=2)
+    mp.start_processes(_process, (os.fspath(tmp_path),), nprocs=2, start_method=forks.METHOD)
     results = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2)]
     losses, gradients = losses_and_gradients(detector(), batch())
     assert losses.keys() == {'loss', 'loss_cls', 'loss_bbox'} and losses['loss_bbox'] > 0

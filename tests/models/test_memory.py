@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 import mmscconv.models  # noqa: F401, registers the backbone
+from helpers import forks
 from mmscconv import SCConv
 
 
@@ -115,7 +116,9 @@ def test_with_cp():
 
 
 def test_compiled_backbone_is_one_graph():
-    model = backbone('SCConvResNet', scconv=dict(backend='native'))
+    # Both kinds of stages, without and with a stride, are there.
+    stages = dict(num_stages=2, out_indices=(0, 1), strides=(1, 2), dilations=(1, 1))
+    model = backbone('SCConvResNet', scconv=dict(backend='native'), **stages)
     model.train()
     x = torch.randn(2, 3, 32, 32)
     want = model(x)
@@ -136,7 +139,8 @@ def _train_in_parallel(rank, store, results):
 
 
 def test_ddp_equals_the_joined_batch(tmp_path):
-    mp.spawn(_train_in_parallel, (os.fspath(tmp_path / 'store'), os.fspath(tmp_path / 'grads')), nprocs=2)
+    arguments = os.fspath(tmp_path / 'store'), os.fspath(tmp_path / 'grads')
+    mp.start_processes(_train_in_parallel, arguments, nprocs=2, start_method=forks.METHOD)
     torch.manual_seed(0)
     model = SCConv(8, 8, 3, padding=1, backend='native')
     model(torch.randn(4, 8, 6, 6).requires_grad_()).square().mean().backward()

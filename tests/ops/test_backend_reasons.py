@@ -7,6 +7,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,6 +21,11 @@ CL = torch.channels_last
 
 class Mode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class FunctionMode(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         return func(*args, **(kwargs or {}))
 
 
@@ -118,6 +124,23 @@ def test_observers_see_every_operation(x, affine, backend, monkeypatch):
         conv(sru(x, affine, backend))
     assert counter.get_total_flops() == 2 * 8 * 8 * 2 * 12
     assert calls == []
+
+
+@pytest.mark.parametrize('backend', [None, 'native'])
+def test_function_modes_see_the_plain_form(x, affine, backend, called):
+    with FunctionMode():
+        assert ops.observed() and ops.overridden()
+        assert torch.equal(sru(x, affine, backend), sru(x, affine, 'plain'))
+    assert called == [] and not ops.overridden()
+
+
+def test_the_default_device_is_no_observer(x, affine, called):
+    with torch.device('cpu'):
+        assert not ops.observed()
+        sru(x, affine)
+        with FunctionMode():
+            assert ops.overridden()
+    assert called == ['sru_forward']
 
 
 def test_reasons_are_logged_for_whoever_asks(x, affine, caplog):

@@ -20,7 +20,13 @@ from mmscconv.ops.prototypes import prototypes
 pytestmark = pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 SOURCES = sorted(compiled.SOURCES.glob('*.c'))
 # clang's -fopenmp is a package of its own.
-COMPILERS = ('gcc', '-fopenmp'), ('gcc', '-fopenmp-simd'), ('clang', '-fopenmp-simd')
+COMPILERS = [
+    pytest.param(
+        compiler, openmp, id=f'{compiler}{openmp}',
+        marks=pytest.mark.skipif(shutil.which(compiler) is None, reason=f'{compiler} is not installed'),
+    )
+    for compiler, openmp in (('gcc', '-fopenmp'), ('gcc', '-fopenmp-simd'), ('clang', '-fopenmp-simd'))
+]  # fmt: skip
 
 
 def test_the_header_says_what_ctypes_is_told():
@@ -54,7 +60,7 @@ def test_what_the_header_may_not_say(header):
         prototypes(header)
 
 
-@pytest.mark.parametrize(('compiler', 'openmp'), [pair for pair in COMPILERS if shutil.which(pair[0])])
+@pytest.mark.parametrize(('compiler', 'openmp'), COMPILERS)
 @pytest.mark.parametrize('source', SOURCES, ids=lambda path: path.name)
 def test_every_definition_is_compared_with_its_declaration(source, compiler, openmp, tmp_path):
     flags = ['-std=gnu11', openmp, '-fsyntax-only', '-Wmissing-prototypes', '-Wall', '-Werror', '-Wno-psabi']

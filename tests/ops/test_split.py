@@ -55,8 +55,21 @@ def test_higher_derivatives():
         a, b = ops.split_channels(t, (1, 3))
         return a.square() * b.sum(1, keepdim=True), b.sin()
 
-    assert torch.autograd.gradcheck(divided, x)
+    assert torch.autograd.gradcheck(divided, x, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(divided, x)
+
+
+@pytest.mark.parametrize('way', ['batched', 'vmap'])
+def test_batched_backward(way):
+    x, v = map_(), torch.randn(3, 2, 3, 5, 4)
+    grads = []
+    for divide in (ops.split_channels, torch.split):
+        y = divide(x * 1, (3, 5), 1)[0] if divide is torch.split else divide(x * 1, (3, 5))[0]
+        if way == 'vmap':
+            grads.append(torch.vmap(lambda v, y=y: torch.autograd.grad(y, x, v, retain_graph=True)[0])(v))
+        else:
+            grads.append(torch.autograd.grad(y, x, v, is_grads_batched=True)[0])
+    assert torch.equal(*grads)
 
 
 def test_a_part_can_not_be_changed_in_place_in_silence():

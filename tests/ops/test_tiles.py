@@ -178,10 +178,13 @@ def test_threads_do_not_change_the_bits(settings, tiles):
         torch.set_num_threads(before)
 
 
-def test_the_variable_turns_them_off(monkeypatch):
-    compiled.multiplies_in_tiles.cache_clear()
-    monkeypatch.setenv('MMSCCONV_AMX', '0')
-    try:
-        assert not compiled.multiplies_in_tiles()
-    finally:
-        compiled.multiplies_in_tiles.cache_clear()
+@pytest.mark.parametrize('granted', [1, 0])
+@pytest.mark.parametrize(('value', 'wanted'), [(None, True), ('', True), ('1', True), ('0', False)])
+def test_the_variable_turns_them_off(value, wanted, granted, monkeypatch):
+    """Whatever the machine has: the kernels' answer is given here."""
+    monkeypatch.setattr(compiled, 'call', lambda name, answer: answer.__setitem__(0, granted))
+    if value is None:
+        monkeypatch.delenv('MMSCCONV_AMX', raising=False)
+    else:
+        monkeypatch.setenv('MMSCCONV_AMX', value)
+    assert compiled.multiplies_in_tiles.__wrapped__() is (bool(granted) and wanted)

@@ -241,3 +241,72 @@ def test_tied_blocks_are_no_plain_convolution():
     found = replace_conv(model, SCCONV, match='*')
     assert found.replaced == ('1',) and found.skipped == {'0': 'TiedConv is not a plain nn.Conv2d'}
     assert isinstance(model[0], TiedConv)  # nor is what it has inside
+
+
+class Net(nn.Module):
+    """Holds its layers a second time, as ``keep`` says, and calls them there."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.first, self.second, self.free = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.__dict__['steps'] = keep(self)
+
+
+@pytest.mark.parametrize(
+    'keep',
+    [
+        lambda net: [net.first, net.second],
+        lambda net: (net.second, 1, net.first),
+        lambda net: {'a': net.first, 'b': net.second},
+        lambda net: {net.first, net.second},
+    ],
+    ids=['list', 'tuple', 'dict', 'set'],
+)
+def test_a_convolution_that_is_held_outside_of_the_modules_stays(keep):
+    model = nn.Sequential(Net(keep))
+    found = replace_conv(model, SCCONV)
+    assert found.replaced == ('0.free',)
+    reason = 'the model also holds it in Net.steps, where the old one would run on'
+    assert found.skipped == {'0.first': reason, '0.second': reason}
+
+
+def test_a_convolution_that_is_held_directly_stays():
+    model = Net(lambda net: net.first)
+    found = replace_conv(model, SCCONV)
+    assert found.replaced == ('second', 'free') and 'also holds it in Net.steps' in found.skipped['first']
+
+
+def test_a_block_that_is_held_elsewhere_gets_new_convolutions():
+    block = nn.Sequential(nn.Conv2d(8, 8, 3))
+    model = nn.ModuleDict(dict(block=block))
+    model.__dict__['blocks'] = [block]
+    assert replace_conv(model, SCCONV).replaced == ('block.0',)
+
+
+def wrapped_by_ddp(model):
+    import torch.distributed as dist
+
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        return nn.parallel.DistributedDataParallel(model)
+    finally:
+        dist.destroy_process_group()
+
+
+def wrapped_by_fsdp(model):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    fsdp = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+    nn.Module.__init__(fsdp)
+    fsdp.inner = model
+    return fsdp
+
+
+@pytest.mark.parametrize('inside', [False, True])
+@pytest.mark.parametrize('wrap', [wrapped_by_ddp, wrapped_by_fsdp])
+def test_a_wrapped_model_is_refused(wrap, inside):
+    model = wrap(nn.Sequential(nn.Conv2d(8, 8, 3)))
+    words = r'is wrapped in \w+DataParallel, .* call replace_conv first, and wrap the model afterwards'
+    with pytest.raises(ValueError, match=words):
+        replace_conv(nn.ModuleDict(dict(inner=model)) if inside else model, SCCONV)
+    assert any(type(m) is nn.Conv2d for m in model.modules())

@@ -26,16 +26,17 @@ def sru(layer: SRU, x: Tensor) -> Tensor | None:
     if backend == 'plain':
         if not ops.becoming_graph() or not undisturbed(layer.gn):
             return None
-        if ops.exporting():
+        if ops.exporting() or torch.is_grad_enabled() or ops.transformed():
             return torch.cat(sru_halves(layer, x), dim=1)
-        return identities.sru(x, *sru_arguments(layer, x.dtype), one_operator=not ops.transformed())
+        # With gradients, torch's group norm may end the process: see equations.gn.
+        return identities.sru(x, *sru_arguments(layer, x.dtype), one_operator=True)
     if not x.numel() or not intact(layer, 'gn'):
         return None
     return ops.sru(x, *sru_arguments(layer, x.dtype), backend=backend)
 
 
 def sru_halves(layer: SRU, x: Tensor) -> Halves:
-    """SRU's output in halves, for exported graphs."""
+    """SRU's output in halves, for graphs: those that are exported, and those that torch.compile differentiates."""
     return identities.sru_halves(x, *sru_arguments(layer, x.dtype), one_operator=_group_norm_is_kept)
 
 

@@ -38,9 +38,9 @@ def replaced_by(
 
     Args:
         function: Returns the unit's output, or None to let ``forward`` run.
-        exported: Runs where an exported graph hands over X^w in halves, which :func:`sru_then_cru` has checked: the
-            SRU returns them, and the CRU gets them. The units are called as modules, so that their nodes have their
-            names.
+        exported: Runs where an exported graph hands over X^w in halves, which
+            :func:`~mmscconv.layers.fused.for_exports.through_halves` has checked: the SRU returns them, and the CRU
+            gets them. The units are called as modules, so that their nodes have their names.
     """
 
     def decorate(forward: Callable[[L, Tensor], Tensor]) -> Callable[..., Any]:
