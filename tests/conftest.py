@@ -12,22 +12,18 @@ import pytest
 import torch
 
 from helpers.apart import CHANNEL, Apart
-from helpers.once import made_once, shared_folder
+from helpers.once import made_once
 from helpers.paths import ROOT
+
+# Chosen by a test, not by the shell that starts it. CC stays: the tests also run with other compilers.
+SETTINGS = 'MMSCCONV_BACKEND', 'MMSCCONV_AMX', 'MMSCCONV_TRACEBACK'
+# Compiled once for all workers and runs, whatever a test takes for the home folder.
+KERNELS = ROOT / '.pytest_cache' / 'kernels'
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope='session', autouse=True)
-def _settings_of_the_user_stay_out():
-    """Kernels, their instructions and tracebacks are chosen by a test, not by the shell that starts it."""
-    with patch.dict(os.environ):
-        for name in ('MMSCCONV_BACKEND', 'MMSCCONV_AMX', 'MMSCCONV_TRACEBACK'):
-            os.environ.pop(name, None)
-        yield
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -64,7 +60,7 @@ def _metafiles_are_read_once():
 
 
 @pytest.fixture(scope='module', params=['of this machine', pytest.param('any', marks=pytest.mark.slow)])
-def instructions(request, tmp_path_factory):
+def instructions(request):
     """The vector registers that the kernels are written for: the widest that this machine has, or the narrowest."""
     from mmscconv.ops import compiled
 
@@ -72,8 +68,6 @@ def instructions(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == 'any':
             patch.setattr(compiled, 'KERNELS', dataclasses.replace(compiled.KERNELS, flags=((),)))
-            # Compiled once, for all modules and workers.
-            patch.setenv('MMSCCONV_CACHE_DIR', str(shared_folder(tmp_path_factory) / 'kernels'))
             for cache in caches:
                 cache.cache_clear()
         assert compiled.unavailable() is None
@@ -123,7 +117,15 @@ def root():
 
 
 def pytest_configure(config):
-    """Let tests with the mark apart run in processes of their own, unless this is one."""
+    """Keep the user's settings out, and let tests with the mark apart run in other processes, unless this is one.
+
+    Modules of tests ask for the kernels as soon as they are imported.
+    """
+    environment = patch.dict(os.environ, MMSCCONV_CACHE_DIR=str(KERNELS))
+    environment.start()
+    config.add_cleanup(environment.stop)
+    for name in SETTINGS:
+        os.environ.pop(name, None)
     if CHANNEL not in os.environ:
         config.pluginmanager.register(Apart())
 

@@ -8,27 +8,28 @@ from mmengine.registry import MODELS, init_default_scope
 
 from helpers.paths import ROOT
 
+_read, _known = Config._file2dict, {}
+
 
 def load(name):
-    cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    """Return a shipped config, and read the files that it inherits once for all configs: they are eight a config."""
+    with patch.object(Config, '_file2dict', _read_once):
+        cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
     init_default_scope(cfg.default_scope)
     return cfg
 
 
+def _read_once(filename, *args, **kwargs):
+    key = str(filename)
+    if key not in _known:
+        _known[key] = _read(filename, *args, **kwargs)
+    return copy.deepcopy(_known[key])
+
+
 def load_all(names):
-    """Yield (name, config) of each of ``names``, and read the files that they inherit once: they are eight a config."""
-    read, known = Config._file2dict, {}
-
-    def read_once(filename, *args, **kwargs):
-        key = str(filename)
-        if key not in known:
-            known[key] = read(filename, *args, **kwargs)
-        return copy.deepcopy(known[key])
-
+    """Yield (name, config) of each of ``names``."""
     for name in names:
-        with patch.object(Config, '_file2dict', read_once):
-            cfg = load(name)
-        yield name, cfg
+        yield name, load(name)
 
 
 def build(cfg):

@@ -1,7 +1,5 @@
 """Runs the tools as a user does, with overrides that make a network small enough for a test."""
 
-import functools
-import multiprocessing
 import os
 import runpy
 import subprocess
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from helpers import forks
 from helpers.paths import ROOT
 
 # The stack that the tests run on, as the remedies for a broken environment name it.
@@ -59,7 +58,7 @@ def run_tool(name, *args, options=(), cwd=None, check=True, **variables):
         argv += ['--cfg-options', *options]
     env = {**_environment(), **variables}
     with tempfile.TemporaryDirectory() as folder:
-        process = _forks().Process(target=_run_here, args=(argv, env, cwd or Path.cwd(), Path(folder)))
+        process = forks.CONTEXT.Process(target=_run_here, args=(argv, env, cwd or Path.cwd(), Path(folder)))
         process.start()
         process.join(400)
         if process.exitcode is None:
@@ -94,13 +93,6 @@ class Done:
 
 def _environment():
     return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable}
-
-
-@functools.cache
-def _forks():
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmdet.apis', 'mmpretrain', 'mmscconv.models'])
-    return context
 
 
 def _run_here(argv, env, cwd, folder):

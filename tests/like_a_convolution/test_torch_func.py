@@ -168,7 +168,13 @@ def test_torch_func_of_weights():
 
 
 def _ask(question, column):
-    check(question, column, may_refuse=True, torch_refuses='querying is_contiguous inside of vmap', rtol=1e-3)
+    # A deploy form is asked for its input's derivatives alone: nothing is left of these questions.
+    nothing_asked = column.deployed and question in APART
+    refuses = r"backend 'native' cannot run: .*backend='plain' can" if column.road == 'native' else None
+    check(
+        question, column, refuses=None if nothing_asked else refuses,
+        torch_refuses='querying is_contiguous inside of vmap', rtol=1e-3,
+    )  # fmt: skip
 
 
 def _in_every_column():
