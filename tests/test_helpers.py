@@ -1,4 +1,4 @@
-"""What the tests themselves lean on: the server of their forks, the examples that they draw, settings that stay out."""
+"""The ground of the tests themselves: the server of their forks, the examples that they draw, the environment."""
 
 import os
 import sys

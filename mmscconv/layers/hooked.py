@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import local
+
+import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
 FORWARD_HOOKS = ('_forward_pre_hooks', '_forward_hooks')
+_recomputing = local()
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -30,3 +36,20 @@ def has_own_forward(module: nn.Module) -> bool:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Return whether a call of ``module`` also calls a forward hook, its own or a global one."""
     return any(getattr(module, hooks) or getattr(torch_module, f'_global{hooks}') for hooks in FORWARD_HOOKS)
+
+
+def all_are_hooked() -> bool:
+    """Return whether a hook for all modules is registered; in a recomputation, whether one was in the forward pass."""
+    then: bool | None = None if torch.compiler.is_compiling() else getattr(_recomputing, 'hooked', None)
+    return torch_module._has_any_global_hook() if then is None else then
+
+
+@contextmanager
+def all_hooked_as(then: bool) -> Iterator[None]:
+    """Let :func:`all_are_hooked` return ``then`` inside, in this thread: FlopCounterMode has hooks for all modules."""
+    before = getattr(_recomputing, 'hooked', None)
+    _recomputing.hooked = then
+    try:
+        yield
+    finally:
+        _recomputing.hooked = before

@@ -8,11 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from mmscconv.layers.aligned_pool import AlignedAvgPool2d
 from mmscconv.layers.group_norm import GroupNorm
-from mmscconv.layers.hooked import is_hooked
+from mmscconv.layers.hooked import all_are_hooked, is_hooked
 
 logger = logging.getLogger('mmscconv')
 Built = dict[str, tuple[Any, ...]]
@@ -71,7 +70,7 @@ def as_its_class(module: nn.Module) -> bool:
 
 def undisturbed(*modules: nn.Module | None) -> bool:
     """Return whether calls of ``modules`` run their classes' own forward alone, without hooks or replaced forwards."""
-    return not torch_module._has_any_global_hook() and all(m is None or disturbance(m) is None for m in modules)
+    return not all_are_hooked() and all(m is None or disturbance(m) is None for m in modules)
 
 
 def disturbance(module: nn.Module) -> str | None:
@@ -119,7 +118,7 @@ def intact(layer: Any, *names: str) -> bool:
 
 def obstacle(layer: Any, *names: str) -> str | None:
     """Return why no kernel may do the work of these modules of ``layer``, or None."""
-    if torch_module._has_any_global_hook():
+    if all_are_hooked():
         return 'a hook for all modules is registered'
     for name in names:
         module = layer._modules.get(name)

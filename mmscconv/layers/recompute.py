@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from mmscconv import ops
+from mmscconv.layers.hooked import all_are_hooked, all_hooked_as
 
 T = TypeVar('T')
 
@@ -43,13 +44,13 @@ def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module |
     """
     if not torch.is_grad_enabled() or ops.becoming_graph() or ops.transformed() or ops.overridden() or _no_hooks():
         return function(x)
-    looked_on = ops.looked_on()
+    looked_on, hooked = ops.looked_on(), all_are_hooked()
     before = _AsBefore(x, [m for module in modules if module is not None for m in module.modules()])
     strides, layout = x.stride(), ops.layout_of(x)
 
     def run(x: Tensor) -> T:
         # Saved-tensor hooks may return x in another layout, for which other kernels would run.
-        with ops.looked_on_as(looked_on):
+        with ops.looked_on_as(looked_on), all_hooked_as(hooked):
             return function(x if x.stride() == strides else x.contiguous(memory_format=layout))
 
     return checkpoint(

@@ -118,13 +118,16 @@ def flops_of_backward(layer, x):
 
 @columns(every(NAMES, road='default', training=True) + every(('S+C', 'inner_norm'), road='recompute', training=True))
 def test_flop_counter_of_backward_alone(column):
-    """As many as plain; a recomputed forward comes once more, by default that of the squeezes in NCHW."""
+    """As many as plain, and a recomputed forward besides; two, if the default road recomputes within a recomputation.
+
+    torch counts the gradient of a grouped weight as that of a dense one: two squeezes in one convolution count more.
+    """
     layer, truth, x = build(column)
     got, want = flops_of_backward(layer, x), flops_of_backward(truth, x.double().contiguous())
     once = 4 * expected(column, layer)[1]
     assert want >= once
-    most = want if column.channels_last and column.road == 'default' else want + once
-    assert want <= got <= 1.05 * most
+    again = 2 if column.road == 'recompute' else 0 if column.channels_last else 1
+    assert want <= got <= 1.15 * (want + again * once)
 
 
 @columns([c for c in COLUMNS if c.road == 'default'])

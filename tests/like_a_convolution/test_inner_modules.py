@@ -273,7 +273,7 @@ def test_reparametrized_weights(column, way):
             if isinstance(module, nn.Conv2d):
                 NORMALIZED[way](module)
 
-    # What computes a weight at every call cannot be folded.
+    # A module that computes its weight at every call cannot be folded.
     refuses = 'cannot be brought into deploy form, squeeze_up: ' if column.deployed else None
     check(first, column, change=change, refuses=refuses, rtol=1e-3)
 
@@ -429,7 +429,7 @@ NORM_CHANGES = {
     'own forward': own_forward,
     'SyncBatchNorm': lambda m: nn.SyncBatchNorm.convert_sync_batchnorm(m),
 }
-# How the deploy form refuses what cannot be folded into a convolution.
+# The words in which the deploy form refuses what cannot be folded into a convolution.
 NOT_FOLDED = {
     **dict.fromkeys(
         ('GroupNorm', 'InstanceNorm2d', 'no affine', 'Identity', 'own forward'),
