@@ -61,11 +61,10 @@ def entry(name: str, counted: dict) -> dict:
     """Return the metafile's entry of a config; ``counted`` caches the counts of equal models."""
     from mmengine.registry import MODELS, init_default_scope
 
-    from mmscconv.complexity import count
-    from mmscconv.complexity.configs import DETECTOR_SHAPE, training_crop
+    from mmscconv.complexity import count, counted_shape
 
     cfg = get_config(name)
-    shape = cfg.get('input_shape') or (DETECTOR_SHAPE if cfg.default_scope == 'mmdet' else training_crop(cfg))
+    shape = counted_shape(cfg)
     key = (repr(cfg.model), shape)
     if key not in counted:
         init_default_scope(cfg.default_scope)

@@ -91,22 +91,14 @@ def counted_shape(cfg: Config) -> tuple[int, int]:
         return height, width
     if 'head' not in (cfg.get('model') or {}):
         return DETECTOR_SHAPE
-    return _pipeline_size(cfg, 'test') or _pipeline_size(cfg, 'val') or training_crop(cfg)
-
-
-def training_crop(cfg: Config) -> tuple[int, int]:
-    """Return the (H, W) to which the training pipeline crops or resizes every image.
-
-    Raises:
-        UserError: It brings images to no one size.
-    """
-    size = _pipeline_size(cfg, 'train')
-    if size is None:
-        raise UserError(
-            f'{cfg.filename} sets no size in pixels for all images (by a crop, or Resize with two sides): '
-            'set input_shape or pass --shape'
-        )
-    return size
+    for stage in ('test', 'val', 'train'):
+        size = _pipeline_size(cfg, stage)
+        if size is not None:
+            return size
+    raise UserError(
+        f'{cfg.filename} sets no size in pixels for all images (by a crop, or Resize with two sides): '
+        'set input_shape or pass --shape'
+    )
 
 
 def _pipeline_size(cfg: Config, stage: str) -> tuple[int, int] | None:

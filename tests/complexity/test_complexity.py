@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmscconv import SCConv
 from mmscconv.complexity import count, detector_parts
-from mmscconv.complexity.configs import count_config, counted_shape, training_crop
+from mmscconv.complexity.configs import count_config, counted_shape
 from mmscconv.errors import UserError
 from mmscconv.layers.rivals import GhostConv, SPConv, TiedConv
 from mmscconv.paper.comparison import compare
@@ -368,7 +368,7 @@ def test_classifiers_are_counted_at_the_size_of_their_pipelines(steps, shape):
             with pytest.raises(UserError, match='set input_shape or pass --shape'):
                 counted_shape(cfg)
         return
-    assert training_crop(config) == counted_shape(config) == counted_shape(tested) == shape
+    assert counted_shape(config) == counted_shape(tested) == shape
 
 
 def test_the_size_of_the_test_comes_before_the_training_s():
