@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import local
-
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from mmscconv.ops.recomputation import Decision
+
 FORWARD_HOOKS = ('_forward_pre_hooks', '_forward_hooks')
-_recomputing = local()
+ALL_HOOKED = Decision()
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -39,17 +37,9 @@ def has_forward_hooks(module: nn.Module) -> bool:
 
 
 def all_are_hooked() -> bool:
-    """Return whether a hook for all modules is registered; in a recomputation, whether one was in the forward pass."""
-    then: bool | None = None if torch.compiler.is_compiling() else getattr(_recomputing, 'hooked', None)
+    """Return whether a hook for all modules is registered, as FlopCounterMode does.
+
+    In a recomputation: whether one was in the forward pass.
+    """
+    then = None if torch.compiler.is_compiling() else ALL_HOOKED.then
     return torch_module._has_any_global_hook() if then is None else then
-
-
-@contextmanager
-def all_hooked_as(then: bool) -> Iterator[None]:
-    """Let :func:`all_are_hooked` return ``then`` inside, in this thread: FlopCounterMode has hooks for all modules."""
-    before = getattr(_recomputing, 'hooked', None)
-    _recomputing.hooked = then
-    try:
-        yield
-    finally:
-        _recomputing.hooked = before

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from mmscconv import ops
-from mmscconv.layers.hooked import all_are_hooked, all_hooked_as
+from mmscconv.layers.hooked import ALL_HOOKED, all_are_hooked
 
 T = TypeVar('T')
 
@@ -50,7 +50,7 @@ def recomputed(function: Callable[[Tensor], T], x: Tensor, *modules: nn.Module |
 
     def run(x: Tensor) -> T:
         # Saved-tensor hooks may return x in another layout, for which other kernels would run.
-        with ops.looked_on_as(looked_on), all_hooked_as(hooked):
+        with ops.LOOKED_ON.as_before(looked_on), ALL_HOOKED.as_before(hooked):
             return function(x if x.stride() == strides else x.contiguous(memory_format=layout))
 
     return checkpoint(

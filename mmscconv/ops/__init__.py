@@ -2,6 +2,7 @@
 
 from mmscconv.ops.backend import (
     BACKENDS,
+    LOOKED_ON,
     becoming_graph,
     check_backend,
     choose_backend,
@@ -9,7 +10,6 @@ from mmscconv.ops.backend import (
     fits,
     has_autocast,
     looked_on,
-    looked_on_as,
     observed,
     overridden,
     plain_only,
@@ -29,6 +29,7 @@ from mmscconv.ops.window import Window
 
 __all__ = [
     'BACKENDS',
+    'LOOKED_ON',
     'Window',
     'batch_norm',
     'becoming_graph',
@@ -42,7 +43,6 @@ __all__ = [
     'has_autocast',
     'layout_of',
     'looked_on',
-    'looked_on_as',
     'norm_fuse',
     'observed',
     'overridden',

@@ -22,7 +22,6 @@ import importlib
 import logging
 import os
 import re
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ from torch.utils._device import DeviceContext
 from mmscconv.ops import compiled
 from mmscconv.ops.layout import layout_of
 from mmscconv.ops.prototypes import MAP_DTYPES
+from mmscconv.ops.recomputation import Decision
 
 F = TypeVar('F', bound=Callable[..., Any])
 BACKENDS = ('plain', 'native', 'triton')
@@ -46,7 +46,7 @@ OLDEST_TRITON = (3, 2)  # 3.0 refuses the kernels: its tl.arange takes no comput
 OLDEST_CAPABILITY, OLDEST_CAPABILITY_BF16 = (7, 0), (8, 0)  # of CUDA devices, for Triton
 _LOGGER = logging.getLogger('mmscconv')
 _forced_plain = 0
-_recomputing = threading.local()
+LOOKED_ON = Decision()
 
 
 class BackendUnavailableError(RuntimeError):
@@ -120,19 +120,7 @@ def looked_on() -> bool:
     """Return whether an observer or :func:`plain_only` asks for ``plain``; in a recomputation, whether one did then."""
     if torch.compiler.is_compiling():
         return _forced_plain > 0
-    then: bool | None = getattr(_recomputing, 'looked_on', None)
-    return _forced_plain > 0 or observed() if then is None else then
-
-
-@contextmanager
-def looked_on_as(then: bool) -> Iterator[None]:
-    """Let :func:`looked_on` return ``then`` inside, in this thread."""
-    before = getattr(_recomputing, 'looked_on', None)
-    _recomputing.looked_on = then
-    try:
-        yield
-    finally:
-        _recomputing.looked_on = before
+    return _forced_plain > 0 or observed() if LOOKED_ON.then is None else LOOKED_ON.then
 
 
 def kernels(backend: str) -> ModuleType:
