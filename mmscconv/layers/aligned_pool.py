@@ -89,8 +89,9 @@ class AlignedAvgPool2d(OneNode):
         if not self.overhangs:
             return pooled
         # The share of each window inside of the image, by operators: graphs serve other sizes than they were traced at.
-        inside = F.avg_pool2d(F.pad(torch.ones_like(x[:1, :1]), pads), self.stride)
-        return pooled / inside.clamp(min=0.5 / (self.stride[0] * self.stride[1]))
+        ones = torch.ones_like(x[:1, :1], dtype=torch.promote_types(x.dtype, torch.float32))  # 2/3 is coarse in bf16
+        inside = F.avg_pool2d(F.pad(ones, pads), self.stride)
+        return (pooled / inside.clamp(min=0.5 / (self.stride[0] * self.stride[1]))).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f'kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -76,9 +76,10 @@ def read_yolo(folder: Path, settings_file: Path | None, index: ImageIndex, accou
         posed = None
     if not any(paths.values()):
         raise UserError(f'no image is in the folders that {settings_file or folder} names')
-    _count_orphans(_claimed(path for images in paths.values() for path in images), index, account)
+    files = {path: _label_file(path) for images in paths.values() for path in images}
+    _count_orphans(_claimed(files), index, account)
     splits = {
-        split: [image for path in images if (image := _read_image(path, classes, posed, account))]
+        split: [image for path in images if (image := _read_image(path, files[path], classes, posed, account))]
         for split, images in paths.items()
     }
     data = DataSet(found, classes, splits)
@@ -194,15 +195,14 @@ def _label_file(image: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _claimed(images: Iterable[Path]) -> dict[Path, Path]:
-    """Return label file -> image.
+def _claimed(files: Mapping[Path, Path | None]) -> dict[Path, Path]:
+    """Return label file -> image, of image -> label file.
 
     Raises:
         UserError: Two images have one label file, as a picture and its copy with the boxes drawn in.
     """
     owners: dict[Path, Path] = {}
-    for image in images:
-        file = _label_file(image)
+    for image, file in files.items():
         if file:
             other = owners.setdefault(file.resolve(), image)
             if other.resolve() != image.resolve():
@@ -233,7 +233,9 @@ def _pose_values(settings: Mapping[str, Any], file: Path) -> int | None:
     return BOX_VALUES + (numbers[0] or 0) * (numbers[1] or 0)
 
 
-def _read_image(path: Path, classes: list[str] | None, posed: int | None, account: Account) -> AnnotatedImage | None:
+def _read_image(
+    path: Path, file: Path | None, classes: list[str] | None, posed: int | None, account: Account
+) -> AnnotatedImage | None:
     if not path.is_file():
         account.add('images that are not there: left out', path)
         return None
@@ -241,7 +243,6 @@ def _read_image(path: Path, classes: list[str] | None, posed: int | None, accoun
     if size is None:
         return None
     image = AnnotatedImage(path, size)
-    file = _label_file(path)
     if file is None:
         account.add('images without a label file: taken as images without objects', path)
         return image
@@ -262,7 +263,7 @@ def _read_line(
     line: str, size: Size, classes: list[str] | None, posed: int | None, account: Account, where: str
 ) -> Box | None:
     values = line.split()
-    if posed and len(values) == posed > BOX_VALUES:
+    if len(values) == posed:
         account.add('keypoints of objects: left out', where)
         values = values[:BOX_VALUES]
     number = as_integer(values[0])

@@ -180,6 +180,15 @@ def test_stride_1_samples_the_window_s_centre():
         assert torch.equal(AlignedAvgPool2d(kernel, 1, padding, dilation)(x), want)
 
 
+def test_cut_windows_in_bf16_are_rounded_twice_at_most():
+    """The mean of a window and its quotient by the share inside; the share itself, 2/3 here, is exact enough."""
+    pool = AlignedAvgPool2d(3, 3, 1)
+    x = torch.rand(8, 32, 7, 8).bfloat16()
+    y = pool(x)
+    assert y.dtype is torch.bfloat16
+    torch.testing.assert_close(y.double(), pool(x.double()), rtol=2 * 2**-8, atol=0)
+
+
 def test_windows_are_centred():
     # On a ramp, the pooled value is the pooling window's middle: at most half a pixel off the centre.
     ramp = torch.arange(60.0).expand(1, 1, 60, 60)
