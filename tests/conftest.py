@@ -1,5 +1,5 @@
 import dataclasses
-import functools
+import gc
 import importlib.util
 import logging
 import os
@@ -47,15 +47,14 @@ def _process_is_restored():
 
 
 @pytest.fixture(scope='session', autouse=True)
-def _metafiles_are_read_once():
-    """mmengine reads every metafile of mmdet or mmpretrain for each inherited config: 0.3 s a time."""
+def _configs_are_quick():
     try:
-        from mmengine.config import utils
-    except ImportError:
+        from helpers.quick_configs import make_configs_quick
+    except ImportError:  # the layers are tested without mmengine, too
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, 'load', functools.cache(utils.load))
+        make_configs_quick(patch.setattr)
         yield
 
 
@@ -133,6 +132,11 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Run the tests of faults first: they fork, which autograd refuses once another test has started its threads."""
     items.sort(key=lambda item: item.path.name != 'test_faults.py')
+
+
+def pytest_collection_finish():
+    """Spare each search for garbage, which mmengine asks for twice a training, the modules and all tests."""
+    gc.freeze()
 
 
 @pytest.fixture

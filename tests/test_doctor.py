@@ -8,7 +8,6 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -32,14 +31,13 @@ def pip_knows(monkeypatch):
 
     def pretend(**versions):
         names = {name.replace('_', '-'): version for name, version in versions.items()}
-        found = [SimpleNamespace(metadata={'Name': name}) for name in names]
 
         def version(name):
             if name not in names:
                 raise metadata.PackageNotFoundError(name)
             return names[name]
 
-        monkeypatch.setattr(metadata, 'distributions', lambda: found)
+        monkeypatch.setattr(metadata, 'distributions', lambda name: [name] * (name in names))
         monkeypatch.setattr(metadata, 'version', version)
 
     return pretend
@@ -117,9 +115,12 @@ def test_stacks(pip_knows, installed, value, remedy):
     assert bool(found.remedy) == bool(remedy)
 
 
-def test_names_are_compared_as_pip_does(monkeypatch):
-    written = [SimpleNamespace(metadata={'Name': name}) for name in ('OneDL_MMCV', None)]
-    monkeypatch.setattr(metadata, 'distributions', lambda: written)
+def test_names_are_compared_as_pip_does(monkeypatch, tmp_path):
+    """Folders are named in several ways by pip's versions, and one may have lost its file."""
+    for name in ('OneDL_MMCV-2.3.6', 'broken-1.0'):
+        (tmp_path / f'{name}.dist-info').mkdir()
+    (tmp_path / 'OneDL_MMCV-2.3.6.dist-info' / 'METADATA').write_text('Name: OneDL_MMCV\n')
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
     assert environment.installed_stacks() == {'onedl': ['onedl-mmcv']}
 
 

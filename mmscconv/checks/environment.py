@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from importlib import metadata
 from types import ModuleType
 
@@ -41,9 +40,8 @@ def check_environment() -> None:
 
 def installed_stacks() -> dict[str, list[str]]:
     """Return the installed distributions of each stack that has any, by what pip has recorded."""
-    installed = {_normalized(d.metadata['Name']) for d in metadata.distributions() if d.metadata['Name']}
     found = {
-        stack: [name for name in map(_distribution, pins.values()) if name in installed]
+        stack: [name for name in map(_distribution, pins.values()) if any(metadata.distributions(name=name))]
         for stack, pins in STACKS.items()
     }
     return {stack: names for stack, names in found.items() if names}
@@ -77,7 +75,3 @@ def _require(name: str, remedy: str) -> None:
 
 def _distribution(pin: str) -> str:
     return pin.partition('==')[0]
-
-
-def _normalized(name: str) -> str:
-    return re.sub(r'[-_.]+', '-', name).lower()

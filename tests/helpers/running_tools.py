@@ -1,5 +1,6 @@
 """Runs the tools as a user does, with overrides that make a network small enough for a test."""
 
+import gc
 import os
 import runpy
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from helpers import forks
 from helpers.paths import ROOT
+from helpers.quick_configs import make_configs_quick
 
 # The stack that the tests run on, as the remedies for a broken environment name it.
 OFFICIAL = any(d.metadata['Name'] == 'mmengine' for d in metadata.distributions())
@@ -105,4 +107,6 @@ def _run_here(argv, env, cwd, folder):
     os.chdir(cwd)
     sys.argv = argv
     sys.path[:0] = [str(Path(argv[0]).parent), *filter(None, env.get('PYTHONPATH', '').split(os.pathsep))]
+    gc.freeze()  # what the server has imported is not searched for garbage again, as mmengine asks for twice a training
+    make_configs_quick()
     runpy.run_path(argv[0], run_name='__main__')

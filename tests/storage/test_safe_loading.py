@@ -377,7 +377,7 @@ def test_averages_are_not_taken_for_the_weights(checkpoint):
         "default_hooks = dict(ema=dict(type='EMAHook', momentum=0.1))",
         "custom_hooks = [dict(type='EMAHook', momentum=0.1)]",
     ):
-        text = f'{checkpoint["meta"]["cfg"]}\n{hooks}\n'.replace('default_hooks = dict(\n', 'others = dict(\n')
+        text = f'{re.sub("^default_hooks", "others", checkpoint["meta"]["cfg"], flags=re.M)}\n{hooks}\n'
         with pytest.raises(UserError, match=r'default_hooks\.ema\.type=EMAHook default_hooks\.ema\.momentum=0\.1\)'):
             load_into('resume', {**averaged, 'meta': {**checkpoint['meta'], 'cfg': text}}, same)
 

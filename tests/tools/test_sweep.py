@@ -2,7 +2,6 @@
 
 import csv
 import fcntl
-import functools
 import json
 import subprocess
 from pathlib import Path
@@ -53,7 +52,14 @@ auto_scale_lr = dict(base_batch_size=2)
 """
 
 
-def test_interrupted_sweep_resumes(root, tmp_path, digits):
+def test_interrupted_sweep_resumes(tool, root, tmp_path, digits, monkeypatch):
+    """The trainings of the first sweep are forks, as run_tool's; the second sweep starts its training itself."""
+
+    def forked(command, stdout, **_):
+        done = run_tool(Path(command[1]).name, *command[2:], check=False, PYTHONPATH=str(tmp_path))
+        stdout.write(done.text)
+        return SimpleNamespace(returncode=done.returncode)
+
     flag = tmp_path / 'kill'
     flag.touch()
     (tmp_path / 'killer.py').write_text(KILLER.format(flag=flag))
@@ -62,16 +68,19 @@ def test_interrupted_sweep_resumes(root, tmp_path, digits):
     args += ['--cfg-options', 'train_cfg.max_epochs=2']
     folders = [tmp_path / 'out' / 'tiny' / f'seed{seed}' for seed in (0, 1)]
 
-    sweep = functools.partial(run_tool, 'sweep.py', *args, cwd=tmp_path, check=False, PYTHONPATH=str(tmp_path))
-    first = sweep()
-    assert first.returncode == 1, first.stderr
-    assert 'tiny seed 0: FAILED with status -9' in first.stdout and 'tiny seed 1: done' in first.stdout
-    assert first.stderr.strip() == 'failed: tiny seed 0'
+    with monkeypatch.context() as first:
+        first.chdir(tmp_path)
+        first.syspath_prepend(tmp_path)
+        first.setattr(subprocess, 'run', forked)
+        status, out, error = tool('sweep', *args)
+    assert status == 1, error
+    assert 'tiny seed 0: FAILED with status -9' in out and 'tiny seed 1: done' in out
+    assert error.strip() == 'failed: tiny seed 0'
     assert '| tiny | 1/2 | coco/bbox_mAP |' in (tmp_path / 'out' / 'table.md').read_text()
     changed = (folders[1] / 'epoch_2.pth').stat().st_mtime_ns
 
     flag.unlink()
-    second = sweep()
+    second = run_tool('sweep.py', *args, cwd=tmp_path, check=False, PYTHONPATH=str(tmp_path))
     assert second.returncode == 0 and second.stderr == '', second.stderr
     assert [r['step'] for r in read_log(folders[0])[1]] == [1, 2]
     newest = sorted(folders[0].glob('*/vis_data/scalars.json'))[-1].read_text().splitlines()
