@@ -17,15 +17,15 @@ from mmscconv.errors import UserError, run
 
 def parse_args() -> argparse.Namespace:
     from mmscconv.engine.cli import add_config_arguments
+    from mmscconv.export.formats import FORMATS, SUFFIXES
     from mmscconv.export.int8 import SCOPES
     from mmscconv.export.job import IMAGES, IMAGES_INT8
-    from mmscconv.export.target import FORMATS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', type=Path, required=True, help=f'file to write, *{", *".join(FORMATS)}')
-    parser.add_argument('--format', choices=FORMATS.values(), help='format to write (default: by the suffix of --out)')
+    parser.add_argument('--out', type=Path, required=True, help=f'file to write, *{", *".join(SUFFIXES)}')
+    parser.add_argument('--format', choices=FORMATS, help='format to write (default: by the suffix of --out)')
     parser.add_argument(
         '--images', nargs='+', default=[], metavar='PATH', help="images or folders (default: the config's test data)"
     )

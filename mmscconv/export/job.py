@@ -18,23 +18,18 @@ from mmscconv.configuration import model_of
 from mmscconv.errors import UserError
 from mmscconv.export import custom_op, int8, openvino_file, writing
 from mmscconv.export.agreement import Agreement, Inputs, batches, check, largest_difference
+from mmscconv.export.formats import FORMATS
 from mmscconv.export.graphs import Graph, graph_of
 from mmscconv.export.image_inputs import Item, find_images, load_dataset, load_files, preprocess
 from mmscconv.export.installed import check_installed
 from mmscconv.export.metadata import class_names, describe
-from mmscconv.export.target import FORMATS, files_of, format_of, kept_if_right
+from mmscconv.export.target import files_of, format_of, kept_if_right
 from mmscconv.foreign_errors import explained
 from mmscconv.storage.checkpoint_match import require_filled
 from mmscconv.storage.checkpoints import load_checkpoint, unwrapped, weights_of
 
 # Enough to compare two programs; quantization needs more.
 IMAGES, IMAGES_INT8 = 4, 500
-# Format -> its name in messages, and the extra of this package that installs its packages.
-PACKAGES = {'onnx': ('ONNX', 'export'), 'openvino': ('OpenVINO', 'openvino'), 'ncnn': ('ncnn', 'ncnn')}
-
-
-# Option -> the formats that have it.
-FORMATS_OF = {'--postprocess': ('onnx', 'openvino'), '--int8': ('onnx',), '--custom-op': ('onnx',)}
 
 
 @dataclass
@@ -44,7 +39,7 @@ class ExportJob:
     Attributes:
         cfg: Config of a classifier or a detector.
         checkpoint, trusted: Arguments of :func:`mmscconv.storage.checkpoints.load_checkpoint`.
-        out: File to write; ``format`` is one of :data:`mmscconv.export.target.FORMATS`, None to follow the
+        out: File to write; ``format`` is one of :data:`mmscconv.export.formats.FORMATS`, None to follow the
             suffix.
         images: Files and folders, empty for the config's test data; ``count`` images are used.
         size: (H, W) of the check in pixels, None for the test pipeline's size.
@@ -142,19 +137,20 @@ class ExportJob:
             raise UserError('--postprocess is for detectors: a classifier has nothing after its logits')
         if self.int8 and not classifier:
             raise UserError('--int8 is for classifiers: of a detector, its effect on boxes is not measured here')
+        format = FORMATS[self.format]
         options = {'--postprocess': self.postprocess, '--int8': self.int8, '--custom-op': self.custom_op}
-        for name, formats in FORMATS_OF.items():
-            if options[name] and self.format not in formats:
-                suffixes = [suffix for suffix, format in FORMATS.items() if format in formats]
-                raise UserError(f'{name} writes {", ".join(suffixes)}, not {self.out.suffix}')
+        for option, wanted in options.items():
+            if wanted and option not in format.options:
+                suffixes = [other.suffix for other in FORMATS.values() if option in other.options]
+                raise UserError(f'{option} writes {", ".join(suffixes)}, not {self.out.suffix}')
         if self.custom_op and not self.deploy:
             raise UserError('--custom-op is a deploy form: pass --deploy as well')
         if self.custom_op and self.int8:
             raise UserError('--custom-op computes in fp32: --int8 cannot quantize it, leave out one of them')
         if self.custom_op and self.library == self.out:
             raise UserError(f'--custom-op writes its library to {self.library}: --out needs another suffix')
-        if self.format in PACKAGES:
-            check_installed(*PACKAGES[self.format])
+        if format.extra:
+            check_installed(format.title, format.extra)
         if self.custom_op:
             custom_op.library()
         if 'model' not in self.cfg:

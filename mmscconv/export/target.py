@@ -8,11 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmscconv.errors import UserError
+from mmscconv.export.formats import FORMATS, SUFFIXES, named_by
 from mmscconv.storage.disk import replacing
-
-FORMATS = {'.onnx': 'onnx', '.pt2': 'pt2', '.xml': 'openvino', '.param': 'ncnn'}
-# Suffixes of the files beside the main one, whose reader finds them by their names: the main one needs its suffix.
-BESIDE = {'openvino': ('.bin',), 'ncnn': ('.bin', '.json')}
 
 
 def format_of(out: Path, wanted: str | None) -> str:
@@ -22,17 +19,17 @@ def format_of(out: Path, wanted: str | None) -> str:
         UserError: An unknown suffix without ``wanted``, or one that the format cannot have; weights that belong to
             another file; a folder that is missing or not writable.
     """
-    found = wanted or FORMATS.get(out.suffix)
+    found = wanted or named_by(out.suffix)
     if found is None:
-        raise UserError(f'--out must end with {", ".join(FORMATS)}, or pass --format: {out}')
-    if found in BESIDE and FORMATS.get(out.suffix) != found:
-        suffix = next(suffix for suffix, name in FORMATS.items() if name == found)
-        raise UserError(f'--format {found}: --out must end with {suffix}, got {out}')
-    for suffix, other in FORMATS.items():
-        shared = set(BESIDE.get(found, ())) & set(BESIDE.get(other, ()))
-        if other != found and shared and out.with_suffix(suffix).exists():
+        raise UserError(f'--out must end with {", ".join(SUFFIXES)}, or pass --format: {out}')
+    format = FORMATS[found]
+    if format.beside and out.suffix != format.suffix:
+        raise UserError(f'--format {found}: --out must end with {format.suffix}, got {out}')
+    for name, other in FORMATS.items():
+        shared = set(format.beside) & set(other.beside)
+        if name != found and shared and out.with_suffix(other.suffix).exists():
             taken = out.with_suffix(min(shared))
-            raise UserError(f'{taken} belongs to {out.with_suffix(suffix)}: --out needs another name')
+            raise UserError(f'{taken} belongs to {out.with_suffix(other.suffix)}: --out needs another name')
     if out.is_dir():
         raise UserError(f'--out is a folder, not a file: {out}')
     if not out.parent.is_dir():
@@ -44,7 +41,7 @@ def format_of(out: Path, wanted: str | None) -> str:
 
 def files_of(out: Path, format: str) -> list[Path]:
     """Return ``out`` and the files that are written beside it."""
-    return [out, *(out.with_suffix(suffix) for suffix in BESIDE.get(format, ()))]
+    return [out, *map(out.with_suffix, FORMATS[format].beside)]
 
 
 @contextmanager

@@ -101,8 +101,11 @@ def numeric_padding(
 def check_input(layer: str, x: Tensor, channels: int, weight: Tensor | None = None) -> None:
     """Raise ValueError unless ``x`` is floating-point, (N, channels, H, W) or (channels, H, W), with H, W >= 1.
 
-    ``x`` must have the dtype of ``weight``, if given, except under autocast, which converts both.
+    ``x`` must have the dtype of ``weight``, if given, except under autocast, which converts both. What is no tensor,
+    such as a list of maps, raises TypeError.
     """
+    if not hasattr(x, 'dim'):
+        raise TypeError(f'{layer} expects one tensor (N, {channels}, H, W), got {type(x).__name__}')
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f'{layer} expects (N, {channels}, H, W) or ({channels}, H, W), got shape {tuple(x.shape)}')
     if x.shape[-1] < 1 or x.shape[-2] < 1:

@@ -15,9 +15,10 @@ from mmengine.structures import InstanceData
 from helpers.exportable import CLASSIFIER, CONFIGS, DETECTOR, SHALLOW, altered_outputs, build
 from helpers.trained import relative
 from mmscconv.errors import UserError
-from mmscconv.export import int8
+from mmscconv.export import installed, int8, writing
 from mmscconv.export import job as jobs
 from mmscconv.export.agreement import matched
+from mmscconv.export.formats import FORMATS
 from mmscconv.export.graphs import Graph, graph_of
 from mmscconv.export.onnx_file import open_session
 from mmscconv.export.postprocess import PostProcess
@@ -147,6 +148,12 @@ def test_torch_export_runs_at_other_batches_and_sizes(classifier, tool, tmp_path
 def test_the_least_size_of_a_detector_gives_two_places_at_the_coarsest_level(coarsest, least):
     assert least_size(Graph(None, {}, coarsest=coarsest), torch.zeros(1, 3, 32, 32)) == least
     assert -(-least // coarsest) > 1 >= -(-(least - 32) // coarsest)
+
+
+def test_each_format_has_its_functions_and_an_extra_that_is_known():
+    assert writing.FUNCTIONS.keys() == FORMATS.keys()
+    assert {format.extra for format in FORMATS.values() if format.extra} <= installed.PACKAGES.keys()
+    assert len({format.suffix for format in FORMATS.values()}) == len(FORMATS)
 
 
 FCOS = """

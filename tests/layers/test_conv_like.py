@@ -145,3 +145,13 @@ def test_hooks_of_the_older_units_see_one_call(unit):
     module.register_forward_hook(lambda *_: seen.append(1))
     assert module(torch.randn(16, 6, 7)).shape == (16, 6, 7)
     assert seen == [1]
+
+
+@layers
+def test_what_is_no_tensor_is_named(layer, settings):
+    """As the list of maps that a backbone or a neck returns."""
+    conv = layer(8, 8, 3, padding=1, **settings)
+    maps = [torch.randn(2, 8, 6, 6)]
+    for given, name in ((maps, 'list'), (tuple(maps), 'tuple'), (maps[0].numpy(), 'ndarray'), (None, 'NoneType')):
+        with pytest.raises(TypeError, match=rf'^{layer.__name__} expects one tensor \(N, 8, H, W\), got {name}$'):
+            conv(given)
