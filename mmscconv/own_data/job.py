@@ -116,6 +116,8 @@ class OwnDatasetJob:
 def _trained_on(images: Sequence[AnnotatedImage], account: Account) -> list[AnnotatedImage]:
     """Return the images of the training set that are trained on: large enough, and with an object to learn.
 
+    Images whose objects are all marked lose them, so that mmdet leaves these images out, too.
+
     Raises:
         UserError: None of them.
     """
