@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import sys
+from collections import OrderedDict
 from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
@@ -142,10 +143,13 @@ def pytest_collection_finish():
 @pytest.fixture
 def tool(monkeypatch, capsys):
     """Run a tool's main in this process, which saves the seconds of importing torch: (status, stdout, stderr)."""
+    from mmengine.logging import MMLogger
+
     from mmscconv.errors import run
 
-    # Loggers of earlier runs hold streams that pytest has closed, and would print tracebacks of that.
+    # Loggers of earlier runs hold streams that pytest has closed: their lines, and tracebacks of that, would be lost.
     monkeypatch.setattr(logging, 'raiseExceptions', False)
+    monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())
 
     def call(name, *args):
         path = ROOT / 'tools' / f'{name}.py'
