@@ -147,7 +147,8 @@ def tool(monkeypatch, capsys):
 
     from mmscconv.errors import run
 
-    # Loggers of earlier runs hold streams that pytest has closed: their lines, and tracebacks of that, would be lost.
+    # Loggers of earlier runs hold streams that pytest has closed, would print tracebacks of that, and drop each
+    # warning that they have written before.
     monkeypatch.setattr(logging, 'raiseExceptions', False)
     monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())
 

@@ -15,7 +15,7 @@ from helpers.paths import ROOT
 from helpers.quick_configs import make_configs_quick
 
 # The stack that the tests run on, as the remedies for a broken environment name it.
-OFFICIAL = any(d.metadata['Name'] == 'mmengine' for d in metadata.distributions())
+OFFICIAL = any(metadata.distributions(name='mmengine'))
 MMCV, MMENGINE = ('mmcv==2.1.0', 'mmengine==0.10.7') if OFFICIAL else ('onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12')
 
 STREAMS = 'stdout', 'stderr'
